@@ -1,0 +1,38 @@
+"""Reads the files that are published, into envelopes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.model import Envelope
+
+_CHUNK = 1 << 20
+
+
+def envelope_of(
+    path: Path, media_type: str, progress: Callable[[int], object] = lambda _: None
+) -> Envelope:
+    """Read a file once and describe it as it will be downloaded.
+
+    Args:
+        path: A regular file of any size.
+        media_type: Of the file.
+        progress: Called with the number of bytes read, again and again.
+
+    Raises:
+        InvalidDataError: It cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb", buffering=0) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                progress(len(chunk))
+    except OSError as error:
+        issue = Issue("", f"cannot be read: {error.strerror}", str(path))
+        raise InvalidDataError([issue]) from error
+    return Envelope(type=media_type, size=size, sha256=digest.digest())

@@ -1,0 +1,522 @@
+"""The repository rendered for serving: path + view + format → ready bytes.
+
+A catalog is made once per change of the repository; what did not change is taken over from the one
+before it, ready bytes included. It knows no transport: CoAP and HTTP ask it the same questions.
+Sources: `spec/resources.md`, `spec/wire.md`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import attrs
+
+from netota_coap.errors import InvalidDataError, Issue, NotFoundError
+from netota_coap.formats import Format
+from netota_coap.model import (
+    LIMITS,
+    Archive,
+    Offer,
+    PackageEntry,
+    Repository,
+    Stream,
+    StreamEntry,
+    Value,
+)
+from netota_coap.selection import Selection
+from netota_coap.wire import (
+    encode,
+    encode_list,
+    selection_from_cbor,
+    selection_from_query,
+    selection_to_query,
+)
+
+Path = tuple[str, ...]
+
+DEFAULT_POLL_S = 86_400
+_MAX_VIEWS = 1_024  # ready bytes kept per resource; devices of one stream ask for few views
+
+
+class ContentFormat(enum.IntEnum):
+    """Content formats by their CoAP number (RFC 7252, section 12.3)."""
+
+    LINK = 40
+    JSON = 50
+    CBOR = 60
+
+    @property
+    def media_type(self) -> str:
+        """The media type, as HTTP calls it."""
+        return _MEDIA_TYPES[self]
+
+
+_MEDIA_TYPES = {
+    ContentFormat.LINK: "application/link-format",
+    ContentFormat.JSON: "application/json",
+    ContentFormat.CBOR: "application/cbor",
+}
+_CODECS = {ContentFormat.JSON: Format.JSON, ContentFormat.CBOR: Format.CBOR}
+
+
+@attrs.frozen
+class Representation:
+    """A resource's bytes in one content format.
+
+    Attributes:
+        format: Of the payload.
+        payload: The bytes.
+        etag: 8 bytes.
+    """
+
+    format: ContentFormat
+    payload: bytes
+    etag: bytes
+
+
+def etag_of(payload: bytes) -> bytes:
+    """Return the ETag of a payload: the first 8 bytes of its SHA-256. Source: rule C-8."""
+    return hashlib.sha256(payload).digest()[:8]
+
+
+def _represent(fmt: ContentFormat, payload: bytes) -> Representation:
+    return Representation(fmt, payload, etag_of(payload))
+
+
+@attrs.frozen
+class View:
+    """What a request wants to see of a resource.
+
+    Attributes:
+        selection: The device's.
+        head: Without archives.
+        full: Whole, even where it takes several datagrams.
+        sequence: The state that a full view continues, or None.
+    """
+
+    selection: Selection = Selection()
+    head: bool = False
+    full: bool = False
+    sequence: int | None = None
+
+    @classmethod
+    def from_query(cls, parameters: Sequence[str]) -> View:
+        """Read the parameters of a query; unknown ones without `=` are ignored.
+
+        Raises:
+            InvalidDataError: `sequence` is no number.
+        """
+        head = "head" in parameters
+        full = "full" in parameters and not head
+        sequence = None
+        for parameter in parameters:
+            if full and parameter.startswith("sequence="):
+                text = parameter[len("sequence=") :]
+                if not (text.isascii() and text.isdecimal()):
+                    raise InvalidDataError([Issue("sequence", f"{text!r} is not a number")])
+                sequence = int(text)
+        return cls(selection_from_query(parameters), head, full, sequence)
+
+    @classmethod
+    def from_fetch(cls, payload: bytes) -> View:
+        """Read the payload of a FETCH.
+
+        Raises:
+            InvalidDataError: It is no selection.
+        """
+        return cls(selection_from_cbor(payload))
+
+
+@attrs.define
+class Resource:
+    """What all resources have in common.
+
+    Attributes:
+        path: Segments.
+        rt: Resource type (RFC 6690).
+        formats: That it can be had in, the default first.
+        observable: Whether a client can ask to be notified.
+        fetchable: Whether it answers FETCH.
+        poll_s: Seconds until a client that observes should ask again anyway.
+        title: For people, or None.
+    """
+
+    path: Path
+    rt: str
+    formats: tuple[ContentFormat, ...]
+    title: str | None = None
+    observable: bool = False
+    fetchable: bool = False
+    poll_s: int = DEFAULT_POLL_S
+    _ready: dict[object, Representation] = attrs.field(init=False, factory=dict)
+
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> Representation:
+        """Return the resource in one format, as a query wants to see it.
+
+        Args:
+            parameters: Of the query.
+            fmt: One of `formats`.
+            scheme: Of the request, for relative offers.
+
+        Raises:
+            NotFoundError: The state that the query continues is gone.
+            InvalidDataError: The query cannot be read.
+        """
+        raise NotImplementedError
+
+    def entry(self) -> Value:
+        """Return what the collection that this resource is a member of says about it."""
+        raise NotImplementedError
+
+    def link(self) -> str:
+        """Return the link to this resource (RFC 6690)."""
+        formats = " ".join(str(int(fmt)) for fmt in sorted(self.formats))
+        parts = [f"</{'/'.join(self.path)}>", f'rt="{self.rt}"', f'ct="{formats}"']
+        if self.observable:
+            parts.append("obs")
+        if self.title:
+            parts.append('title="{}"'.format(self.title.replace("\\", "\\\\").replace('"', '\\"')))
+        return ";".join(parts)
+
+    def _once(self, key: object, render: Callable[[], Representation]) -> Representation:
+        ready = self._ready.get(key)
+        if ready is None:
+            if len(self._ready) >= _MAX_VIEWS:
+                self._ready.clear()
+            ready = self._ready[key] = render()
+        return ready
+
+
+# ----------------------------------------------------------------------------------------------
+# A stream
+
+_WHOLE = View()
+
+
+@attrs.define
+class StreamResource(Resource):
+    """A stream.
+
+    Attributes:
+        source: As the repository has it.
+        stream: As it is served: archives and offers in order, poll_s from the package.
+        fingerprint: ETag of everything that a client could learn of it.
+    """
+
+    source: Stream = attrs.field(kw_only=True)
+    stream: Stream = attrs.field(kw_only=True)
+    fingerprint: bytes = attrs.field(kw_only=True)
+
+    @classmethod
+    def of(cls, path: Path, source: Stream, poll_s: int | None) -> StreamResource:
+        """Render a stream; `poll_s` is its own or its package's."""
+        archives = Selection().narrow(source.archives or (), "")
+        stream = attrs.evolve(source, archives=archives, poll_s=poll_s)
+        whole = encode(stream, Format.CBOR)
+        resource = cls(
+            path,
+            "netota.stream",
+            (ContentFormat.CBOR, ContentFormat.JSON),
+            source.title,
+            observable=True,
+            fetchable=True,
+            poll_s=poll_s or DEFAULT_POLL_S,
+            source=source,
+            stream=stream,
+            fingerprint=etag_of(whole),
+        )
+        payload = _in_one_datagram(stream, whole)
+        resource._once(
+            (_WHOLE.selection, ContentFormat.CBOR, False, False, ""),
+            lambda: _represent(ContentFormat.CBOR, payload),
+        )
+        return resource
+
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> Representation:
+        """Return what a GET asks for."""
+        return self.view(View.from_query(parameters), fmt, scheme)
+
+    def view(self, view: View, fmt: ContentFormat, scheme: str) -> Representation:
+        """Return the stream narrowed to a device, in one datagram or in full.
+
+        Raises:
+            NotFoundError: The state that a full view continues is gone.
+        """
+        if view.sequence is not None and view.sequence != self.stream.sequence:
+            raise NotFoundError(
+                f"the stream does not hold sequence {view.sequence} any more, "
+                f"but {self.stream.sequence}"
+            )
+        full = view.full or fmt is not ContentFormat.CBOR
+        # Without schemes that are asked for, the request's own makes no difference.
+        scheme = scheme if view.selection.schemes else ""
+
+        def render() -> Representation:
+            if view.head:
+                return _represent(fmt, encode(self._with(None), _CODECS[fmt]))
+            narrowed = self._with(view.selection.narrow(self.stream.archives or (), scheme))
+            if full:
+                return _represent(fmt, encode(narrowed, _CODECS[fmt]))
+            return _represent(fmt, in_one_datagram(narrowed))
+
+        return self._once((view.selection, fmt, view.head, full, scheme), render)
+
+    def entry(self) -> StreamEntry:
+        """Return version, sequence and whether it is closed."""
+        stream = self.stream
+        return StreamEntry(version=stream.version, sequence=stream.sequence, closed=stream.closed)
+
+    def link(self) -> str:
+        """Return the link, with the size of the default representation."""
+        size = len(self.view(_WHOLE, ContentFormat.CBOR, "").payload)
+        return f"{Resource.link(self)};sz={size}"
+
+    def _with(self, archives: tuple[Archive, ...] | None) -> Stream:
+        return attrs.evolve(self.stream, archives=archives)
+
+
+def in_one_datagram(stream: Stream) -> bytes:
+    """Encode a stream in CBOR within `LIMITS["datagram"]` bytes.
+
+    Offers of the highest metrics are left out first, each archive keeping its best one; if that
+    does not do, all archives. `more` tells that something was left out.
+
+    Source: rules W-30 to W-32.
+    """
+    return _in_one_datagram(stream, encode(stream, Format.CBOR))
+
+
+def _in_one_datagram(stream: Stream, whole: bytes) -> bytes:
+    bound = LIMITS["datagram"].value
+    archives = stream.archives
+    if len(whole) <= bound or archives is None:
+        return whole
+    for fewer in _fewer_offers(archives):
+        payload = encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
+        if len(payload) <= bound:
+            return payload
+    return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
+
+
+def _fewer_offers(archives: Sequence[Archive]) -> Iterator[tuple[Archive, ...]]:
+    """Leave out one offer after the other, the highest metric first, each archive's best never."""
+    if len(archives) * 32 >= LIMITS["datagram"].value:
+        return  # the digests alone are too long
+    spare = [
+        (offer.metric, index, place)
+        for index, archive in enumerate(archives)
+        for place, offer in enumerate(archive.offers)
+        if place > 0
+    ]
+    left = [list(archive.offers) for archive in archives]
+    for _, index, place in sorted(spare, reverse=True):
+        del left[index][place]
+        yield tuple(
+            attrs.evolve(archive, offers=tuple(offers))
+            for archive, offers in zip(archives, left, strict=True)
+        )
+
+
+# ----------------------------------------------------------------------------------------------
+# Collections
+
+
+@attrs.define
+class CollectionResource(Resource):
+    """The packages, or the streams of one.
+
+    Attributes:
+        members: What it lists.
+        salt: What its ETag stands for besides its payload.
+    """
+
+    members: tuple[Resource, ...] = attrs.field(kw_only=True)
+    salt: bytes = attrs.field(kw_only=True, default=b"")
+
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> Representation:
+        """Return the list; no query narrows it."""
+        return self._once(fmt, lambda: self._render(fmt))
+
+    def _render(self, fmt: ContentFormat) -> Representation:
+        if fmt is ContentFormat.LINK:
+            payload = ",".join(member.link() for member in self.members).encode()
+        else:
+            entries = {member.path[-1]: member.entry() for member in self.members}
+            payload = encode_list(entries, _CODECS[fmt])
+        return Representation(fmt, payload, etag_of(payload + self.salt))
+
+    def entry(self) -> PackageEntry:
+        """Return the title."""
+        return PackageEntry(title=self.title or "")
+
+
+_COLLECTION_FORMATS = (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR)
+
+
+@attrs.define
+class DiscoveryResource(Resource):
+    """`/.well-known/core`: the links of all the others, filtered by the query.
+
+    Attributes:
+        members: All the others.
+    """
+
+    members: tuple[Resource, ...] = attrs.field(kw_only=True)
+
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> Representation:
+        """Return the links that pass the filters of the query (RFC 6690, section 4.1)."""
+        filters = tuple(parameter for parameter in parameters if "=" in parameter)
+
+        def render() -> Representation:
+            links = (m.link() for m in self.members if all(_passes(m, f) for f in filters))
+            return _represent(fmt, ",".join(links).encode())
+
+        return self._once(filters, render)
+
+
+def _passes(resource: Resource, parameter: str) -> bool:
+    name, _, pattern = parameter.partition("=")
+    values: Mapping[str, tuple[str, ...]] = {
+        "href": ("/" + "/".join(resource.path),),
+        "rt": (resource.rt,),
+        "ct": tuple(str(int(fmt)) for fmt in resource.formats),
+        "title": (resource.title or "",),
+        "obs": ("",) if resource.observable else (),
+    }
+    if pattern.endswith("*"):
+        return any(value.startswith(pattern[:-1]) for value in values.get(name, ()))
+    return pattern in values.get(name, ())
+
+
+# ----------------------------------------------------------------------------------------------
+# The catalog
+
+
+@attrs.frozen
+class Catalog:
+    """All resources of a repository, by path."""
+
+    resources: Mapping[Path, Resource]
+
+    @classmethod
+    def of(cls, repository: Repository, previous: Catalog | None = None) -> Catalog:
+        """Render a repository.
+
+        Args:
+            repository: Loaded and checked.
+            previous: The catalog before it; streams that did not change are taken over.
+        """
+        before = previous.resources if previous else {}
+        packages: list[Resource] = []
+        streams: list[Resource] = []
+        everything = hashlib.sha256()
+        for name, package in sorted(repository.packages.items()):
+            own = []
+            for stream_name, source in sorted(package.streams.items()):
+                path = ("p", name, "s", stream_name)
+                poll_s = source.poll_s or package.poll_s
+                stream = before.get(path)
+                if not _still(stream, source, poll_s):
+                    stream = StreamResource.of(path, source, poll_s)
+                own.append(stream)
+                everything.update(b"/".join(part.encode() for part in path) + stream.fingerprint)
+            packages.append(_collection(("p", name), "netota.package", own, title=package.title))
+            streams += own
+        top = _collection(
+            ("p",),
+            "netota.packages",
+            packages,
+            title=repository.title,
+            observable=True,
+            salt=everything.digest(),
+        )
+        listed = (top, *packages, *streams)
+        core = DiscoveryResource(
+            (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
+        )
+        return cls({resource.path: resource for resource in (core, *listed)})
+
+    def find(self, path: Path) -> Resource:
+        """Return the resource at a path.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        resource = self.resources.get(path)
+        if resource is None:
+            raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
+        return resource
+
+    def differing(self, other: Catalog) -> set[Path]:
+        """Return the paths whose resources are not the very same in both."""
+        paths = self.resources.keys() | other.resources.keys()
+        return {p for p in paths if self.resources.get(p) is not other.resources.get(p)}
+
+
+def _collection(
+    path: Path, rt: str, members: Iterable[Resource], **options: Any
+) -> CollectionResource:
+    return CollectionResource(path, rt, _COLLECTION_FORMATS, members=tuple(members), **options)
+
+
+def _still(old: Resource | None, source: Stream, poll_s: int | None) -> TypeGuard[StreamResource]:
+    return isinstance(old, StreamResource) and old.source is source and old.stream.poll_s == poll_s
+
+
+# ----------------------------------------------------------------------------------------------
+# Advice to publishers
+
+_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
+_LOCAL_OFFER = Offer(url="/b/" + "A" * 43, metric=10)  # as long as any digest in base64url
+
+
+def advice(repository: Repository) -> Iterator[Issue]:
+    """Warn of what a device with a small buffer would not get in one datagram.
+
+    Each archive is looked at as a device sees it that says all of the archive's attributes, with
+    and without an offer of a server that holds the file itself.
+
+    Source: rule W-33.
+    """
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            poll_s = stream.poll_s or package.poll_s
+            served = attrs.evolve(stream, poll_s=poll_s)
+            yield from (Issue(*issue, file) for issue in _crowded(served))
+            machines = [a.content.machine or "" for a in stream.archives or ()]
+            longest = max(machines, key=len, default="")
+            path = f"p/{package_name}/s/{name}?machine={longest}&scheme=coap"
+            if longest and len(path) > _ZEPHYR_PATH:
+                reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
+                yield Issue("", reason, file)
+
+
+def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:
+    selections: dict[Selection, int] = {}
+    for index, archive in enumerate(stream.archives or ()):
+        selections.setdefault(Selection.of(archive.content.all()), index)
+    for selection, index in selections.items():
+        narrowed = selection.narrow(stream.archives or (), "")
+        for offers, why in (((), ""), ((_LOCAL_OFFER,), " once a gateway adds its own offer")):
+            archives = tuple(attrs.evolve(a, offers=(*offers, *a.offers)) for a in narrowed)
+            size = len(encode(attrs.evolve(stream, archives=archives), Format.CBOR))
+            if size > LIMITS["datagram"].value:
+                query = "&".join(selection_to_query(selection))
+                reason = (
+                    f"?{query} takes {size} bytes{why}: more than one datagram "
+                    f"of {LIMITS['datagram'].value}, so something is left out"
+                )
+                yield f"archives[{index}]", reason
+                break

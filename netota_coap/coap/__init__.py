@@ -1,0 +1,1 @@
+"""CoAP, server side: resources, sockets, observers."""

@@ -1,0 +1,117 @@
+"""Who asked to be notified of what, and telling them.
+
+An observation is a pipe of aiocoap that stays open: no task, no timer. A notification is sent only
+if the answer to the observer's own request is another one than the last that was sent.
+Source: RFC 7641; `spec/resources.md`, rules C-20 to C-26.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import attrs
+from aiocoap.message import Message
+from aiocoap.numbers.codes import Code
+from aiocoap.numbers.constants import Reliable
+from aiocoap.pipe import Pipe
+
+from netota_coap.catalog import Path
+from netota_coap.coap.options import Option
+
+Request = tuple[tuple[Option, ...], "bytes | None", str]
+"""What `Responder.answer` takes."""
+
+Answer = tuple[Code, bytes]
+Answering = Callable[[tuple[Option, ...], "bytes | None", str], Answer]
+
+_FIRST_NUMBER = 2  # Zephyr 1.14 drops the notification that is numbered 1
+_NUMBERS = 1 << 24
+_BATCH = 64  # notifications between two looks at the socket
+
+
+@attrs.define(eq=False)
+class _Observation:
+    path: Path
+    pipe: Pipe
+    request: Request
+    sent: Answer
+
+
+@attrs.define
+class Observers:
+    """The observations of a server."""
+
+    _by_path: dict[Path, dict[_Observation, None]] = attrs.field(init=False, factory=dict)
+    _waiting: dict[_Observation, None] = attrs.field(init=False, factory=dict)
+    _answering: Answering | None = attrs.field(init=False, default=None)
+    _telling: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    _number: int = attrs.field(init=False, default=_FIRST_NUMBER - 1)
+
+    def __len__(self) -> int:
+        return sum(len(observations) for observations in self._by_path.values())
+
+    def add(self, path: Path, pipe: Pipe, request: Request, answer: Answer) -> None:
+        """Register an observer and give it its first answer."""
+        observation = _Observation(path, pipe, request, answer)
+        self._by_path.setdefault(path, {})[observation] = None
+        pipe.on_interest_end(lambda: self._remove(observation))
+        pipe.add_response(self._message(answer), is_last=False)
+
+    def notify(self, paths: Iterable[Path], answering: Answering) -> None:
+        """Tell the observers of some paths their new state, those to whom it makes a difference.
+
+        Args:
+            paths: Of resources that changed, appeared or vanished.
+            answering: Answers from the new state. A later call replaces that of an earlier one,
+                so that a state that is passed already is not sent any more.
+        """
+        self._answering = answering
+        for path in paths:
+            self._waiting.update(self._by_path.get(path, {}))
+        if self._waiting and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    def _remove(self, observation: _Observation) -> None:
+        self._waiting.pop(observation, None)
+        observations = self._by_path.get(observation.path, {})
+        observations.pop(observation, None)
+        if not observations:
+            self._by_path.pop(observation.path, None)
+
+    async def _tell(self) -> None:
+        answering: Answering | None = None
+        answers: dict[Request, Answer] = {}
+        while self._waiting:
+            for observation in list(self._waiting)[:_BATCH]:
+                if self._answering is not answering:
+                    answering, answers = self._answering, {}
+                if observation not in self._waiting or answering is None:
+                    continue
+                del self._waiting[observation]
+                request = observation.request
+                answer = answers.get(request)
+                if answer is None:
+                    answer = answers[request] = answering(*request)
+                if answer != observation.sent:
+                    self._send(observation, answer)
+            await asyncio.sleep(0)
+
+    def _send(self, observation: _Observation, answer: Answer) -> None:
+        observation.sent = answer
+        lives = answer[0].is_successful()
+        message = self._message(answer) if lives else _plain(answer)
+        message.transport_tuning = Reliable()
+        observation.pipe.add_response(message, is_last=not lives)
+
+    def _message(self, answer: Answer) -> Message:
+        self._number = max((self._number + 1) % _NUMBERS, _FIRST_NUMBER)
+        message = _plain(answer)
+        message.opt.observe = self._number
+        return message
+
+
+def _plain(answer: Answer) -> Message:
+    message = Message(code=answer[0])
+    message.payload = message.opt.decode(answer[1])
+    return message

@@ -1,0 +1,252 @@
+"""CoAP resources over the catalog.
+
+`Responder.answer` decides what is answered: a pure function of a request's options and payload
+that returns the ready bytes after header and token. `Site` is the way to it through aiocoap.
+Source: `spec/resources.md`.
+"""
+
+from __future__ import annotations
+
+import attrs
+from aiocoap.message import Message
+from aiocoap.numbers.codes import Code
+from aiocoap.pipe import Pipe
+
+from netota_coap.catalog import (
+    Catalog,
+    ContentFormat,
+    Path,
+    Representation,
+    Resource,
+    StreamResource,
+    View,
+)
+from netota_coap.coap import options as coap
+from netota_coap.coap.observers import Observers
+from netota_coap.coap.options import Block, Option
+from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
+from netota_coap.model import LIMITS
+from netota_coap.wire import encode_problem
+
+DEFAULT_MAX_AGE_S = 60
+DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
+PROBLEM_DETAILS = 257  # application/concise-problem-details+cbor, RFC 9290
+
+
+class _RefusedError(NetotaError):
+    """A request that CoAP itself refuses."""
+
+    def __init__(self, code: Code, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+CODES: dict[type[NetotaError], Code] = {
+    NotFoundError: Code.NOT_FOUND,
+    InvalidDataError: Code.BAD_REQUEST,
+    NetotaError: Code.INTERNAL_SERVER_ERROR,
+}
+"""Response codes of errors, looked up along the class hierarchy."""
+
+
+@attrs.frozen
+class _Request:
+    """The options of a request, read."""
+
+    path: Path
+    query: tuple[str, ...]
+    etags: tuple[bytes, ...]
+    observe: int | None
+    accept: int | None
+    content_format: int | None
+    block: Block | None
+
+    @classmethod
+    def of(cls, options: tuple[Option, ...]) -> _Request:
+        for number in (coap.PROXY_URI, coap.PROXY_SCHEME):
+            if any(option[0] == number for option in options):
+                raise _RefusedError(Code.PROXYING_NOT_SUPPORTED, "this server is no proxy")
+        reason = coap.refusal(options)
+        if reason is not None:
+            raise _RefusedError(Code.BAD_OPTION, reason)
+        values: dict[int, list[bytes]] = {}
+        for number, value in options:
+            known = coap.KNOWN.get(number)
+            if known and known.shortest <= len(value) <= known.longest:
+                values.setdefault(number, []).append(value)
+
+        def uint(number: int) -> int | None:
+            return coap.decode_uint(values[number][0]) if number in values else None
+
+        if (uint(coap.BLOCK1) or 0) >> 3:
+            detail = f"a selection has at most {LIMITS['selection'].value} bytes, and one block"
+            raise _RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
+        try:
+            block = Block.decode(values[coap.BLOCK2][0]) if coap.BLOCK2 in values else None
+        except ValueError as error:
+            raise _RefusedError(Code.BAD_REQUEST, str(error)) from error
+        return cls(
+            tuple(value.decode() for value in values.get(coap.URI_PATH, ())),
+            tuple(value.decode() for value in values.get(coap.URI_QUERY, ())),
+            tuple(values.get(coap.ETAG, ())),
+            uint(coap.OBSERVE),
+            uint(coap.ACCEPT),
+            uint(coap.CONTENT_FORMAT),
+            block,
+        )
+
+    def registers(self, resource: Resource) -> bool:
+        return self.observe == 0 and resource.observable and not (self.block and self.block.number)
+
+
+@attrs.frozen
+class Responder:
+    """Answers requests from a catalog.
+
+    Attributes:
+        catalog: What there is.
+        max_age_s: How long caches may keep a plain answer, seconds.
+    """
+
+    catalog: Catalog
+    max_age_s: int = DEFAULT_MAX_AGE_S
+
+    def answer(
+        self, options: tuple[Option, ...], payload: bytes | None, scheme: str
+    ) -> tuple[Code, bytes]:
+        """Answer a request.
+
+        Args:
+            options: Of the request, in the order of their numbers.
+            payload: Of a FETCH; None: it is a GET.
+            scheme: That the request came by, for relative offers.
+
+        Returns:
+            Response code, and the bytes of options and payload without Observe. The payload is at
+            most one block, of 256 bytes unless the client asked for another size.
+
+        Source: rules C-1 to C-15.
+        """
+        try:
+            request = _Request.of(options)
+            resource = self.catalog.find(request.path)
+            representation = _represent(request, resource, payload, scheme)
+            return self._respond(request, resource, representation)
+        except NetotaError as error:
+            return problem(error)
+
+    def observed(self, options: tuple[Option, ...]) -> Path | None:
+        """Return the path that a request wants to observe and can, or None."""
+        try:
+            request = _Request.of(options)
+            resource = self.catalog.find(request.path)
+        except NetotaError:
+            return None
+        return resource.path if request.registers(resource) else None
+
+    def _respond(
+        self, request: _Request, resource: Resource, representation: Representation
+    ) -> tuple[Code, bytes]:
+        observed = request.registers(resource)
+        max_age_s = resource.poll_s if observed else self.max_age_s
+        head = [
+            (coap.ETAG, representation.etag),
+            (coap.MAX_AGE, coap.encode_uint(max_age_s)),
+        ]
+        if representation.etag in request.etags:
+            return Code.VALID, coap.encode(head)
+        head.append((coap.CONTENT_FORMAT, coap.encode_uint(representation.format)))
+        payload = representation.payload
+        asked = request.block or Block(0, more=False, szx=DEFAULT_SZX)
+        if asked.number and asked.offset >= len(payload):
+            raise _RefusedError(
+                Code.BAD_REQUEST, f"block {asked.number} is past the end of {len(payload)} bytes"
+            )
+        part = payload[asked.offset : asked.offset + asked.size]
+        more = asked.offset + len(part) < len(payload)
+        if request.block or more:
+            head.append((coap.BLOCK2, Block(asked.number, more, asked.szx).encode()))
+        if more and asked.number == 0:
+            head.append((coap.SIZE2, coap.encode_uint(len(payload))))
+        return Code.CONTENT, coap.encode(head, part)
+
+
+def _represent(
+    request: _Request, resource: Resource, payload: bytes | None, scheme: str
+) -> Representation:
+    formats = resource.formats
+    if payload is not None:
+        if not (resource.fetchable and isinstance(resource, StreamResource)):
+            raise _RefusedError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
+        if request.content_format != ContentFormat.CBOR:
+            raise _RefusedError(
+                Code.UNSUPPORTED_CONTENT_FORMAT, "a selection is CBOR, Content-Format 60"
+            )
+        bound = LIMITS["selection"].value
+        if len(payload) > bound:
+            detail = f"a selection has at most {bound} bytes, not {len(payload)}"
+            raise _RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
+        formats = (ContentFormat.CBOR,)
+    accept = formats[0] if request.accept is None else request.accept
+    if accept not in formats:
+        known = ", ".join(f"{fmt} ({fmt.media_type})" for fmt in formats)
+        raise _RefusedError(Code.NOT_ACCEPTABLE, f"there is {known}")
+    fmt = ContentFormat(accept)
+    if payload is not None and isinstance(resource, StreamResource):
+        return resource.view(View.from_fetch(payload), fmt, scheme)
+    return resource.represent(request.query, fmt, scheme)
+
+
+def problem(error: NetotaError) -> tuple[Code, bytes]:
+    """Turn an error into a response: concise problem details (RFC 9290)."""
+    code = (
+        error.code
+        if isinstance(error, _RefusedError)
+        else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
+    )
+    payload = encode_problem(code.name_printable, error.detail)
+    return code, coap.encode([(coap.CONTENT_FORMAT, coap.encode_uint(PROBLEM_DETAILS))], payload)
+
+
+def message_of(code: Code, tail: bytes) -> Message:
+    """Turn an answer into aiocoap's form; a new object each time, since aiocoap changes it."""
+    message = Message(code=code)
+    message.payload = message.opt.decode(tail)
+    return message
+
+
+@attrs.define
+class Site:
+    """The root resource that aiocoap asks.
+
+    Attributes:
+        responder: Replaced by `swap`.
+        observers: Told by `swap`.
+    """
+
+    responder: Responder
+    observers: Observers = attrs.field(init=False, factory=Observers)
+
+    def swap(self, catalog: Catalog) -> None:
+        """Serve another catalog from now on, and tell those who observe what differs."""
+        differing = catalog.differing(self.responder.catalog)
+        self.responder = attrs.evolve(self.responder, catalog=catalog)
+        self.observers.notify(differing, self.responder.answer)
+
+    async def render_to_pipe(self, pipe: Pipe) -> None:
+        """Answer one request (aiocoap's interface)."""
+        request = pipe.request
+        if request.code not in (Code.GET, Code.FETCH):
+            allowed = "GET and FETCH are all there is: nothing can be changed over the network"
+            refused = problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
+            pipe.add_response(message_of(*refused), is_last=True)
+            return
+        options = tuple((int(o.number), o.encode()) for o in request.opt.option_list())
+        payload = request.payload if request.code is Code.FETCH else None
+        scheme = request.remote.scheme
+        code, tail = self.responder.answer(options, payload, scheme)
+        path = self.responder.observed(options) if code.is_successful() else None
+        if path is None:
+            pipe.add_response(message_of(code, tail), is_last=True)
+        else:
+            self.observers.add(path, pipe, (options, payload, scheme), (code, tail))

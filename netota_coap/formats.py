@@ -1,0 +1,121 @@
+"""Bytes to plain data and back, strictly. Nobody else calls the libraries of the formats."""
+
+from __future__ import annotations
+
+import enum
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cbor2
+import tomli
+import tomli_w
+
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.model import LIMITS
+
+
+class Format(enum.Enum):
+    """A format, by the name that its errors use."""
+
+    TOML = "TOML"
+    CBOR = "CBOR"
+    JSON = "JSON"
+
+
+def refuse(reason: str) -> InvalidDataError:
+    """Return the error of a datum that is wrong as a whole."""
+    return InvalidDataError([Issue("", reason)])
+
+
+# Tags are left alone, so that a tag under an unknown key is skipped and one under a known key is
+# of the wrong type (cbor2 would build times, regular expressions and fractions from them).
+_UNTOUCHED: Mapping[int, Callable[[Any, bool], Any]] = dict.fromkeys(
+    (*range(6), *range(25, 31), *range(35, 38), 100, *range(256, 262), 1004, 43000, 55799),
+    lambda _value, _immutable: cbor2.undefined,
+)
+
+
+def _loads_cbor(data: bytes) -> Any:
+    stream = io.BytesIO(data)
+    decoder = cbor2.CBORDecoder(
+        stream,
+        max_depth=16,
+        allow_indefinite=False,
+        allow_duplicate_keys=False,
+        semantic_decoders=_UNTOUCHED,
+        read_size=1,
+    )
+    try:
+        plain = decoder.decode()
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError) as error:
+        raise refuse(f"is not valid CBOR: {error}") from error
+    if stream.tell() != len(data):
+        raise refuse(f"{len(data) - stream.tell()} bytes follow the end of the CBOR item")
+    return plain
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} is there twice")
+    return result
+
+
+def _not_a_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _loads_json(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_not_a_number)
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"is not valid JSON: {error}") from error
+
+
+def _loads_toml(data: bytes) -> Any:
+    try:
+        return tomli.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"is not valid TOML: {error}") from error
+
+
+_LOADS: Mapping[Format, Callable[[bytes], Any]] = {
+    Format.TOML: _loads_toml,
+    Format.CBOR: _loads_cbor,
+    Format.JSON: _loads_json,
+}
+
+
+_DUMPS: Mapping[Format, Callable[[Any], bytes]] = {
+    Format.TOML: lambda plain: tomli_w.dumps(plain).encode(),
+    Format.CBOR: lambda plain: cbor2.dumps(plain, canonical=True),
+    Format.JSON: lambda plain: json.dumps(
+        plain, ensure_ascii=False, separators=(",", ":")
+    ).encode(),
+}
+
+
+def load(data: bytes, fmt: Format, limit: str = "document") -> Any:
+    """Decode a document to plain data.
+
+    Args:
+        data: At most `LIMITS[limit]` bytes.
+        fmt: Duplicate keys, trailing bytes and indefinite lengths are refused.
+        limit: Row of `LIMITS`.
+
+    Raises:
+        InvalidDataError: It is too long or malformed.
+    """
+    bound = LIMITS[limit].value
+    if len(data) > bound:
+        raise refuse(f"must be at most {bound} bytes long, not {len(data)}")
+    return _LOADS[fmt](data)
+
+
+def dump(plain: Any, fmt: Format) -> bytes:
+    """Encode plain data; CBOR is deterministic (RFC 8949, section 4.2)."""
+    return _DUMPS[fmt](plain)

@@ -1,0 +1,503 @@
+"""The domain: names, limits, values, and the pure questions that one asks of them.
+
+Every value checks itself when it is made, so that what exists is valid. Nothing here knows a
+file, a format or a protocol. Rules for editors of this file: a limit is a row of `LIMITS`; a rule
+of one field is the `rule` of that field; a rule over several fields is in `_together`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from netota_coap.errors import InvalidDataError, Issue
+
+# ----------------------------------------------------------------------------------------------
+# Limits
+
+
+@attrs.frozen
+class Limit:
+    """One row of the table of limits: the highest value allowed, of what, and its unit."""
+
+    value: int
+    unit: str
+    what: str
+
+
+LIMITS: Mapping[str, Limit] = MappingProxyType(
+    {
+        "name": Limit(32, "bytes", "name of a package, stream or archive"),
+        "text": Limit(64, "bytes", "version, attribute name, text value, media type"),
+        "url": Limit(255, "bytes", "URL of an offer or homepage"),
+        "title": Limit(100, "bytes", "title, author"),
+        "summary": Limit(500, "bytes", "summary, message"),
+        "archives": Limit(1_000, "archives", "per stream"),
+        "offers": Limit(16, "offers", "per archive"),
+        "attributes": Limit(16, "attributes", "free attributes per archive"),
+        "size": Limit(2**63 - 1, "bytes", "size of an envelope"),
+        "integer": Limit(2**63 - 1, "", "integer value of a free attribute, either way"),
+        "sequence": Limit(2**32 - 1, "", "sequence of a stream (lowest: 1)"),
+        "metric": Limit(65_535, "", "metric of an offer (lowest: 0)"),
+        "poll": Limit(2**32 - 1, "seconds", "poll_s (lowest: 1)"),
+        "document": Limit(8 * 2**20, "bytes", "any file or payload that is read"),
+        "selection": Limit(256, "bytes", "selection in a FETCH"),
+        "datagram": Limit(256, "bytes", "CBOR payload of a stream over CoAP"),
+    }
+)
+
+CONTENT_ATTRIBUTES = ("type", "arch", "machine", "debug", "filesystem", "compression")
+"""The attributes of content that have a field of their own, in the order of narrowing."""
+
+RESERVED_ATTRIBUTES = frozenset(
+    ("head", "full", "sequence", "scheme", "name", *CONTENT_ATTRIBUTES)
+)
+"""Names that a free attribute cannot have."""
+
+FORMAT = 1
+"""The version of the on-disk format that this package reads and writes."""
+
+FEATURES: frozenset[str] = frozenset()
+"""What a repository may require of its server, as far as this one knows it."""
+
+# ----------------------------------------------------------------------------------------------
+# Rules: from a value of any type to the reason why it is refused, or None
+
+Rule = Callable[[Any], "str | None"]
+
+_RULE = "netota_coap.rule"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|/)[!-~]+")
+# C0, DEL, C1, line and paragraph separators: they would let a title rewrite a terminal or a log.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _type_reason(value: object, wanted: str) -> str:
+    return f"must be {wanted}, not {_TYPE_NAMES.get(type(value), type(value).__name__)}"
+
+
+_TYPE_NAMES: Mapping[type, str] = {
+    str: "text",
+    bytes: "bytes",
+    int: "an integer",
+    bool: "a boolean",
+    float: "a floating-point number",
+    list: "an array",
+    dict: "a table",
+    datetime: "a time",
+    type(None): "null",
+}
+
+
+def _text(limit: str) -> Rule:
+    bound = LIMITS[limit].value
+
+    def rule(value: object) -> str | None:
+        if type(value) is not str:
+            return _type_reason(value, "text")
+        if not value:
+            return "must not be empty"
+        if _CONTROL.search(value):
+            return "must not contain control characters"
+        if value.isascii():
+            length = len(value)
+        else:
+            try:
+                length = len(value.encode())
+            except UnicodeEncodeError:
+                return "must be valid Unicode"
+        return None if length <= bound else f"must be at most {bound} bytes long, not {length}"
+
+    return rule
+
+
+def _spelled(limit: str, pattern: re.Pattern[str], reason: str) -> Rule:
+    text = _text(limit)
+
+    def rule(value: object) -> str | None:
+        return text(value) or (None if pattern.fullmatch(value) else reason)  # type: ignore[call-overload]
+
+    return rule
+
+
+def _integer(low: int, limit: str) -> Rule:
+    high = LIMITS[limit].value
+
+    def rule(value: object) -> str | None:
+        if type(value) is not int:
+            return _type_reason(value, "an integer")
+        return None if low <= value <= high else f"must be from {low} to {high}, not {value}"
+
+    return rule
+
+
+def _instance(cls: type, wanted: str) -> Rule:
+    def rule(value: object) -> str | None:
+        return None if type(value) is cls else _type_reason(value, wanted)
+
+    return rule
+
+
+def _optional(rule: Rule) -> Rule:
+    return lambda value: None if value is None else rule(value)
+
+
+def _several(cls: type, limit: str) -> Rule:
+    bound, unit = LIMITS[limit].value, LIMITS[limit].unit
+
+    def rule(value: object) -> str | None:
+        if type(value) is not tuple or any(type(item) is not cls for item in value):
+            return f"must be a tuple of {cls.__name__}"
+        return None if len(value) <= bound else f"must be at most {bound} {unit}, not {len(value)}"
+
+    return rule
+
+
+_NAME_RULE = "must consist of letters, digits, '.', '_', '+', '-' and start with a letter or digit"
+name_rule = _spelled("name", _NAME, _NAME_RULE)
+"""Rule of the names of packages, streams and archives."""
+
+_attribute_rule = _spelled("text", _NAME, _NAME_RULE)
+_url_rule = _spelled("url", _URL, "must be a URL with a scheme, or a path that begins with '/'")
+_integer_value = _integer(-LIMITS["integer"].value, "integer")
+_text_value = _text("text")
+
+
+def _digest(value: object) -> str | None:
+    if type(value) is not bytes:
+        return _type_reason(value, "bytes")
+    return None if len(value) == 32 else f"must be 32 bytes long, not {len(value)}"
+
+
+def _time(value: object) -> str | None:
+    if type(value) is not datetime:
+        return _type_reason(value, "a time")
+    if value.tzinfo is None:
+        return "must have an offset from UTC, as in 2026-11-20T09:30:00Z"
+    if value.microsecond:
+        return "must be in whole seconds"
+    return None if value.year >= 1970 else "must not be before 1970"
+
+
+def _format(value: object) -> str | None:
+    if type(value) is not int:
+        return _type_reason(value, "an integer")
+    return None if value == FORMAT else f"must be {FORMAT}; this program reads no other"
+
+
+def _requires(value: object) -> str | None:
+    if type(value) is not tuple or any(type(item) is not str for item in value):
+        return "must be an array of text"
+    unknown = sorted(set(value) - FEATURES)
+    return f"asks for features that this program lacks: {', '.join(unknown)}" if unknown else None
+
+
+def _target(value: object) -> str | None:
+    if type(value) is not tuple or len(value) != 2:
+        return "must be a package and a stream"
+    return name_rule(value[0]) or name_rule(value[1])
+
+
+def _attributes(value: object) -> str | None:
+    if not isinstance(value, Mapping):
+        return _type_reason(value, "a table")
+    bound = LIMITS["attributes"].value
+    return None if len(value) <= bound else f"must be at most {bound} free attributes"
+
+
+def ruled(rule: Rule, **options: Any) -> Any:
+    """Declare a field of a value, with the rule that it is held to."""
+    return attrs.field(metadata={_RULE: rule}, **options)
+
+
+@attrs.frozen
+class Value:
+    """Base of the values: a value that breaks a rule cannot be made."""
+
+    @classmethod
+    def rules(cls) -> Mapping[str, Rule]:
+        """Return the rule of each field."""
+        if cls not in _RULES:
+            _RULES[cls] = {field.name: field.metadata[_RULE] for field in attrs.fields(cls)}
+        return _RULES[cls]
+
+    def __attrs_post_init__(self) -> None:
+        issues = [
+            Issue(name, reason)
+            for name, rule in self.rules().items()
+            if (reason := rule(getattr(self, name))) is not None
+        ] or list(self._together())
+        if issues:
+            raise InvalidDataError(issues)
+
+    def _together(self) -> Iterable[Issue]:
+        """Rules over several fields, asked only when each field is right by itself."""
+        return ()
+
+
+_RULES: dict[type[Value], Mapping[str, Rule]] = {}
+
+
+def issues_of(cls: type[Value], fields: Mapping[str, object]) -> list[Issue]:
+    """Hold the fields that could be read to their rules where others could not.
+
+    Args:
+        cls: The class that the fields are meant for.
+        fields: By name; those missing are not judged.
+
+    Returns:
+        One issue per broken rule, in the order of the class.
+    """
+    return [
+        Issue(name, reason)
+        for name, rule in cls.rules().items()
+        if name in fields and (reason := rule(fields[name])) is not None
+    ]
+
+
+def _twice(names: Iterable[str], place: str) -> Iterator[Issue]:
+    seen: dict[str, str] = {}
+    for index, name in enumerate(names):
+        first = seen.setdefault(name.casefold(), name)
+        if first is not name:
+            why = "is there twice" if first == name else f"differs from {first!r} only in case"
+            yield Issue(place.format(index=index, name=name), f"{name!r} {why}")
+
+
+def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
+    """Find the names that do not go together: equal ones, and those that differ only in case."""
+    return list(_twice(names, place))
+
+
+# ----------------------------------------------------------------------------------------------
+# Values
+
+AttributeValue = str | int | bool
+
+
+def _frozen_mapping(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(value)) if value else _NOTHING
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@attrs.frozen(kw_only=True)
+class Offer(Value):
+    """One place to download an archive from; the lowest metric is preferred.
+
+    Attributes:
+        url: With a scheme, or a path that begins with `/`: this server, by the scheme that the
+            device used.
+        metric: 0 to 65,535.
+    """
+
+    url: str = ruled(_url_rule)
+    metric: int = ruled(_integer(0, "metric"))
+
+    def scheme(self, request_scheme: str) -> str:
+        """Return the scheme of the URL in lower case; of a path, that of the request."""
+        return request_scheme if self.url[0] == "/" else self.url.partition(":")[0].lower()
+
+
+@attrs.frozen(kw_only=True)
+class Envelope(Value):
+    """The file as it is downloaded.
+
+    Attributes:
+        type: Media type.
+        size: Bytes.
+        sha256: 32 bytes.
+    """
+
+    type: str = ruled(_text("text"))
+    size: int = ruled(_integer(0, "size"))
+    sha256: bytes = ruled(_digest)
+
+
+@attrs.frozen(kw_only=True)
+class Content(Value):
+    """What is inside the file. What is None or absent is not said, and suits every device.
+
+    Attributes:
+        type: Kind of content, as `zephyr-image`.
+        arch: CPU architecture.
+        machine: Board or machine.
+        debug: Whether it is a build for debugging.
+        filesystem: As `squashfs`.
+        compression: As `zstd`.
+        attributes: Free ones, name to text, integer or boolean.
+    """
+
+    type: str | None = ruled(_optional(_text("text")), default=None)
+    arch: str | None = ruled(_optional(_text("text")), default=None)
+    machine: str | None = ruled(_optional(_text("text")), default=None)
+    debug: bool | None = ruled(_optional(_instance(bool, "a boolean")), default=None)
+    filesystem: str | None = ruled(_optional(_text("text")), default=None)
+    compression: str | None = ruled(_optional(_text("text")), default=None)
+    attributes: Mapping[str, AttributeValue] = ruled(
+        _attributes, default=_NOTHING, converter=_frozen_mapping, hash=False
+    )
+
+    def get(self, attribute: str) -> AttributeValue | None:
+        """Return the value of an attribute, a field's or a free one; None if it is not said."""
+        if attribute in CONTENT_ATTRIBUTES:
+            value: AttributeValue | None = getattr(self, attribute)
+            return value
+        return self.attributes.get(attribute)
+
+    def all(self) -> dict[str, AttributeValue]:
+        """Return all attributes that are said, by name."""
+        fixed = {name: getattr(self, name) for name in CONTENT_ATTRIBUTES}
+        return {name: value for name, value in fixed.items() if value is not None} | dict(
+            self.attributes
+        )
+
+    def _together(self) -> Iterator[Issue]:
+        for name, value in self.attributes.items():
+            reason = _attribute_rule(name)
+            if reason is None and name in RESERVED_ATTRIBUTES:
+                reason = "is reserved"
+            if reason is None and type(value) is not bool:
+                reason = _integer_value(value) if type(value) is int else _text_value(value)
+            if reason is not None:
+                yield Issue(str(name), reason)
+
+
+@attrs.frozen(kw_only=True)
+class Archive(Value):
+    """The description of one downloadable file.
+
+    Attributes:
+        name: Unique in its stream.
+        envelope: The file.
+        content: What is in it.
+        offers: Where to get it.
+    """
+
+    name: str = ruled(name_rule)
+    envelope: Envelope = ruled(_instance(Envelope, "an envelope"))
+    content: Content = ruled(_instance(Content, "content"), default=Content())
+    offers: tuple[Offer, ...] = ruled(_several(Offer, "offers"), default=())
+
+
+@attrs.frozen(kw_only=True)
+class Stream(Value):
+    """A named distribution point: exactly one version at a time.
+
+    Attributes:
+        version: Of all its archives.
+        sequence: 1 to 2^32-1, +1 with every publish, close and reopen; never reused.
+        published: When, with an offset from UTC, in whole seconds.
+        archives: None where the sender left them out (`?head`, or `more`).
+        closed: Whether nothing new will come.
+        replacement: Package and stream that a closed stream recommends.
+        poll_s: Seconds until the device should ask again.
+        title: For people.
+        author: Who made this state.
+        message: Why.
+        more: Whether the sender left out something that `?full` has.
+    """
+
+    version: str = ruled(_text("text"))
+    sequence: int = ruled(_integer(1, "sequence"))
+    published: datetime = ruled(_time)
+    closed: bool = ruled(_instance(bool, "a boolean"), default=False)
+    replacement: tuple[str, str] | None = ruled(_optional(_target), default=None)
+    poll_s: int | None = ruled(_optional(_integer(1, "poll")), default=None)
+    title: str | None = ruled(_optional(_text("title")), default=None)
+    author: str | None = ruled(_optional(_text("title")), default=None)
+    message: str | None = ruled(_optional(_text("summary")), default=None)
+    archives: tuple[Archive, ...] | None = ruled(
+        _optional(_several(Archive, "archives")), default=None
+    )
+    more: bool = ruled(_instance(bool, "a boolean"), default=False)
+
+    def essence(self) -> Stream:
+        """Return what a device must be told of by a higher sequence when it changes.
+
+        That is all but offers, poll_s, and what is for people. Source: rule R-9.
+        """
+        return attrs.evolve(
+            self,
+            archives=tuple(attrs.evolve(archive, offers=()) for archive in self.archives or ()),
+            published=self.published.astimezone(UTC),
+            poll_s=None,
+            title=None,
+            author=None,
+            message=None,
+        )
+
+    def _together(self) -> Iterator[Issue]:
+        if self.replacement and not self.closed:
+            yield Issue("replacement", "only a closed stream has one")
+        yield from _twice(
+            (archive.name for archive in self.archives or ()), "archives[{index}].name"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Package(Value):
+    """Just a name, good for people and for branding; has streams.
+
+    Attributes:
+        title: For people.
+        summary: For people.
+        homepage: URL.
+        poll_s: Default for its streams, seconds.
+        offers: Templates for publishing.
+        streams: By name.
+    """
+
+    title: str | None = ruled(_optional(_text("title")), default=None)
+    summary: str | None = ruled(_optional(_text("summary")), default=None)
+    homepage: str | None = ruled(_optional(_url_rule), default=None)
+    poll_s: int | None = ruled(_optional(_integer(1, "poll")), default=None)
+    offers: tuple[Offer, ...] = ruled(_several(Offer, "offers"), default=())
+    streams: Mapping[str, Stream] = ruled(
+        _instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Repository(Value):
+    """Everything one server offers.
+
+    Attributes:
+        format: Version of the on-disk format.
+        title: For people.
+        requires: Features that a server must know.
+        packages: By name.
+    """
+
+    format: int = ruled(_format)
+    title: str | None = ruled(_optional(_text("title")), default=None)
+    requires: tuple[str, ...] = ruled(_requires, default=())
+    packages: Mapping[str, Package] = ruled(
+        _instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
+    )
+
+
+@attrs.frozen(kw_only=True)
+class PackageEntry(Value):
+    """A package as the list of packages has it.
+
+    Attributes:
+        title: For people; "" if the package has none.
+    """
+
+    title: str = ruled(lambda value: None if value == "" else _text("title")(value))
+
+
+@attrs.frozen(kw_only=True)
+class StreamEntry(Value):
+    """A stream as its package's list has it; attributes as in `Stream`."""
+
+    version: str = ruled(_text("text"))
+    sequence: int = ruled(_integer(1, "sequence"))
+    closed: bool = ruled(_instance(bool, "a boolean"))

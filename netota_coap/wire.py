@@ -1,0 +1,521 @@
+"""Values in the formats: one table of fields per class drives TOML, CBOR and JSON, both ways.
+
+TOML is the disk's, CBOR the wire's, JSON people's. Decoding is strict and lists everything that is
+wrong, each with its place. Rules for editors of this file: a field is a row of `TABLES`; how a
+value looks in each format is a `Form`.
+Sources: `spec/repository.md`, `spec/wire.md`, `spec/wire.cddl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import attrs
+
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.formats import Format, dump, load, refuse
+from netota_coap.model import (
+    CONTENT_ATTRIBUTES,
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    PackageEntry,
+    Repository,
+    Stream,
+    StreamEntry,
+    Value,
+    issues_of,
+)
+from netota_coap.selection import Selection, SelectionValue
+
+V = TypeVar("V", bound=Value)
+
+
+MEDIA_TYPES: Mapping[str, int] = {
+    "application/xml": 41,
+    "application/octet-stream": 42,
+    "application/json": 50,
+    "application/cbor": 60,
+}
+"""Media types that CBOR writes as a CoAP Content-Format number (RFC 7252, section 12.3)."""
+
+_MEDIA_TYPES_BY_NUMBER = {number: name for name, number in MEDIA_TYPES.items()}
+
+# ----------------------------------------------------------------------------------------------
+# Forms: how one value looks in each format
+
+
+class Form:
+    """How a value looks in each format; this one: the same in all of them."""
+
+    def encode(self, value: Any, _format: Format) -> Any:
+        """Return the plain data that stands for a value of the model."""
+        return value
+
+    def decode(self, plain: Any, _format: Format) -> Any:
+        """Return the value; what is not of its shape is left for the model's rule to refuse.
+
+        Raises:
+            InvalidDataError: With places relative to this value.
+        """
+        return plain
+
+
+class _Time(Form):
+    """TOML: offset date-time; CBOR: epoch seconds; JSON: RFC 3339."""
+
+    def encode(self, value: datetime, fmt: Format) -> Any:
+        utc = value.astimezone(UTC)
+        if fmt is Format.CBOR:
+            return int(utc.timestamp())
+        return utc if fmt is Format.TOML else utc.isoformat().replace("+00:00", "Z")
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        try:
+            if fmt is Format.CBOR and type(plain) is int:
+                return datetime.fromtimestamp(plain, UTC)
+            if fmt is Format.JSON and type(plain) is str:
+                return datetime.fromisoformat(plain)
+        except (ValueError, OverflowError, OSError):
+            pass
+        if fmt is Format.TOML:
+            return plain
+        wanted = "epoch seconds" if fmt is Format.CBOR else "an RFC 3339 time"
+        raise refuse(f"must be {wanted}")
+
+
+class _Digest(Form):
+    """CBOR: bytes; else hexadecimal digits."""
+
+    def encode(self, value: bytes, fmt: Format) -> Any:
+        return value if fmt is Format.CBOR else value.hex()
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        if fmt is Format.CBOR:
+            return plain
+        # bytes.fromhex skips white space, which a digest has none of.
+        if type(plain) is str and len(plain) == 64 and plain.isalnum():
+            try:
+                return bytes.fromhex(plain)
+            except ValueError:
+                pass
+        raise refuse("must be 64 hexadecimal digits")
+
+
+class _MediaType(Form):
+    """CBOR: a Content-Format number where `MEDIA_TYPES` has one; else text."""
+
+    def encode(self, value: str, fmt: Format) -> Any:
+        return MEDIA_TYPES.get(value, value) if fmt is Format.CBOR else value
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        if fmt is not Format.CBOR or type(plain) is not int:
+            return plain
+        if plain not in _MEDIA_TYPES_BY_NUMBER:
+            raise refuse(f"{plain} is not a Content-Format number of the table in wire.md")
+        return _MEDIA_TYPES_BY_NUMBER[plain]
+
+
+class _Target(Form):
+    """CBOR: [package, stream]; else `package/stream`."""
+
+    def encode(self, value: tuple[str, str], fmt: Format) -> Any:
+        return list(value) if fmt is Format.CBOR else "/".join(value)
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        if fmt is Format.CBOR:
+            return tuple(plain) if type(plain) is list else plain
+        if type(plain) is not str or plain.count("/") != 1:
+            raise refuse('must be text as in "package/stream"')
+        return tuple(plain.split("/"))
+
+
+class _Texts(Form):
+    """An array of text."""
+
+    def encode(self, value: tuple[str, ...], _format: Format) -> Any:
+        return list(value)
+
+    def decode(self, plain: Any, _format: Format) -> Any:
+        return tuple(plain) if type(plain) is list else plain
+
+
+@attrs.frozen
+class _One(Form):
+    """One value of a class."""
+
+    cls: type[Value]
+
+    def encode(self, value: Value, fmt: Format) -> Any:
+        return _to_plain(value, fmt)
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        return _from_plain(self.cls, plain, fmt)
+
+
+@attrs.frozen
+class _Many(Form):
+    """An array of values of a class."""
+
+    cls: type[Value]
+
+    def encode(self, value: tuple[Value, ...], fmt: Format) -> Any:
+        return [_to_plain(item, fmt) for item in value]
+
+    def decode(self, plain: Any, fmt: Format) -> Any:
+        if type(plain) is not list:
+            raise refuse("must be an array")
+        values, issues = [], []
+        for index, item in enumerate(plain):
+            try:
+                values.append(_from_plain(self.cls, item, fmt))
+            except InvalidDataError as error:
+                issues += [issue.inside(f"[{index}]") for issue in error.issues]
+        if issues:
+            raise InvalidDataError(issues)
+        return tuple(values)
+
+
+SAME = Form()
+
+# ----------------------------------------------------------------------------------------------
+# Tables
+
+
+@attrs.frozen
+class Field:
+    """One field of a class in all formats.
+
+    Attributes:
+        name: Of the attribute, and in TOML and JSON.
+        key: In CBOR; None: not there.
+        form: How its value looks.
+        formats: Where it stands at all.
+        required: Where it must stand.
+    """
+
+    name: str
+    key: int | None
+    form: Form = SAME
+    formats: frozenset[Format] = frozenset(Format)
+    required: frozenset[Format] = frozenset()
+
+
+_ALL = frozenset(Format)
+_DISK = frozenset({Format.TOML})
+_BINARY = frozenset({Format.CBOR})
+
+
+@attrs.frozen
+class Table:
+    """The fields of a class.
+
+    Attributes:
+        noun: What the class is called in errors.
+        fields: In the order in which TOML and JSON show them.
+        free: Attribute that holds the entries of a map that no field names, or None.
+        array: Whether CBOR writes the values in the order of their keys, without the keys.
+    """
+
+    noun: str
+    fields: tuple[Field, ...]
+    free: str | None = None
+    array: bool = False
+
+    def by_key(self, fmt: Format) -> dict[Any, Field]:
+        """Return the fields by what a map of the format calls them."""
+        return {
+            field.key if fmt is Format.CBOR else field.name: field
+            for field in self.fields
+            if fmt in field.formats
+        }
+
+
+TABLES: Mapping[type[Value], Table] = {
+    Offer: Table(
+        "an offer",
+        (
+            Field("url", 1, required=_ALL),
+            Field("metric", 0, required=_ALL),
+        ),
+        array=True,
+    ),
+    Envelope: Table(
+        "an envelope",
+        (
+            Field("type", 1, _MediaType(), required=_ALL),
+            Field("size", 2, required=_ALL),
+            Field("sha256", 3, _Digest(), required=_ALL),
+        ),
+    ),
+    Content: Table(
+        "content",
+        tuple(Field(name, key) for key, name in enumerate(CONTENT_ATTRIBUTES, start=1)),
+        free="attributes",
+    ),
+    Archive: Table(
+        "an archive",
+        (
+            Field("name", 1, required=_ALL),
+            Field("envelope", 2, _One(Envelope), required=_ALL),
+            Field("content", 3, _One(Content)),
+            Field("offers", 4, _Many(Offer)),
+        ),
+    ),
+    Stream: Table(
+        "a stream",
+        (
+            Field("version", 1, required=_ALL),
+            Field("sequence", 2, required=_ALL),
+            Field("published", 6, _Time(), required=_ALL),
+            Field("closed", 4),
+            Field("replacement", 5, _Target()),
+            Field("poll_s", 7),
+            Field("title", None, formats=_DISK),
+            Field("author", None, formats=_DISK),
+            Field("message", None, formats=_DISK),
+            Field("archives", 3, _Many(Archive), required=_DISK),
+            Field("more", 8, formats=_BINARY),
+        ),
+    ),
+    Package: Table(
+        "a package",
+        (
+            Field("title", None, formats=_DISK),
+            Field("summary", None, formats=_DISK),
+            Field("homepage", None, formats=_DISK),
+            Field("poll_s", None, formats=_DISK),
+            Field("offers", None, _Many(Offer), formats=_DISK),
+        ),
+    ),
+    Repository: Table(
+        "a repository",
+        (
+            Field("format", None, formats=_DISK, required=_DISK),
+            Field("title", None, formats=_DISK),
+            Field("requires", None, _Texts(), formats=_DISK),
+        ),
+    ),
+    PackageEntry: Table("a package", (Field("title", 0, required=_ALL),), array=True),
+    StreamEntry: Table(
+        "a stream",
+        (
+            Field("version", 0, required=_ALL),
+            Field("sequence", 1, required=_ALL),
+            Field("closed", 2, required=_ALL),
+        ),
+        array=True,
+    ),
+}
+
+_DEFAULTS: Mapping[type[Value], Mapping[str, Any]] = {
+    cls: {field.name: field.default for field in attrs.fields(cls)} for cls in TABLES
+}
+_BY_KEY = {(cls, fmt): table.by_key(fmt) for cls, table in TABLES.items() for fmt in Format}
+_REQUIRED = {
+    (cls, fmt): tuple(field.name for field in table.fields if fmt in field.required)
+    for cls, table in TABLES.items()
+    for fmt in Format
+}
+
+# ----------------------------------------------------------------------------------------------
+# Values to plain data and back
+
+
+def _to_plain(value: Value, fmt: Format) -> Any:
+    cls = type(value)
+    table, defaults = TABLES[cls], _DEFAULTS[cls]
+    plain: dict[Any, Any] = {}
+    for key, field in _BY_KEY[cls, fmt].items():
+        item = getattr(value, field.name)
+        if fmt in field.required or item != defaults[field.name]:
+            plain[key] = field.form.encode(item, fmt)
+    if fmt is Format.CBOR and table.array:
+        return [plain[key] for key in sorted(plain)]
+    if table.free:
+        plain |= getattr(value, table.free)
+    return plain
+
+
+def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
+    table, by_key = TABLES[cls], _BY_KEY[cls, fmt]
+    if fmt is Format.CBOR and table.array and type(plain) is list:
+        # Elements beyond the known ones are skipped, as unknown keys are.
+        plain = dict(enumerate(plain))
+    elif type(plain) is not dict or (fmt is Format.CBOR and table.array):
+        shape = "an array" if fmt is Format.CBOR and table.array else "a table"
+        raise refuse(f"{table.noun} must be {shape}")
+    issues: list[Issue] = []
+    values: dict[str, Any] = given
+    free: dict[str, Any] = {}
+    failed = set()
+    for key, item in plain.items():
+        # True equals 1 for a dict, so the type decides first.
+        field = by_key.get(key) if type(key) in (int, str) else None
+        if field is not None:
+            try:
+                values[field.name] = field.form.decode(item, fmt)
+            except InvalidDataError as error:
+                failed.add(field.name)
+                issues += [issue.inside(field.name) for issue in error.issues]
+        elif type(key) is str and not key.startswith("x-"):
+            if table.free:
+                free[key] = item
+            elif fmt is not Format.CBOR:
+                known = ", ".join(by_key)
+                issues.append(Issue(key, f"unknown key; {table.noun} has {known}"))
+    if table.free and free:
+        values[table.free] = free
+    issues += [
+        Issue(name, "missing")
+        for name in _REQUIRED[cls, fmt]
+        if name not in values and name not in failed
+    ]
+    if not issues:
+        return cls(**values)
+    raise InvalidDataError(issues + issues_of(cls, values))
+
+
+# ----------------------------------------------------------------------------------------------
+# Documents
+
+
+def encode(value: Value, fmt: Format) -> bytes:
+    """Encode a value of the model.
+
+    Args:
+        value: Of a class in `TABLES`.
+        fmt: CBOR is deterministic (RFC 8949, section 4.2); TOML and JSON keep the order of the
+            table.
+
+    Returns:
+        The document. CBOR is as in `wire.cddl`.
+    """
+    return dump(_to_plain(value, fmt), fmt)
+
+
+def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:
+    """Decode a value of the model, strictly.
+
+    Args:
+        cls: A class in `TABLES`.
+        data: At most `LIMITS["document"]` bytes.
+        fmt: Unknown keys are errors in TOML and JSON (except `x-…`), and skipped in CBOR.
+        given: Fields that do not stand in the document.
+
+    Raises:
+        InvalidDataError: With everything that is wrong.
+    """
+    return _from_plain(cls, load(data, fmt), fmt, **given)
+
+
+def encode_list(entries: Mapping[str, Value], fmt: Format) -> bytes:
+    """Encode a map of names to entries: `packages` or `streams` of `wire.cddl`."""
+    return dump({name: _to_plain(entry, fmt) for name, entry in entries.items()}, fmt)
+
+
+def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
+    """Decode a map of names to entries.
+
+    Raises:
+        InvalidDataError: With everything that is wrong.
+    """
+    plain = load(data, fmt)
+    if type(plain) is not dict or any(type(name) is not str for name in plain):
+        raise refuse("must be a table of names")
+    entries, issues = {}, []
+    for name, item in plain.items():
+        try:
+            entries[name] = _from_plain(cls, item, fmt)
+        except InvalidDataError as error:
+            issues += [issue.inside(name) for issue in error.issues]
+    if issues:
+        raise InvalidDataError(issues)
+    return entries
+
+
+# ----------------------------------------------------------------------------------------------
+# Selections
+
+_SELECTION_KEYS = dict(enumerate((*CONTENT_ATTRIBUTES, "scheme"), start=1))
+_SELECTION_NAMES = {name: key for key, name in _SELECTION_KEYS.items()}
+
+
+def selection_to_cbor(selection: Selection) -> bytes:
+    """Encode a selection for FETCH: `selection` of `wire.cddl`."""
+    wanted = (*selection.attributes, ("scheme", selection.schemes))
+    plain = {
+        _SELECTION_NAMES.get(name, name): texts[0] if len(texts) == 1 else list(texts)
+        for name, texts in wanted
+        if texts
+    }
+    return dump(plain, Format.CBOR)
+
+
+def selection_from_cbor(data: bytes) -> Selection:
+    """Decode the selection of a FETCH.
+
+    Args:
+        data: At most `LIMITS["selection"]` bytes.
+
+    Raises:
+        InvalidDataError: It is no map, or a value is neither text, integer, boolean nor an array
+            of these.
+    """
+    plain = load(data, Format.CBOR, "selection")
+    if type(plain) is not dict:
+        raise refuse("a selection must be a map")
+    wanted: dict[str, SelectionValue] = {}
+    issues = []
+    for key, value in plain.items():
+        name = key if type(key) is str else _SELECTION_KEYS.get(key if type(key) is int else 0)
+        if name is None:
+            continue
+        values = value if type(value) is list else [value]
+        if all(type(item) in (str, int, bool) for item in values):
+            wanted[name] = values
+        else:
+            issues.append(Issue(name, "must be text, an integer, a boolean or an array of these"))
+    if issues:
+        raise InvalidDataError(issues)
+    return Selection.of(wanted)
+
+
+def selection_to_query(selection: Selection) -> list[str]:
+    """Write a selection as the parameters of a query, `key=value` each."""
+    wanted = (*selection.attributes, ("scheme", selection.schemes))
+    return [f"{name}={text}" for name, texts in wanted for text in texts]
+
+
+def selection_from_query(parameters: Iterable[str]) -> Selection:
+    """Read the selection out of the parameters of a query; those without `=` are ignored."""
+    wanted: dict[str, list[str]] = {}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if equals:
+            wanted.setdefault(name, []).append(value)
+    return Selection.of(wanted)
+
+
+# ----------------------------------------------------------------------------------------------
+# Errors on the wire
+
+
+def encode_problem(title: str, detail: str) -> bytes:
+    """Encode concise problem details (RFC 9290, section 2)."""
+    return dump({-1: title} | ({-2: detail} if detail else {}), Format.CBOR)
+
+
+def decode_problem(data: bytes) -> str:
+    """Return the detail or the title of concise problem details, or "" if there is none."""
+    try:
+        plain = load(data, Format.CBOR)
+    except InvalidDataError:
+        return ""
+    if type(plain) is not dict:
+        return ""
+    return next((text for key in (-2, -1) if type(text := plain.get(key)) is str), "")
