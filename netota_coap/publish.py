@@ -5,6 +5,7 @@ Each change is open → change → check → commit; the first and the last are 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -20,6 +21,7 @@ from netota_coap.model import (
     Archive,
     AttributeValue,
     Content,
+    Envelope,
     Offer,
     Package,
     Stream,
@@ -209,3 +211,36 @@ def _existing(name: StreamName, present: Stream | None) -> Stream:
     if present is None:
         raise NotFoundError(f"there is no stream {'/'.join(name)}")
     return present
+
+
+def sample(root: Path, now: datetime) -> None:
+    """Put a package with two streams into an empty repository, to be looked at and replaced.
+
+    Raises:
+        RepositoryError: It could not be written.
+    """
+    title = "Sensor node"
+    repository.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
+    for stream, version in (("stable", "1.0.0"), ("edge", "1.1.0-rc1")):
+        archives = tuple(_sample_archive(version, board) for board in ("nrf52840dk", "nrf9160dk"))
+        repository.change(root, ("sensor-node", stream), _first(version, now, archives))
+
+
+def _first(
+    version: str, now: datetime, archives: tuple[Archive, ...]
+) -> Callable[[Package, Stream | None], Stream]:
+    state = Stream(version=version, sequence=1, published=now, archives=archives)
+    return lambda _package, _present: state
+
+
+def _sample_archive(version: str, board: str) -> Archive:
+    image = f"a stand-in for sensor-node {version}, {board}".encode()
+    url = f"https://updates.example.com/sensor-node/{version}/{board}.bin"
+    return Archive(
+        name=board,
+        envelope=Envelope(
+            type=DEFAULT_MEDIA_TYPE, size=len(image), sha256=hashlib.sha256(image).digest()
+        ),
+        content=Content(type="zephyr-image", arch="arm", machine=board, debug=False),
+        offers=(Offer(url=url, metric=DEFAULT_METRIC),),
+    )

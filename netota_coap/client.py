@@ -1,0 +1,328 @@
+"""The device's side: fetch and observe streams over CoAP. Verifies before it returns.
+
+Source: `spec/resources.md`, `spec/wire.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import aiocoap.error
+import attrs
+from aiocoap.message import Message
+from aiocoap.numbers.codes import Code
+from aiocoap.protocol import Context, Request
+
+from netota_coap.catalog import DEFAULT_POLL_S, ContentFormat
+from netota_coap.errors import (
+    ConfigError,
+    IntegrityError,
+    InvalidDataError,
+    PeerError,
+    RollbackError,
+    TransferError,
+)
+from netota_coap.formats import Format
+from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry
+from netota_coap.selection import Selection
+from netota_coap.wire import decode, decode_list, decode_problem, selection_to_query
+
+T = TypeVar("T")
+
+EVERYTHING = Selection()
+_DEFAULT_MAX_AGE_S = 60  # RFC 7252, section 5.10.5
+_ATTEMPTS = 5  # at a state that changes while it is fetched
+_LONGEST_RETRY_S = 60.0
+
+
+@attrs.frozen
+class Fetched:
+    """A payload that arrived whole.
+
+    Attributes:
+        format: Content-Format number; None if the server gave none.
+        payload: The bytes.
+        max_age_s: For how long it may be taken as fresh, seconds.
+    """
+
+    format: int | None
+    payload: bytes
+    max_age_s: int
+
+
+class _ChangedError(Exception):
+    """The resource changed between two blocks."""
+
+
+@attrs.define
+class Client:
+    """A CoAP client of any number of servers; use it as an async context manager.
+
+    It remembers the highest sequence of each stream, and takes none below it.
+
+    Attributes:
+        timeout_s: How long to wait for one answer, seconds.
+        retry_s: How long to wait before the first retry of an observation, seconds; doubles up to
+            a minute.
+        on_trouble: Called with each error that an observation waits out.
+    """
+
+    timeout_s: float = 30.0
+    retry_s: float = 1.0
+    on_trouble: Callable[[TransferError], object] = lambda _: None
+    _context: Context | None = attrs.field(init=False, default=None)
+    _sequences: dict[str, int] = attrs.field(init=False, factory=dict)
+
+    async def __aenter__(self) -> Client:
+        self._context = await Context.create_client_context(
+            transports=["udp6"], loggername="netota_coap.aiocoap"
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._context:
+            await self._context.shutdown()
+
+    async def get(
+        self, uri: str, query: Iterable[str] = (), accept: ContentFormat | None = None
+    ) -> Fetched:
+        """Get a resource, block by block where it takes several.
+
+        Args:
+            uri: `coap://…`.
+            query: Parameters that are added to those of the URI.
+            accept: Wanted format; None: the server's default.
+
+        Raises:
+            PeerError: The server answered with an error.
+            IntegrityError: The resource changed again and again while it was fetched.
+            TransferError: The server cannot be reached.
+            ConfigError: The URI is none.
+        """
+        for _ in range(_ATTEMPTS):
+            first = await self._answer(uri, self._send(_message(uri, query, accept)))
+            with contextlib.suppress(_ChangedError):
+                return await self._rest(uri, query, accept, first)
+        raise IntegrityError("changed again and again while it was fetched", uri=uri)
+
+    async def packages(self, uri: str) -> dict[str, PackageEntry]:
+        """Return the packages of a server (`coap://HOST`); raises as `get` does."""
+        fetched = await self.get(f"{uri.rstrip('/')}/p", accept=ContentFormat.CBOR)
+        return _decoded(uri, lambda: decode_list(PackageEntry, fetched.payload, Format.CBOR))
+
+    async def streams(self, uri: str, package: str) -> dict[str, StreamEntry]:
+        """Return the streams of a package of a server (`coap://HOST`); raises as `get` does."""
+        fetched = await self.get(f"{uri.rstrip('/')}/p/{package}", accept=ContentFormat.CBOR)
+        return _decoded(uri, lambda: decode_list(StreamEntry, fetched.payload, Format.CBOR))
+
+    async def stream(self, uri: str, selection: Selection = EVERYTHING) -> Stream:
+        """Return the state of a stream, whole.
+
+        Args:
+            uri: `coap://HOST/p/PACKAGE/s/STREAM`.
+            selection: What the device says about itself.
+
+        Returns:
+            What suits the device, the preferred archive first.
+
+        Raises:
+            IntegrityError: The answer is malformed.
+            RollbackError: Its sequence is below one that was there before.
+            TransferError: As `get` does.
+        """
+        query = selection_to_query(selection)
+        return await self._complete(uri, query, await self.get(uri, query, ContentFormat.CBOR))
+
+    async def observe(
+        self, uri: str, selection: Selection = EVERYTHING, *, poll_s: float | None = None
+    ) -> AsyncGenerator[Stream, None]:
+        """Follow a stream: its state now, and each other one as it comes.
+
+        It registers again when the server was silent for as long as it promised to be at most
+        (key 7, Max-Age), so that a server that lost the observation costs a delay, not a device;
+        and when the network or the server is away, until they are back.
+
+        Args:
+            uri: As in `stream`.
+            selection: As in `stream`.
+            poll_s: Ask again at least this often, seconds; None: when the server says.
+
+        Yields:
+            Each state that differs from the one before.
+
+        Raises:
+            PeerError: The server refuses: the stream vanished, or never was.
+            IntegrityError: As `stream` does.
+            RollbackError: As `stream` does.
+        """
+        query = selection_to_query(selection)
+        last: Stream | None = None
+        retry_s = self.retry_s
+        while True:
+            try:
+                async with contextlib.aclosing(self._registered(uri, query, poll_s)) as states:
+                    async for fetched in states:
+                        state = await self._complete(uri, query, fetched)
+                        retry_s = self.retry_s
+                        if state != last:
+                            last = state
+                            yield state
+            except (IntegrityError, RollbackError):
+                raise
+            except TransferError as error:
+                if isinstance(error, PeerError) and not error.code.startswith("5."):
+                    raise
+                self.on_trouble(error)
+                await asyncio.sleep(retry_s * random.uniform(1.0, 1.5))  # noqa: S311
+                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+
+    async def _registered(
+        self, uri: str, query: list[str], poll_s: float | None
+    ) -> AsyncGenerator[Fetched, None]:
+        """Yield the answers of one registration, until the server was silent for too long."""
+        message = _message(uri, query, ContentFormat.CBOR)
+        message.opt.observe = 0
+        request = self._send(message)
+        response = await self._answer(uri, request)
+        registered = response.opt.observe is not None
+        notifications = aiter(request.observation)
+        try:
+            while True:
+                yield await self._rest(uri, query, ContentFormat.CBOR, response)
+                silence_s = min(_max_age_s(response), poll_s or DEFAULT_POLL_S)
+                # All devices that heard of one publish would else ask again at one moment.
+                silence_s *= random.uniform(1.0, 1.1)  # noqa: S311
+                try:
+                    async with asyncio.timeout(silence_s):
+                        with _failures(uri):
+                            response = await anext(notifications)
+                            _refuse_error(uri, response)
+                except TimeoutError:
+                    return
+                except StopAsyncIteration:
+                    if not registered:
+                        await asyncio.sleep(silence_s)
+                    return
+        finally:
+            if not request.observation.cancelled:
+                request.observation.cancel()
+
+    async def _complete(self, uri: str, query: list[str], fetched: Fetched) -> Stream:
+        """Verify a state, and fetch what the server left out of it."""
+        for _ in range(_ATTEMPTS):
+            state = self._verified(uri, fetched)
+            if not state.more:
+                return state
+            rest = [f"sequence={state.sequence}", "full", *query]
+            try:
+                fetched = await self.get(uri, rest, ContentFormat.CBOR)
+            except PeerError as error:
+                if error.code != "4.04":
+                    raise
+                # Another state was published meanwhile: begin again with that one.
+                fetched = await self.get(uri, query, ContentFormat.CBOR)
+        raise IntegrityError("changed again and again while it was fetched", uri=uri)
+
+    def _verified(self, uri: str, fetched: Fetched) -> Stream:
+        if fetched.format != ContentFormat.CBOR:
+            raise IntegrityError(f"is in format {fetched.format}, not CBOR", uri=uri)
+        state = _decoded(uri, lambda: decode(Stream, fetched.payload, Format.CBOR))
+        key = uri.partition("?")[0]
+        highest = self._sequences.get(key, 0)
+        if state.sequence < highest:
+            detail = f"went back from sequence {highest} to {state.sequence}"
+            raise RollbackError(detail, uri=uri)
+        self._sequences[key] = state.sequence
+        return state
+
+    async def _rest(
+        self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
+    ) -> Fetched:
+        """Fetch the blocks after the first."""
+        payload, block = first.payload, first.opt.block2
+        while block is not None and block.more:
+            if len(payload) > LIMITS["document"].value:
+                raise IntegrityError("is longer than any document may be", uri=uri)
+            message = _message(uri, query, accept)
+            message.opt.block2 = (len(payload) // block.size, False, block.size_exponent)
+            response = await self._answer(uri, self._send(message))
+            if response.opt.etag != first.opt.etag:
+                raise _ChangedError
+            block = response.opt.block2
+            if block is None or block.start != len(payload):
+                raise IntegrityError("answers with another block than was asked for", uri=uri)
+            payload += response.payload
+        return Fetched(first.opt.content_format, payload, _max_age_s(first))
+
+    def _send(self, message: Message) -> Request:
+        assert self._context is not None, "use the client as an async context manager"
+        request: Request = self._context.request(message, handle_blockwise=False)
+        return request
+
+    async def _answer(self, uri: str, request: Request) -> Message:
+        # aiocoap documents the attribute by a string, which mypy takes for its type.
+        pending: Any = request.response
+        with _failures(uri):
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    response: Message = await pending
+            except TimeoutError:
+                raise TransferError(f"no answer in {self.timeout_s:g} s", uri=uri) from None
+        _refuse_error(uri, response)
+        return response
+
+
+def _message(uri: str, query: Iterable[str], accept: ContentFormat | None) -> Message:
+    try:
+        message = Message(code=Code.GET, uri=uri)
+    except (ValueError, aiocoap.error.Error) as error:
+        raise ConfigError(f"{uri}: not a URI", hint="As in coap://[::1]/p") from error
+    if not uri.startswith("coap://"):
+        raise ConfigError(f"{uri}: only coap:// is spoken here")
+    message.opt.uri_query = (*message.opt.uri_query, *query)
+    if accept is not None:
+        message.opt.accept = accept
+    return message
+
+
+def _max_age_s(message: Message) -> int:
+    age = message.opt.max_age
+    return _DEFAULT_MAX_AGE_S if age is None else int(age)
+
+
+def _refuse_error(uri: str, response: Message) -> None:
+    code = Code(int(response.code or 0))
+    if not code.is_successful():
+        detail = decode_problem(response.payload) or code.name_printable
+        raise PeerError(detail, uri=uri, code=code.dotted)
+
+
+@contextlib.contextmanager
+def _failures(uri: str) -> Iterator[None]:
+    """Turn what aiocoap raises into our own errors."""
+    try:
+        yield
+    except (aiocoap.error.Error, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        cause = error.__cause__
+        detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        hint = error.extra_help() if isinstance(error, aiocoap.error.HelpfulError) else ""
+        raise TransferError(detail or type(error).__name__, uri=uri, hint=hint or "") from error
+
+
+def _decoded(uri: str, decoding: Callable[[], T]) -> T:
+    try:
+        return decoding()
+    except InvalidDataError as error:
+        raise IntegrityError(f"is malformed: {error.detail}", uri=uri) from error

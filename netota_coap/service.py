@@ -1,0 +1,115 @@
+"""Process life: start, signals, reload, graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from netota_coap.catalog import Catalog
+from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.server import Responder, Site
+from netota_coap.errors import InvalidDataError
+from netota_coap.repository import Loader
+from netota_coap.watch import Watcher
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.define
+class Service:
+    """Serves one repository until it is told to stop.
+
+    Attributes:
+        root: Of the repository.
+        binds: `HOST:PORT` each.
+        on_ready: Called with each URI that is listened on, once.
+    """
+
+    root: Path
+    binds: Sequence[str]
+    on_ready: Callable[[str], object] = lambda _: None
+    _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _refused: str = attrs.field(init=False, default="")
+
+    async def run(self) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reloads at once.
+
+        Raises:
+            InvalidDataError: The repository cannot be served at the start.
+            AddressError: One of the addresses cannot be listened on.
+            ConfigError: One of them cannot be read.
+        """
+        async with Watcher(self.root) as watcher:
+            loader = Loader(self.root)
+            site = Site(Responder(await asyncio.to_thread(_load, loader)))
+            door = await FrontDoor.open(site, self.binds)
+            reloading = asyncio.create_task(self._reload(watcher, loader, site))
+            try:
+                with _signals({signal.SIGHUP: watcher.poke, **dict.fromkeys(_STOP, self.stop)}):
+                    for uri in door.uris:
+                        self.on_ready(uri)
+                    stopping = asyncio.create_task(self._stopping.wait())
+                    # A bug that ends reloading must end the service, not leave it deaf.
+                    await asyncio.wait((stopping, reloading), return_when="FIRST_COMPLETED")
+                    stopping.cancel()
+                    if reloading.done():
+                        reloading.result()
+            finally:
+                reloading.cancel()
+                await door.close()
+
+    def stop(self) -> None:
+        """End `run`, gracefully."""
+        self._stopping.set()
+
+    async def _reload(self, watcher: Watcher, loader: Loader, site: Site) -> None:
+        while True:
+            await watcher.settled()
+            watcher.refresh()
+            start = time.perf_counter()
+            try:
+                catalog = await asyncio.to_thread(_load, loader, site.responder.catalog)
+            except InvalidDataError as error:
+                self._refuse(error)
+                continue
+            site.swap(catalog)
+            self._refused = ""
+            _log.info(
+                "reloaded %d files in %.1f ms", loader.parsed, (time.perf_counter() - start) * 1e3
+            )
+
+    def _refuse(self, error: InvalidDataError) -> None:
+        """Log why a repository is not taken, once for as long as the reasons stay the same."""
+        if error.detail == self._refused:
+            return
+        self._refused = error.detail
+        _log.error("not reloaded, the old state is served on:")
+        for line in (*error.issues, error.hint):
+            if line:
+                _log.error("  %s", line)
+
+
+def _load(loader: Loader, previous: Catalog | None = None) -> Catalog:
+    return Catalog.of(loader.load(), previous)
+
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _signals(handlers: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)

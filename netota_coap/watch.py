@@ -1,0 +1,175 @@
+"""Says when the files of a repository have changed and settled.
+
+It tells no more than that: what changed is found by loading. inotify wakes it, so that an idle
+service sleeps; where that is missing, only `poke` (SIGHUP) does.
+Source: rules R-30 to R-33.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from pathlib import Path
+from types import TracebackType
+
+import attrs
+from asyncinotify import Event, Inotify, Mask, Watch
+
+from netota_coap.repository import is_locked
+
+_log = logging.getLogger(__name__)
+
+_COME_AND_GO = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
+_ANYTHING = _COME_AND_GO | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
+
+_LOCK_POLL_S = 0.005
+_LOCK_PATIENCE_S = 10.0
+
+_Inode = tuple[int, int]
+
+
+def _absolute(path: Path) -> Path:
+    return path.absolute()
+
+
+@attrs.define
+class Watcher:
+    """Watches the directories of one repository, and the parent of its root.
+
+    Attributes:
+        root: Of the repository; may be missing, or a symbolic link that is exchanged.
+        settle_s: Changes are taken when none followed for so long, seconds.
+        longest_s: But at the latest after this, seconds.
+    """
+
+    root: Path = attrs.field(converter=_absolute)
+    settle_s: float = 0.02
+    longest_s: float = 2.0
+    _inotify: Inotify | None = attrs.field(init=False, default=None)
+    _watches: dict[Path, tuple[_Inode, Watch]] = attrs.field(init=False, factory=dict)
+    _reading: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    _changed: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _poked: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _last: float = attrs.field(init=False, default=0.0)
+
+    async def __aenter__(self) -> Watcher:
+        try:
+            self._inotify = Inotify(cache_size=100)
+        except OSError as error:
+            _log.warning("files are not watched (%s): reload by SIGHUP", error.strerror)
+            return self
+        self.refresh()
+        self._reading = asyncio.create_task(self._read(self._inotify))
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._reading:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        if self._inotify:
+            self._inotify.close()
+
+    def refresh(self) -> None:
+        """Watch the directories that are there now. To be called before each load."""
+        if self._inotify is None:
+            return
+        wanted = {self.root.parent: _COME_AND_GO, self.root: _ANYTHING}
+        packages = self.root / "packages"
+        wanted[packages] = _ANYTHING
+        with contextlib.suppress(OSError):
+            for package in packages.iterdir():
+                if not package.name.startswith("."):
+                    wanted |= {package: _ANYTHING, package / "streams": _ANYTHING}
+        before, self._watches = self._watches, {}
+        for path, mask in wanted.items():
+            try:
+                status = path.stat()
+                inode = status.st_dev, status.st_ino
+                old = before.get(path)
+                if old is None or old[0] != inode:
+                    self._watches[path] = inode, self._inotify.add_watch(path, mask | Mask.ONLYDIR)
+                else:
+                    self._watches[path] = before.pop(path)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    _log.warning(
+                        "not all directories are watched: raise fs.inotify.max_user_watches"
+                    )
+                    break
+        kept = {watch.wd for _, watch in self._watches.values()}
+        for _, watch in before.values():
+            if watch.wd not in kept:
+                # The kernel drops the watch of a directory that is gone by itself.
+                with contextlib.suppress(OSError):
+                    self._inotify.rm_watch(watch)
+
+    def poke(self) -> None:
+        """Let `settled` return at once."""
+        self._poked.set()
+        self._changed.set()
+
+    async def settled(self) -> None:
+        """Wait for a change, and until no other followed and nobody is writing any more."""
+        await self._changed.wait()
+        loop = asyncio.get_running_loop()
+        first = loop.time()
+        patience = first + _LOCK_PATIENCE_S
+        while not self._poked.is_set():
+            left = min(self._last + self.settle_s, first + self.longest_s) - loop.time()
+            if left <= 0:
+                writer = self._writer()
+                if writer is None:
+                    break
+                if loop.time() > patience:
+                    _log.warning("still waiting for %s; SIGHUP reloads at once", writer)
+                    patience = float("inf")
+                left = _LOCK_POLL_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), left)
+        self._poked.clear()
+        self._changed.clear()
+
+    def _writer(self) -> str | None:
+        """Return who is writing: a publisher, or git in the work tree that the root is in."""
+        if is_locked(self.root):
+            return "a publisher to finish"
+        real = self.root.resolve()
+        for directory in (real, *real.parents):
+            git = directory / ".git"
+            if git.exists():
+                lock = _git_directory(git) / "index.lock"
+                return f"{lock} to go" if lock.exists() else None
+        return None
+
+    async def _read(self, inotify: Inotify) -> None:
+        while True:
+            event = await inotify.get()
+            if self._matters(event):
+                self._last = asyncio.get_running_loop().time()
+                self._changed.set()
+
+    def _matters(self, event: Event) -> bool:
+        if Mask.IGNORED in event.mask:
+            return False
+        if event.name is None:
+            return True  # of the directory itself, or the kernel's queue ran over
+        name = event.name.name
+        if event.watch is not None and event.watch.path == self.root.parent:
+            return name == self.root.name
+        return not name.startswith(".") and (Mask.ISDIR in event.mask or name.endswith(".toml"))
+
+
+def _git_directory(git: Path) -> Path:
+    """Return the directory that holds the index: of a linked work tree, `.git` is a file."""
+    if git.is_file():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return git.parent / git.read_text().removeprefix("gitdir:").strip()
+    return git
