@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +24,13 @@ def envelope_of(
         progress: Called with the number of bytes read, again and again.
 
     Raises:
-        InvalidDataError: It cannot be read.
+        InvalidDataError: It cannot be read, or `media_type` breaks its rule.
     """
     digest, size = hashlib.sha256(), 0
     try:
+        # Opening a pipe would wait for its other end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidDataError([Issue("", "is not a regular file", str(path))])
         with path.open("rb", buffering=0) as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)

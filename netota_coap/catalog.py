@@ -115,7 +115,7 @@ class View:
         for parameter in parameters:
             if full and parameter.startswith("sequence="):
                 text = parameter[len("sequence=") :]
-                if not (text.isascii() and text.isdecimal()):
+                if not (text.isascii() and text.isdecimal() and len(text) <= 10):
                     raise InvalidDataError([Issue("sequence", f"{text!r} is not a number")])
                 sequence = int(text)
         return cls(selection_from_query(parameters), head, full, sequence)
@@ -228,7 +228,7 @@ class StreamResource(Resource):
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,
-            fingerprint=etag_of(whole),
+            fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
         )
         payload = _in_one_datagram(stream, whole)
         resource._once(
@@ -285,6 +285,7 @@ class StreamResource(Resource):
 def in_one_datagram(stream: Stream) -> bytes:
     """Encode a stream in CBOR within `LIMITS["datagram"]` bytes.
 
+    Each archive's offers must be in order, the best first, as `Selection.narrow` leaves them.
     Offers of the highest metrics are left out first, each archive keeping its best one; if that
     does not do, all archives. `more` tells that something was left out.
 
@@ -298,30 +299,28 @@ def _in_one_datagram(stream: Stream, whole: bytes) -> bytes:
     archives = stream.archives
     if len(whole) <= bound or archives is None:
         return whole
-    for fewer in _fewer_offers(archives):
-        payload = encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
-        if len(payload) <= bound:
-            return payload
-    return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
-
-
-def _fewer_offers(archives: Sequence[Archive]) -> Iterator[tuple[Archive, ...]]:
-    """Leave out one offer after the other, the highest metric first, each archive's best never."""
-    if len(archives) * 32 >= LIMITS["datagram"].value:
-        return  # the digests alone are too long
-    spare = [
+    spare = sorted(
         (offer.metric, index, place)
         for index, archive in enumerate(archives)
-        for place, offer in enumerate(archive.offers)
-        if place > 0
-    ]
-    left = [list(archive.offers) for archive in archives]
-    for _, index, place in sorted(spare, reverse=True):
-        del left[index][place]
-        yield tuple(
+        for place, offer in enumerate(archive.offers[1:])
+    )
+
+    def with_spare(count: int) -> bytes:
+        """Encode with each archive's best offer and some of the spare ones."""
+        kept = [list(archive.offers[:1]) for archive in archives]
+        for _, index, place in spare[:count]:
+            kept[index].append(archives[index].offers[1 + place])
+        fewer = tuple(
             attrs.evolve(archive, offers=tuple(offers))
-            for archive, offers in zip(archives, left, strict=True)
+            for archive, offers in zip(archives, kept, strict=True)
         )
+        return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
+
+    smallest = with_spare(0)
+    if len(smallest) > bound:
+        return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
+    counts = range(len(spare) - 1, 0, -1)
+    return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -391,7 +390,7 @@ def _passes(resource: Resource, parameter: str) -> bool:
         "href": ("/" + "/".join(resource.path),),
         "rt": (resource.rt,),
         "ct": tuple(str(int(fmt)) for fmt in resource.formats),
-        "title": (resource.title or "",),
+        "title": (resource.title,) if resource.title else (),
         "obs": ("",) if resource.observable else (),
     }
     if pattern.endswith("*"):
@@ -420,7 +419,7 @@ class Catalog:
         before = previous.resources if previous else {}
         packages: list[Resource] = []
         streams: list[Resource] = []
-        everything = hashlib.sha256()
+        everything = hashlib.sha256((repository.title or "").encode())
         for name, package in sorted(repository.packages.items()):
             own = []
             for stream_name, source in sorted(package.streams.items()):
@@ -497,8 +496,9 @@ def advice(repository: Repository) -> Iterator[Issue]:
             yield from (Issue(*issue, file) for issue in _crowded(served))
             machines = [a.content.machine or "" for a in stream.archives or ()]
             longest = max(machines, key=len, default="")
-            path = f"p/{package_name}/s/{name}?machine={longest}&scheme=coap"
-            if longest and len(path) > _ZEPHYR_PATH:
+            machine = f"machine={longest}&" if longest else ""
+            path = f"p/{package_name}/s/{name}?{machine}scheme=coap"
+            if len(path) > _ZEPHYR_PATH:
                 reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
                 yield Issue("", reason, file)
 
@@ -510,7 +510,10 @@ def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:
     for selection, index in selections.items():
         narrowed = selection.narrow(stream.archives or (), "")
         for offers, why in (((), ""), ((_LOCAL_OFFER,), " once a gateway adds its own offer")):
-            archives = tuple(attrs.evolve(a, offers=(*offers, *a.offers)) for a in narrowed)
+            archives = tuple(
+                attrs.evolve(a, offers=(*offers, *a.offers)[: LIMITS["offers"].value])
+                for a in narrowed
+            )
             size = len(encode(attrs.evolve(stream, archives=archives), Format.CBOR))
             if size > LIMITS["datagram"].value:
                 query = "&".join(selection_to_query(selection))

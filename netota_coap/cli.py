@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import attrs
 import click
 
 from netota_coap import __version__, publish, repository
@@ -30,6 +31,7 @@ from netota_coap.errors import (
     NotFoundError,
     RepositoryError,
     TransferError,
+    printable,
 )
 from netota_coap.formats import Format, load
 from netota_coap.model import Package, Stream
@@ -178,7 +180,10 @@ def check(directory: Path, as_json: bool) -> int:
         kinds = {"errors": findings.errors, "warnings": warnings}
         _print_json(
             {
-                kind: [{"file": i.file, "place": i.place, "reason": i.reason} for i in issues]
+                kind: [
+                    {name: printable(text) for name, text in attrs.asdict(issue).items()}
+                    for issue in issues
+                ]
                 for kind, issues in kinds.items()
             }
         )

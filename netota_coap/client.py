@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from types import TracebackType
@@ -316,7 +317,8 @@ def _failures(uri: str) -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise
         cause = error.__cause__
-        detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        number = cause.errno if isinstance(cause, OSError) else None
+        detail = os.strerror(number) if number and number > 0 else str(error)
         hint = error.extra_help() if isinstance(error, aiocoap.error.HelpfulError) else ""
         raise TransferError(detail or type(error).__name__, uri=uri, hint=hint or "") from error
 

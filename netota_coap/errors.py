@@ -25,6 +25,13 @@ class NetotaError(Exception):
         self.hint = hint
 
 
+def printable(text: str) -> str:
+    """Escape what would rewrite a terminal or a log, or could not be written to one."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 @attrs.frozen
 class Issue:
     """One thing wrong with a datum.
@@ -46,7 +53,7 @@ class Issue:
         return attrs.evolve(self, place=f"{place}{joint}{self.place}")
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.place, self.reason) if part)
+        return printable(": ".join(part for part in (self.file, self.place, self.reason) if part))
 
 
 class InvalidDataError(NetotaError, ValueError):

@@ -23,6 +23,9 @@ class Format(enum.Enum):
     CBOR = "CBOR"
     JSON = "JSON"
 
+    # Enum's own is written in Python, and the tables of wire.py are asked by format all the time.
+    __hash__ = object.__hash__
+
 
 def refuse(reason: str) -> InvalidDataError:
     """Return the error of a datum that is wrong as a whole."""
@@ -57,11 +60,11 @@ def _loads_cbor(data: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} is there twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r} is there twice")
+        result[key] = value
     return result
 
 

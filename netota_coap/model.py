@@ -72,7 +72,8 @@ Rule = Callable[[Any], "str | None"]
 
 _RULE = "netota_coap.rule"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|/)[!-~]+")
+# `//host/path` would be another server.
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|/(?!/))[!-~]+")
 # C0, DEL, C1, line and paragraph separators: they would let a title rewrite a terminal or a log.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -131,7 +132,11 @@ def _integer(low: int, limit: str) -> Rule:
     def rule(value: object) -> str | None:
         if type(value) is not int:
             return _type_reason(value, "an integer")
-        return None if low <= value <= high else f"must be from {low} to {high}, not {value}"
+        if low <= value <= high:
+            return None
+        # Python refuses to print an integer of more than 4,300 digits; TOML has them, as 0xffff….
+        shown = value if value.bit_length() <= 128 else f"one of {value.bit_length()} bits"
+        return f"must be from {low} to {high}, not {shown}"
 
     return rule
 
@@ -179,9 +184,13 @@ def _time(value: object) -> str | None:
         return _type_reason(value, "a time")
     if value.tzinfo is None:
         return "must have an offset from UTC, as in 2026-11-20T09:30:00Z"
-    if value.microsecond:
+    try:
+        utc = value.astimezone(UTC)
+    except OverflowError:
+        return "must be from 1970 to 9999 in UTC"
+    if utc.microsecond:
         return "must be in whole seconds"
-    return None if value.year >= 1970 else "must not be before 1970"
+    return None if utc.year >= 1970 else "must not be before 1970"
 
 
 def _format(value: object) -> str | None:
@@ -263,8 +272,10 @@ def issues_of(cls: type[Value], fields: Mapping[str, object]) -> list[Issue]:
 def _twice(names: Iterable[str], place: str) -> Iterator[Issue]:
     seen: dict[str, str] = {}
     for index, name in enumerate(names):
-        first = seen.setdefault(name.casefold(), name)
-        if first is not name:
+        folded = name.casefold()
+        if (first := seen.get(folded)) is None:
+            seen[folded] = name
+        else:
             why = "is there twice" if first == name else f"differs from {first!r} only in case"
             yield Issue(place.format(index=index, name=name), f"{name!r} {why}")
 
@@ -285,6 +296,11 @@ def _frozen_mapping(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _typed(value: Mapping[str, Any]) -> Mapping[str, tuple[type, Any]]:
+    """Tell True from 1, which are equal in Python but not to a device."""
+    return {name: (type(item), item) for name, item in value.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -341,7 +357,7 @@ class Content(Value):
     filesystem: str | None = ruled(_optional(_text("text")), default=None)
     compression: str | None = ruled(_optional(_text("text")), default=None)
     attributes: Mapping[str, AttributeValue] = ruled(
-        _attributes, default=_NOTHING, converter=_frozen_mapping, hash=False
+        _attributes, default=_NOTHING, converter=_frozen_mapping, eq=_typed, hash=False
     )
 
     def get(self, attribute: str) -> AttributeValue | None:
@@ -361,7 +377,7 @@ class Content(Value):
     def _together(self) -> Iterator[Issue]:
         for name, value in self.attributes.items():
             reason = _attribute_rule(name)
-            if reason is None and name in RESERVED_ATTRIBUTES:
+            if reason is None and (name in RESERVED_ATTRIBUTES or name.startswith("x-")):
                 reason = "is reserved"
             if reason is None and type(value) is not bool:
                 reason = _integer_value(value) if type(value) is int else _text_value(value)

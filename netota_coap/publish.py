@@ -18,6 +18,7 @@ from netota_coap.artefacts import envelope_of
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
 from netota_coap.model import (
     CONTENT_ATTRIBUTES,
+    LIMITS,
     Archive,
     AttributeValue,
     Content,
@@ -25,6 +26,7 @@ from netota_coap.model import (
     Offer,
     Package,
     Stream,
+    name_rule,
 )
 from netota_coap.repository import StreamName
 
@@ -72,10 +74,17 @@ class ArchiveSource:
         media_type = given.pop("media-type", DEFAULT_MEDIA_TYPE)
         own = {key: _value(given.pop(key), key) for key in CONTENT_ATTRIBUTES if key in given}
         free = {key: _value(value) for key, value in given.items()}
+        reasons = {"name": name_rule(name), "media-type": Envelope.rules()["type"](media_type)}
+        issues = [Issue(place, reason, file) for place, reason in reasons.items() if reason]
         try:
-            return cls(path, name, media_type, Content(**own, attributes=free))  # type: ignore[arg-type]
+            content = Content(**own, attributes=free)  # type: ignore[arg-type]
         except InvalidDataError as error:
-            raise InvalidDataError(attrs.evolve(i, file=file) for i in error.issues) from error
+            raise InvalidDataError(
+                [*issues, *(attrs.evolve(issue, file=file) for issue in error.issues)]
+            ) from error
+        if issues:
+            raise InvalidDataError(issues)
+        return cls(path, name, media_type, content)
 
     def archive(self, version: str, offers: Sequence[Offer], progress: Progress) -> Archive:
         """Read the file and describe it, the templates of its offers filled in."""
@@ -96,9 +105,14 @@ Progress = Callable[[int], object]
 def _value(text: str, attribute: str = "") -> AttributeValue:
     if text in ("true", "false") and attribute in ("", "debug"):
         return text == "true"
-    if attribute == "" and text.isascii() and text.isdecimal():
+    if attribute == "" and _is_number(text):
         return int(text)
     return text
+
+
+def _is_number(text: str) -> bool:
+    # Python refuses to read thousands of digits; so many are left as text, which is too long.
+    return text.isascii() and text.isdecimal() and len(text) <= LIMITS["text"].value
 
 
 def _fill(template: str, names: dict[str, str]) -> str:
@@ -117,7 +131,7 @@ def parse_offer(text: str) -> Offer:
         InvalidDataError: It breaks a rule of offers.
     """
     url, comma, metric = text.rpartition(",")
-    if comma and metric.isascii() and metric.isdecimal():
+    if comma and _is_number(metric):
         return Offer(url=url, metric=int(metric))
     return Offer(url=text, metric=DEFAULT_METRIC)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,13 +39,15 @@ from netota_coap.model import (
 )
 from netota_coap.wire import decode, encode
 
+T = TypeVar("T")
 V = TypeVar("V", bound=Value)
 
 StreamName = tuple[str, str]
 """Package and stream."""
 
 LOCK = ".lock"
-_HISTORY_NAME = re.compile(r"\d{8,10}\.toml")
+_HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
+_REGRESSED = "which stood for another state"
 _REVERT_HINT = (
     "Devices ignore a state whose sequence they have seen: "
     "publish the wanted state again instead of editing or reverting a stream's file."
@@ -64,12 +67,14 @@ def stream_name(text: str) -> StreamName:
     package, slash, stream = text.partition("/")
     if not slash:
         raise InvalidDataError([Issue(text, "must be PACKAGE/STREAM")])
-    issues = [
-        Issue(repr(name), reason) for name in (package, stream) if (reason := name_rule(name))
-    ]
+    _require_names(package, stream)
+    return package, stream
+
+
+def _require_names(*names: str) -> None:
+    issues = [Issue(repr(name), reason) for name in names if (reason := name_rule(name))]
     if issues:
         raise InvalidDataError(issues)
-    return package, stream
 
 
 def _stream_file(root: Path, name: StreamName) -> Path:
@@ -82,11 +87,8 @@ def _history_file(root: Path, name: StreamName, sequence: int) -> Path:
 
 def _history(root: Path, name: StreamName) -> list[int]:
     """Return the sequences in a stream's history, ascending."""
-    try:
-        files = [path.name for path in _history_file(root, name, 0).parent.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(file[:-5]) for file in files if _HISTORY_NAME.fullmatch(file))
+    entries = _listing(root, f"packages/{name[0]}/history/{name[1]}")
+    return sorted(int(e.name[:-5]) for e in entries if re.fullmatch(_HISTORY_NAME, e.name))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -137,21 +139,37 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         raise InvalidDataError(attrs.evolve(issue, file=file) for issue in error.issues) from error
 
 
-def _subdirectories(path: Path) -> list[str]:
+def _listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
+    """List a directory in the order of the names, without what is hidden; [] if it is not there.
+
+    Raises:
+        InvalidDataError: It cannot be read.
+    """
     try:
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        with os.scandir(root / directory) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _toml_files(path: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            found = [e for e in entries if e.name.endswith(".toml") and not e.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        issue = Issue("", f"cannot be read: {error.strerror}", directory)
+        raise InvalidDataError([issue]) from error
     return sorted(found, key=lambda entry: entry.name)
+
+
+def _packages(root: Path) -> list[str]:
+    return [entry.name for entry in _listing(root, "packages") if _is_directory(entry)]
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True  # what is wrong with it is told when it is read
+
+
+def _streams(root: Path, package: str) -> list[os.DirEntry[str]]:
+    entries = _listing(root, f"packages/{package}/streams")
+    return [entry for entry in entries if entry.name.endswith(".toml")]
 
 
 @attrs.define
@@ -190,12 +208,11 @@ class Loader:
         top = self._file(Repository, "repository.toml", known, issues)
         if top is None and not issues:
             issues.append(Issue("", "is missing", "repository.toml"))
-        names = _subdirectories(self.root / "packages")
-        issues += _name_issues(names, "packages/{name}")
+        names = _collect(issues, lambda: _packages(self.root))
+        issues += _name_issues(tuple(names), "packages/{name}")
         packages = {name: self._package(name, known, issues) for name in names}
         if issues or top is None:
-            regressed = any(issue.place == "sequence" for issue in issues)
-            raise InvalidDataError(issues, hint=_REVERT_HINT if regressed else "")
+            raise InvalidDataError(map(_printable, issues), hint=_hint(issues))
         for name, package in packages.items():
             self._seen.update({(name, stream): state for stream, state in package.streams.items()})
         return attrs.evolve(top, packages=packages)
@@ -203,15 +220,16 @@ class Loader:
     def _package(self, name: str, known: _Files, issues: list[Issue]) -> Package:
         place = f"packages/{name}"
         package = self._file(Package, f"{place}/package.toml", known, issues) or Package()
-        entries = _toml_files(self.root / place / "streams")
-        issues += _name_issues([e.name[:-5] for e in entries], f"{place}/streams/{{name}}.toml")
+        entries = _collect(issues, lambda: _streams(self.root, name))
+        names = tuple(entry.name[:-5] for entry in entries)
+        issues += _name_issues(names, f"{place}/streams/{{name}}.toml")
         streams = {}
-        for entry in entries:
+        for own, entry in zip(names, entries, strict=True):
             file = f"{place}/streams/{entry.name}"
             stream = self._file(Stream, file, known, issues, entry)
             if stream is not None:
-                streams[entry.name[:-5]] = stream
-                seen = self._seen.get((name, entry.name[:-5]), stream)
+                streams[own] = stream
+                seen = self._seen.get((name, own), stream)
                 if seen is not stream:
                     issues += _sequence_issues(seen, stream, file)
         return attrs.evolve(package, streams=streams)
@@ -225,11 +243,11 @@ class Loader:
         entry: os.DirEntry[str] | None = None,
     ) -> V | None:
         """Return what a file says, from memory if it did not change; None if it has no answer."""
-        path = self.root / file if entry is None else Path(entry.path)
         try:
-            signature, value = known.get(file, (None, None))
-            if signature is None or signature != _signature((entry or path).stat()):
-                signature, value = _read(cls, path, file)
+            found = known.get(file)
+            # A directory's entries are asked instead of paths, which take as long again to make.
+            if found is None or found[0] != _signature((entry or self.root / file).stat()):
+                found = _read(cls, self.root / file, file)
                 self.parsed += 1
         except FileNotFoundError:
             return None
@@ -239,26 +257,45 @@ class Loader:
         except OSError as error:
             issues.append(Issue("", f"cannot be read: {error.strerror}", file))
             return None
-        assert isinstance(value, cls)
-        self._files[file] = signature, value
-        return value
+        self._files[file] = found
+        assert isinstance(found[1], cls)
+        return found[1]
+
+
+def _collect(issues: list[Issue], entries: Callable[[], list[T]]) -> list[T]:
+    """Return what a directory holds; nothing, and an issue more, if it cannot be read."""
+    try:
+        return entries()
+    except InvalidDataError as error:
+        issues.extend(error.issues)
+        return []
+
+
+def _printable(issue: Issue) -> Issue:
+    """Take the control characters out of a file name: they would rewrite a terminal or a log."""
+    shown = issue.file if issue.file.isprintable() else ascii(issue.file)[1:-1]
+    return attrs.evolve(issue, file=shown)
+
+
+def _hint(issues: Iterable[Issue]) -> str:
+    return _REVERT_HINT if any(i.reason.endswith(_REGRESSED) for i in issues) else ""
 
 
 def _sequence_issues(seen: Stream, stream: Stream, file: str) -> Iterator[Issue]:
     """Find a change of a stream without a higher sequence. Source: rule R-9."""
     if stream.sequence <= seen.sequence and stream.essence() != seen.essence():
-        reason = f"must be above {seen.sequence}, which stood for another state"
+        reason = f"must be above {seen.sequence}, {_REGRESSED}"
         yield Issue("sequence", reason, file)
 
 
-def _name_issues(names: list[str], file: str) -> Iterator[Issue]:
+@functools.lru_cache(maxsize=1_024)  # asked of every package at each load, and few change
+def _name_issues(names: tuple[str, ...], place: str) -> tuple[Issue, ...]:
     """Find the names that break the rule, and those that do not go together."""
-    for name in names:
-        reason = name_rule(name)
-        if reason:
-            # A name from the file system may hold anything; the message must not.
-            yield Issue("", f"the name {reason}", file.format(name=ascii(name)[1:-1]))
-    yield from (Issue("", issue.reason, file.format(name=issue.place)) for issue in clashes(names))
+    reasons = ((name, name_rule(name)) for name in names)
+    return (
+        *(Issue("", f"the name {why}", place.replace("{name}", name)) for name, why in reasons if why),
+        *(Issue("", issue.reason, place.replace("{name}", issue.place)) for issue in clashes(names)),
+    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -301,8 +338,7 @@ def check(root: Path) -> Findings:
                 file = f"packages/{package_name}/streams/{name}.toml"
                 reason = f"there is no stream {'/'.join(target)}"
                 warnings.append(Issue("replacement", reason, file))
-    hint = _REVERT_HINT if any(issue.place == "sequence" for issue in errors) else ""
-    return Findings(repository, tuple(errors), tuple(warnings), hint)
+    return Findings(repository, tuple(errors), tuple(warnings), _hint(errors))
 
 
 def _exists(repository: Repository, name: StreamName) -> bool:
@@ -313,11 +349,13 @@ def _exists(repository: Repository, name: StreamName) -> bool:
 def _check_history(
     root: Path, name: StreamName, stream: Stream, errors: list[Issue], warnings: list[Issue]
 ) -> None:
-    for sequence in _history(root, name):
+    for sequence in _collect(errors, lambda: _history(root, name)):
         path = _history_file(root, name, sequence)
         file = path.relative_to(root).as_posix()
         try:
             _, state = _read(Stream, path, file)
+        except FileNotFoundError:
+            continue  # a publisher has just replaced an interrupted publish
         except InvalidDataError as error:
             errors.extend(error.issues)
             continue
@@ -337,14 +375,14 @@ def _ignored(root: Path) -> Iterator[Issue]:
     """List the files that do not count. Hidden ones and the blobs are left out."""
     counts = re.compile(
         r"repository\.toml|blobs/.*|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
-        r"|packages/[^/]+/history/[^/]+/\d{8,10}\.toml"
+        rf"|packages/[^/]+/history/[^/]+/{_HISTORY_NAME}"
     )
     for directory, subdirectories, files in os.walk(root):
         subdirectories[:] = sorted(d for d in subdirectories if not d.startswith("."))
         for name in sorted(files):
             file = (Path(directory) / name).relative_to(root).as_posix()
             if not name.startswith(".") and not counts.fullmatch(file):
-                yield Issue("", "is ignored: it stands at no place that counts", file)
+                yield _printable(Issue("", "is ignored: it stands at no place that counts", file))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -412,8 +450,9 @@ def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
         Empty package and None where the files are missing.
 
     Raises:
-        InvalidDataError: One of the files, or `repository.toml`, is wrong.
+        InvalidDataError: A name, one of the files, or `repository.toml`, is wrong.
     """
+    _require_names(*name)
 
     def optional(cls: type[V], path: Path) -> V | None:
         try:
@@ -442,12 +481,13 @@ def change(
 
     Raises:
         RepositoryError: It could not be written; nothing changed.
-        InvalidDataError: The present state, or the new one, is wrong.
+        InvalidDataError: A name, the present state, or the new one, is wrong.
 
-    Source: rules R-9 to R-11.
+    Source: rules R-9 to R-11 and R-20 to R-24.
     """
+    _require_names(*name)
     with locked(root):
-        _refuse_similar(root, name)
+        _refuse_similar(root, *name)
         package, present = read(root, name)
         history = _history(root, name)
         sequence = 1 + max([*history, present.sequence if present else 0])
@@ -464,10 +504,11 @@ def change(
     return state
 
 
-def _refuse_similar(root: Path, name: StreamName) -> None:
-    packages = _subdirectories(root / "packages")
-    streams = [e.name[:-5] for e in _toml_files(_stream_file(root, name).parent)]
-    for wanted, others in ((name[0], packages), (name[1], streams)):
+def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None:
+    names = [(package, _packages(root))]
+    if stream is not None:
+        names.append((stream, [entry.name[:-5] for entry in _streams(root, package)]))
+    for wanted, others in names:
         for other in others:
             if other != wanted and other.casefold() == wanted.casefold():
                 raise RepositoryConflictError(
@@ -517,7 +558,9 @@ def init(root: Path, title: str | None = None) -> None:
         raise RepositoryConflictError(f"{root}: there is a repository already")
     with _writing(root):
         _make_directory((root / "packages").absolute())
-        _write(root / ".gitignore", f"/{LOCK}\n/blobs/\n.*.tmp\n".encode())
+        ignored = root / ".gitignore"
+        others = ignored.read_bytes().rstrip(b"\n") + b"\n" if ignored.exists() else b""
+        _write(ignored, others + f"/{LOCK}\n/blobs/\n.*.tmp\n".encode())
         top = encode(Repository(format=FORMAT, title=title), Format.TOML)
         _write(root / "repository.toml", top)
 
@@ -526,8 +569,11 @@ def write_package(root: Path, name: str, package: Package) -> None:
     """Write a package's own file, without its streams.
 
     Raises:
+        InvalidDataError: The name breaks the rule of names.
         RepositoryError: It cannot be written.
     """
+    _require_names(name)
     with locked(root):
+        _refuse_similar(root, name)
         path = root / "packages" / name / "package.toml"
         _write(path, encode(package, Format.TOML))

@@ -8,6 +8,7 @@ Sources: `spec/repository.md`, `spec/wire.md`, `spec/wire.cddl`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -28,7 +29,9 @@ from netota_coap.model import (
     Stream,
     StreamEntry,
     Value,
+    clashes,
     issues_of,
+    name_rule,
 )
 from netota_coap.selection import Selection, SelectionValue
 
@@ -65,6 +68,10 @@ class Form:
         return plain
 
 
+# datetime.fromisoformat takes week dates, dates without a time, and more.
+_RFC_3339 = re.compile(r"[\d-]{10}T[\d:]{8}(\.\d+)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+
+
 class _Time(Form):
     """TOML: offset date-time; CBOR: epoch seconds; JSON: RFC 3339."""
 
@@ -78,7 +85,7 @@ class _Time(Form):
         try:
             if fmt is Format.CBOR and type(plain) is int:
                 return datetime.fromtimestamp(plain, UTC)
-            if fmt is Format.JSON and type(plain) is str:
+            if fmt is Format.JSON and type(plain) is str and _RFC_3339.fullmatch(plain):
                 return datetime.fromisoformat(plain)
         except (ValueError, OverflowError, OSError):
             pass
@@ -358,6 +365,8 @@ def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
         field = by_key.get(key) if type(key) in (int, str) else None
         if field is not None:
             try:
+                if item is None:
+                    raise refuse("must not be null: what is not said is left out")
                 values[field.name] = field.form.decode(item, fmt)
             except InvalidDataError as error:
                 failed.add(field.name)
@@ -365,7 +374,7 @@ def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
         elif type(key) is str and not key.startswith("x-"):
             if table.free:
                 free[key] = item
-            elif fmt is not Format.CBOR:
+            elif fmt is Format.TOML:
                 known = ", ".join(by_key)
                 issues.append(Issue(key, f"unknown key; {table.noun} has {known}"))
     if table.free and free:
@@ -404,7 +413,7 @@ def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:
     Args:
         cls: A class in `TABLES`.
         data: At most `LIMITS["document"]` bytes.
-        fmt: Unknown keys are errors in TOML and JSON (except `x-…`), and skipped in CBOR.
+        fmt: Unknown keys are errors in TOML (except `x-…`), and skipped in CBOR and JSON.
         given: Fields that do not stand in the document.
 
     Raises:
@@ -427,8 +436,10 @@ def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
     plain = load(data, fmt)
     if type(plain) is not dict or any(type(name) is not str for name in plain):
         raise refuse("must be a table of names")
-    entries, issues = {}, []
+    entries, issues = {}, clashes(plain)
     for name, item in plain.items():
+        if (reason := name_rule(name)) is not None:
+            issues.append(Issue(name, reason))
         try:
             entries[name] = _from_plain(cls, item, fmt)
         except InvalidDataError as error:

@@ -164,32 +164,35 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | None:
         return attrs.evolve(reset, reason="reserved code class")
     if code == 0:
         # A Zephyr 1.14 device acknowledges with a token in the empty message: let it.
-        return (
-            None
-            if len(data) == 4 or kind in (_ACK, _RST)
-            else attrs.evolve(reset, reason="empty message that is not")
-        )
+        empty = len(data) == (4 if kind in (_CON, _NON) else 4 + token_length)
+        return None if empty else attrs.evolve(reset, reason="empty message that is not")
     if kind == _RST or (kind == _ACK and code < 32):
         return Verdict(None, "code that does not go with the type")
     try:
         found, _ = coap.decode(data[4 + token_length :])
     except ValueError as error:
         return attrs.evolve(reset, reason=str(error))
-    if code < 32:
-        return _vet_options(found)
-    return None
+    reason = _stumbling_block(found)
+    if reason is None:
+        return None
+    return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
 
 
-def _vet_options(found: Sequence[coap.Option]) -> Verdict | None:
-    """Refuse what aiocoap would stumble over; what else is wrong `Responder.answer` refuses."""
+def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
+    """Say what aiocoap would stumble over; what else is wrong `Responder.answer` refuses."""
     for number, value in found:
-        known = coap.KNOWN.get(number)
-        if known and known.text and not coap.is_text(value):
-            return Verdict(Code.BAD_OPTION, f"{known.name} is not UTF-8")
-        # aiocoap keeps every number that it ever saw in these for good.
-        if number in (coap.ACCEPT, coap.CONTENT_FORMAT) and len(value) > 2:
-            return Verdict(Code.BAD_OPTION, f"option {number} has {len(value)} bytes")
+        if number in _TEXT_OF_AIOCOAP and not coap.is_text(value):
+            return f"option {number} is not UTF-8"
+        if number in _REMEMBERED_BY_AIOCOAP and len(value) > 2:
+            return f"option {number} has {len(value)} bytes"
     return None
+
+
+# It decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
+# Location-Query, Proxy-Uri, Proxy-Scheme.
+_TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
+# It keeps every number that it ever saw in these for good.
+_REMEMBERED_BY_AIOCOAP = (coap.CONTENT_FORMAT, coap.ACCEPT)
 
 
 class _Interface(MessageInterfaceUDP6):

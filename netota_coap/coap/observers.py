@@ -2,7 +2,7 @@
 
 An observation is a pipe of aiocoap that stays open: no task, no timer. A notification is sent only
 if the answer to the observer's own request is another one than the last that was sent.
-Source: RFC 7641; `spec/resources.md`, rules C-20 to C-26.
+Source: RFC 7641; `spec/resources.md`, rules C-20 to C-28.
 """
 
 from __future__ import annotations
@@ -105,10 +105,13 @@ class Observers:
         observation.pipe.add_response(message, is_last=not lives)
 
     def _message(self, answer: Answer) -> Message:
-        self._number = max((self._number + 1) % _NUMBERS, _FIRST_NUMBER)
         message = _plain(answer)
-        message.opt.observe = self._number
+        message.opt.observe = self._next_number()
         return message
+
+    def _next_number(self) -> int:
+        self._number = max((self._number + 1) % _NUMBERS, _FIRST_NUMBER)
+        return self._number
 
 
 def _plain(answer: Answer) -> Message:

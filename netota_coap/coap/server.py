@@ -30,6 +30,7 @@ from netota_coap.wire import encode_problem
 
 DEFAULT_MAX_AGE_S = 60
 DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
+_LONGEST_DETAIL = 120  # characters: an error must not be larger than what it answers
 PROBLEM_DETAILS = 257  # application/concise-problem-details+cbor, RFC 9290
 
 
@@ -125,7 +126,7 @@ class Responder:
             Response code, and the bytes of options and payload without Observe. The payload is at
             most one block, of 256 bytes unless the client asked for another size.
 
-        Source: rules C-1 to C-15.
+        Source: rules C-1 to C-13.
         """
         try:
             request = _Request.of(options)
@@ -204,7 +205,7 @@ def problem(error: NetotaError) -> tuple[Code, bytes]:
         if isinstance(error, _RefusedError)
         else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
     )
-    payload = encode_problem(code.name_printable, error.detail)
+    payload = encode_problem(code.name_printable, error.detail[:_LONGEST_DETAIL])
     return code, coap.encode([(coap.CONTENT_FORMAT, coap.encode_uint(PROBLEM_DETAILS))], payload)
 
 

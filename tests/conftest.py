@@ -1,0 +1,38 @@
+"""Fixtures that several modules share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from netota_coap import publish, repository
+
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def repository_dir(tmp_path: Path) -> Path:
+    """A copy of fixtures/repositories/typical."""
+    root = tmp_path / "typical"
+    shutil.copytree(FIXTURES / "repositories" / "typical", root)
+    return root
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """A small repository, as `init --sample` makes it."""
+    root = tmp_path / "sample"
+    repository.init(root)
+    publish.sample(root, NOW)
+    for path in root.rglob("*.toml"):
+        os.utime(path, (1, 1))  # files this young would be read again
+    return root

@@ -1,0 +1,231 @@
+"""coap/frontdoor.py: sockets, vetting, and the private names of aiocoap that it stands on."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import inspect
+import socket
+from pathlib import Path
+
+import pytest
+from aiocoap.messagemanager import MessageManager
+from aiocoap.numbers.codes import Code
+from aiocoap.protocol import Context
+from aiocoap.transports.udp6 import MessageInterfaceUDP6
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netota_coap.coap import frontdoor
+from netota_coap.coap.frontdoor import open_sockets, parse_bind, uri_of, vet
+from netota_coap.errors import AddressError, ConfigError
+from tests.device import ACK, CON, GET, NON, RST, device
+from tests.serving import serving
+
+
+def test_private_names() -> None:
+    """The release of aiocoap is the one whose private names were tried, and has them."""
+    assert importlib.metadata.version("aiocoap") == "0.4.17"
+    assert list(
+        inspect.signature(Context._append_tokenmanaged_messagemanaged_transport).parameters
+    ) == ["self", "message_interface_constructor"]
+    assert ["sock", "ctx", "log", "loop", "multicast"][:4] == list(
+        inspect.signature(MessageInterfaceUDP6._create_transport_endpoint).parameters
+    )[:4]
+    assert list(inspect.signature(MessageInterfaceUDP6.datagram_msg_received).parameters) == [
+        "self",
+        "data",
+        "ancdata",
+        "flags",
+        "address",
+    ]
+    assert callable(MessageManager._next_message_id)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:1234", ("127.0.0.1", 1234)),
+        ("127.0.0.1", ("127.0.0.1", 5683)),
+        ("[::1]:1234", ("::1", 1234)),
+        ("[::1]", ("::1", 5683)),
+        ("::1", ("::1", 5683)),
+        ("localhost:0", ("localhost", 0)),
+        (":1234", ("::", 1234)),
+        ("[fe80::1%lo]:1", ("fe80::1%lo", 1)),
+    ],
+)
+def test_parse_bind(text: str, address: tuple[str, int]) -> None:
+    """Hosts, ports, both or one."""
+    assert address == parse_bind(text)
+
+
+@pytest.mark.parametrize("text", ["[::1", "[::1]x", "h:65536", "h:-1", "h:x", "h:\uff11"])
+def test_parse_bind_refused(text: str) -> None:
+    """What is no address is named."""
+    with pytest.raises(ConfigError, match="must be"):
+        parse_bind(text)
+
+
+def test_port_is_not_shared() -> None:
+    """A second server on a port fails, instead of taking half of the datagrams."""
+    (first,) = open_sockets("127.0.0.1:0")
+    with first, pytest.raises(AddressError, match="Address already in use") as caught:
+        open_sockets(f"127.0.0.1:{first.getsockname()[1]}")
+
+    assert "choose another --bind" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("bind", "match"), [("192.0.2.99:0", "Cannot assign"), ("no.such.host.invalid:0", "no.such")]
+)
+def test_foreign_address(bind: str, match: str) -> None:
+    """An address of another machine, or of none, is named."""
+    with pytest.raises(AddressError, match=match):
+        open_sockets(bind)
+
+
+def test_no_ipv6_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AF_INET6 the error says what to allow."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(frontdoor.socket, "socket", refuse)
+    with pytest.raises(AddressError, match="not supported") as caught:
+        open_sockets("127.0.0.1:0")
+
+    assert "RestrictAddressFamilies" in caught.value.hint
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "[::]:0"])
+def test_uri(bind: str) -> None:
+    """The URI says address and port."""
+    (opened,) = open_sockets(bind)
+    with opened:
+        host, port = bind.rsplit(":", 1)[0], opened.getsockname()[1]
+
+        assert f"coap://{host}:{port}" == uri_of(opened)
+
+
+async def test_answers_from_the_address_that_was_asked(sample: Path) -> None:
+    """On a wildcard the answer comes from the address that the request went to, v4 and v6."""
+    async with serving(sample, "[::]:0") as uris:
+        port = uris[0].rsplit(":", 1)[1]
+        for host in ("127.0.0.1", "127.0.0.3", "[::1]"):
+            # A connected socket drops what comes from elsewhere.
+            async with device(f"coap://{host}:{port}") as it:
+                assert (await it.ask(GET, "p")).code == "2.05"
+
+
+async def test_several_addresses(sample: Path) -> None:
+    """One server listens on several addresses."""
+    async with serving(sample, "127.0.0.1:0", "[::1]:0") as uris:
+        for uri in uris:
+            async with device(uri) as it:
+                assert (await it.ask(GET, "p")).code == "2.05"
+
+    assert len(uris) == 2
+
+
+async def test_nothing_else_is_opened(sample: Path) -> None:
+    """UDP is all that is listened on."""
+    async with serving(sample) as (uri,):
+        port = int(uri.rsplit(":", 1)[1])
+        with socket.socket() as tcp:
+            tcp.setblocking(True)
+            assert tcp.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+# Datagrams: what is answered to them; None: silence. The message ID is 0x1234.
+REFUSED = [
+    ("", None),
+    ("40", None),
+    ("00011234", None),  # version 0
+    ("80011234", None),  # version 2
+    ("49011234" + "00" * 9, "70001234"),  # token of 9 bytes
+    ("4f011234", "70001234"),
+    ("59011234" + "00" * 9, None),  # the same, not confirmable
+    ("44011234aabb", "70001234"),  # token cut off
+    ("40211234", "70001234"),  # reserved class 1
+    ("40e11234", "70001234"),  # reserved class 7
+    ("40001234", "70001234"),  # ping
+    ("4000123400", "70001234"),  # empty, but not
+    ("41001234aa", "70001234"),
+    ("50001234", None),
+    ("40011234ff", "70001234"),  # payload marker without payload
+    ("40011234f0", "70001234"),  # reserved delta
+    ("40011234b5aabb", "70001234"),  # option cut off
+    ("60011234b170", None),  # a request that acknowledges
+    ("70011234b170", None),  # a reset with a code
+    ("41011234aab1ff", "618212 34aa".replace(" ", "")),  # path that is not UTF-8
+    ("40011234d302808080", "60821234"),  # query that is not UTF-8
+    ("40011234d304010203", "60821234"),  # Accept of 3 bytes
+]
+
+
+@pytest.mark.parametrize(("datagram", "reply"), REFUSED)
+async def test_refused(sample: Path, datagram: str, reply: str | None) -> None:
+    """Malformed datagrams get RFC 7252's answer or silence, and the next good one an answer."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        it.send(bytes.fromhex(datagram))
+        if reply is not None:
+            answer = await it.receive()
+            expected = bytes.fromhex(reply)
+            assert (expected[0] >> 4 & 3, 0x1234) == (answer.kind, answer.message_id)
+            assert f"{expected[1] >> 5}.{expected[1] & 31:02}" == answer.code
+            assert expected[4:] == answer.token
+        after = await it.ask(GET, "p")
+        assert (after.code, after.token) == ("2.05", b"t")
+
+
+async def test_refused_without_confirmation(sample: Path) -> None:
+    """A bad option in a non-confirmable request is answered by a non-confirmable message."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        it.send(bytes.fromhex("51011234aab1ff"))
+        answer = await it.receive()
+
+        assert (answer.kind, answer.code, answer.token) == (NON, "4.02", b"\xaa")
+
+
+async def test_ping(sample: Path) -> None:
+    """An empty confirmable message is a ping, answered by a reset."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        it.send(bytes.fromhex("40001234"))
+        answer = await it.receive()
+
+        assert (answer.kind, answer.code, answer.message_id) == (RST, "0.00", 0x1234)
+
+
+async def test_too_long(sample: Path) -> None:
+    """What is longer than the buffer is not taken for its beginning."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        it.send(it.message(GET, "p", payload=b"x" * 5_000))
+
+        assert (await it.receive()).kind == RST
+
+
+@pytest.mark.parametrize("kind", [CON, NON])
+async def test_types(sample: Path, kind: int) -> None:
+    """A confirmable request is answered in the acknowledgement, another by its like."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        answer = await it.ask(GET, "p", kind=kind, token=b"")
+
+        assert (ACK if kind == CON else NON, "2.05", b"") == (
+            answer.kind,
+            answer.code,
+            answer.token,
+        )
+
+
+def test_zephyr_acknowledgement() -> None:
+    """An acknowledgement with a token, as Zephyr 1.14 sends it, is let through."""
+    assert vet(bytes.fromhex("64001234aabbccdd")) is None
+
+
+@given(st.binary(max_size=64))
+def test_vet_any_bytes(data: bytes) -> None:
+    """Any datagram is judged without an error, and never answered by more than it is."""
+    verdict = vet(data)
+
+    assert verdict is None or verdict.code in (None, Code.EMPTY, Code.BAD_OPTION)

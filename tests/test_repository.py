@@ -1,0 +1,335 @@
+"""Loading, checking and locking of repositories."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+
+from netota_coap import repository
+from netota_coap.catalog import advice
+from netota_coap.errors import (
+    InvalidDataError,
+    Issue,
+    RepositoryConflictError,
+    RepositoryError,
+    RepositoryLockedError,
+)
+from netota_coap.formats import Format
+from netota_coap.model import Package
+from netota_coap.repository import Loader, check
+from netota_coap.wire import encode
+from tests.repositories import HISTORY, REPOSITORIES, STABLE, edit, refusal, stable
+
+BROKEN = (
+    "case-clash",
+    "control-characters",
+    "digest-length",
+    "directory",
+    "duplicate-key",
+    "duplicate-name",
+    "empty-files",
+    "encoding",
+    "format",
+    "half-written",
+    "limits",
+    "merge-conflict",
+    "missing-field",
+    "missing-repository-toml",
+    "name",
+    "replacement",
+    "replacement-of-open-stream",
+    "requires",
+    "reserved-attribute",
+    "time",
+    "toml",
+    "types",
+    "unknown-key",
+    "url",
+)
+"""What cannot be loaded."""
+
+BROKEN_HISTORY = ("history", "history-name", "sequence-not-raised")
+"""What can be loaded, but not agree with its history."""
+
+
+# ----------------------------------------------------------------------------------------------
+# The fixtures
+
+
+def test_broken_fixtures_are_all_tested() -> None:
+    """Each directory of broken things is in one of the two tables."""
+    found = {path.name for path in REPOSITORIES.glob("broken-*")}
+    assert {f"broken-{why}" for why in (*BROKEN, *BROKEN_HISTORY)} == found
+
+
+@pytest.mark.parametrize("why", [*BROKEN, *BROKEN_HISTORY])
+def test_check_reports_all_that_is_broken(why: str) -> None:
+    """The errors are those of expected.txt, each with file, place and reason, and no others."""
+    root = REPOSITORIES / f"broken-{why}"
+    expected = (root / "expected.txt").read_text().splitlines()
+    assert expected == [str(issue) for issue in check(root).errors]
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_loader_refuses_what_is_broken(why: str) -> None:
+    """The loader raises the very errors that check reports, and nothing is served."""
+    root = REPOSITORIES / f"broken-{why}"
+    assert check(root).errors == refusal(Loader(root)).issues
+    assert check(root).repository is None
+
+
+@pytest.mark.parametrize("why", BROKEN_HISTORY)
+def test_loader_does_not_read_the_history(why: str) -> None:
+    """A server loads a repository whose history is wrong."""
+    root = REPOSITORIES / f"broken-{why}"
+    assert Loader(root).load() == check(root).repository
+
+
+@pytest.mark.parametrize("name", ["minimal", "typical"])
+def test_good_fixtures_are_good(name: str) -> None:
+    """Nothing is found in the fixtures that show how it is done, not even by the advice."""
+    findings = check(REPOSITORIES / name)
+    assert (findings.errors, findings.warnings) == ((), ())
+    assert findings.repository is not None
+    assert list(advice(findings.repository)) == []
+
+
+def test_minimal_is_minimal() -> None:
+    """One package with one stream with one archive of which only the envelope is told."""
+    packages = Loader(REPOSITORIES / "minimal").load().packages
+    (archive,) = packages["blinky"].streams["stable"].archives or ()
+    assert (archive.name, archive.envelope.size, archive.offers) == ("blinky", 18_432, ())
+
+
+def test_typical_is_loaded_whole() -> None:
+    """Packages, streams, sequences, versions and closed streams are those of the files."""
+    packages = Loader(REPOSITORIES / "typical").load().packages
+    assert {
+        ("gateway-os", "beta", 11, "2026.11-rc1", None),
+        ("gateway-os", "stable", 6, "2026.10", None),
+        ("sensor-node", "beta", 9, "2.5.0-rc2", None),
+        ("sensor-node", "edge", 213, "2.6.0-dev.41", None),
+        ("sensor-node", "stable", 17, "2.4.1", None),
+        ("sensor-node", "v1", 31, "1.9.7", ("sensor-node", "stable")),
+    } == {
+        (package, name, stream.sequence, stream.version, stream.replacement)
+        for package, value in packages.items()
+        for name, stream in value.streams.items()
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# Places
+
+
+def test_stream_name_is_package_and_stream() -> None:
+    """The two names stand on either side of the slash."""
+    assert repository.stream_name("sensor-node/v1.0") == ("sensor-node", "v1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sensor-node", "sensor-node: must be PACKAGE/STREAM"),
+        ("", "must be PACKAGE/STREAM"),
+        ("/stable", "'': must not be empty"),
+        ("a/b/c", "'b/c': must consist of letters"),
+        ("../x", "'..': must consist of letters"),
+        ("a/\x1b[31m", r"'\x1b[31m': must not contain control characters"),
+    ],
+)
+def test_stream_name_refuses(text: str, expected: str) -> None:
+    """What is no name of a stream is told by its rule, printably."""
+    with pytest.raises(InvalidDataError) as raised:
+        repository.stream_name(text)
+    assert str(raised.value).startswith(expected)
+
+
+# ----------------------------------------------------------------------------------------------
+# Check
+
+
+def test_check_lists_what_is_ignored(repository_dir: Path) -> None:
+    """Files at no place that counts are warnings; blobs and hidden files are not."""
+    ignored = [
+        "README.md",
+        "packages/sensor-node/history/stable/000000017.toml",
+        "packages/sensor-node/history/stable/17.toml",
+        "packages/sensor-node/history/stable/١٢٣٤٥٦٧٨.toml",
+        "packages/sensor-node/stable.toml",
+        "packages/sensor-node/streams/stable.tml",
+    ]
+    for file in (*ignored, "blobs/sha256/ab/abcd", ".git/config", "packages/.note"):
+        (repository_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        (repository_dir / file).write_text("")
+    findings = check(repository_dir)
+    reason = "is ignored: it stands at no place that counts"
+    assert findings.errors == ()
+    assert [Issue("", reason, file) for file in ignored] == sorted(
+        findings.warnings, key=lambda issue: issue.file
+    )
+
+
+def test_check_warns_of_an_interrupted_publish(repository_dir: Path) -> None:
+    """A history file above the stream's sequence is told, and does no harm."""
+    state = attrs.evolve(stable(repository_dir), sequence=18)
+    file = HISTORY.format(18)
+    (repository_dir / file).write_bytes(encode(state, Format.TOML))
+    reason = "is above the stream's sequence: an interrupted publish, which the next replaces"
+    findings = check(repository_dir)
+    assert ((), (Issue("", reason, file),)) == (findings.errors, findings.warnings)
+
+
+@pytest.mark.parametrize("target", ["sensor-node/lts", "sensor-mode/stable"])
+def test_check_warns_of_a_missing_replacement(repository_dir: Path, target: str) -> None:
+    """A replacement that does not exist is a warning."""
+    file = "packages/sensor-node/streams/v1.toml"
+    for path in (file, "packages/sensor-node/history/v1/00000031.toml"):
+        edit(repository_dir / path, '"sensor-node/stable"', f'"{target}"')
+    findings = check(repository_dir)
+    expected = Issue("replacement", f"there is no stream {target}", file)
+    assert ((), (expected,)) == (findings.errors, findings.warnings)
+
+
+def test_check_allows_a_repository_without_history(repository_dir: Path) -> None:
+    """The history is made by the first change."""
+    shutil.rmtree(repository_dir / "packages/sensor-node/history")
+    findings = check(repository_dir)
+    assert (findings.errors, findings.warnings) == ((), ())
+
+
+def test_check_gives_the_hint_only_where_it_helps(repository_dir: Path) -> None:
+    """The hint about edited streams stands with a sequence that was not raised."""
+    edit(repository_dir / STABLE, "2.4.1", "2.4.2")
+    assert check(repository_dir).hint.startswith("Devices ignore")
+    edit(repository_dir / STABLE, "= 17", "= 0")
+    assert check(repository_dir).hint == ""
+
+
+# ----------------------------------------------------------------------------------------------
+# init and packages
+
+
+def test_init_makes_an_empty_repository(tmp_path: Path) -> None:
+    """It can be checked, and git leaves out what is not to be kept."""
+    root = tmp_path / "deep" / "down"
+    repository.init(root, "Ours")
+    findings = check(root)
+    assert findings.repository is not None
+    assert (
+        findings.repository.title,
+        findings.repository.packages,
+        findings.errors,
+        findings.warnings,
+    ) == ("Ours", {}, (), ())
+    assert (root / ".gitignore").read_text() == "/.lock\n/blobs/\n.*.tmp\n"
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    """A directory in use is not robbed of its own .gitignore."""
+    (tmp_path / ".gitignore").write_text("*.o")
+    (tmp_path / "README.md").write_text("Mine")
+    repository.init(tmp_path)
+    assert (tmp_path / ".gitignore").read_text() == "*.o\n/.lock\n/blobs/\n.*.tmp\n"
+    assert (tmp_path / "README.md").read_text() == "Mine"
+
+
+def test_init_refuses_a_repository(repository_dir: Path) -> None:
+    """What is there stays."""
+    before = (repository_dir / "repository.toml").read_bytes()
+    with pytest.raises(RepositoryConflictError, match="there is a repository already"):
+        repository.init(repository_dir)
+    assert before == (repository_dir / "repository.toml").read_bytes()
+
+
+def test_init_tells_what_it_cannot_write(tmp_path: Path) -> None:
+    """A file in the way is named."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RepositoryError, match=r"file.* cannot be written"):
+        repository.init(tmp_path / "file" / "repository")
+
+
+def test_write_package_is_read_back(repository_dir: Path) -> None:
+    """A package's file is written, its streams are left alone."""
+    before = Loader(repository_dir).load().packages["sensor-node"]
+    changed = attrs.evolve(before, title="Sensor", summary=None, poll_s=None)
+    repository.write_package(repository_dir, "sensor-node", changed)
+    assert changed == Loader(repository_dir).load().packages["sensor-node"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("../x", InvalidDataError),
+        ("a b", InvalidDataError),
+        ("Sensor-Node", RepositoryConflictError),
+    ],
+)
+def test_write_package_refuses_names(repository_dir: Path, name: str, error: type) -> None:
+    """Nothing is made that could not be loaded."""
+    with pytest.raises(error):
+        repository.write_package(repository_dir, name, Package())
+    assert {"sensor-node", "gateway-os"} == Loader(repository_dir).load().packages.keys()
+
+
+# ----------------------------------------------------------------------------------------------
+# The lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from netota_coap import repository
+with repository.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(root: Path) -> subprocess.Popen[bytes]:
+    """Start a process that holds the lock until its standard input is closed."""
+    command = [sys.executable, "-c", HOLD, str(root)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    return holder
+
+
+def test_lock_is_seen_and_waited_for(repository_dir: Path) -> None:
+    """While one process writes, the others know and give up in time."""
+    assert not repository.is_locked(repository_dir)
+    with hold(repository_dir) as holder:
+        assert repository.is_locked(repository_dir)
+        message = "somebody else has been writing for 0.05 s"
+        with (
+            pytest.raises(RepositoryLockedError, match=message),
+            repository.locked(repository_dir, timeout_s=0.05),
+        ):
+            pass
+        holder.communicate()
+    assert not repository.is_locked(repository_dir)
+
+
+def test_killed_holder_leaves_no_lock(repository_dir: Path) -> None:
+    """The kernel lets go of the lock; the file that stays means nothing."""
+    with hold(repository_dir) as holder:
+        holder.kill()
+        holder.communicate()
+    assert (repository_dir / ".lock").exists()
+    assert not repository.is_locked(repository_dir)
+    with repository.locked(repository_dir, timeout_s=0):
+        assert repository.is_locked(repository_dir)
+
+
+def test_lock_needs_a_repository(tmp_path: Path) -> None:
+    """Writing to what is no repository is refused, with the way to make one."""
+    with pytest.raises(RepositoryError) as raised, repository.locked(tmp_path):
+        pass
+    assert f"{tmp_path}: not a repository, it has no repository.toml" == raised.value.detail
+    assert f"Make one: netota-coap init {tmp_path}" == raised.value.hint
+    assert not repository.is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []

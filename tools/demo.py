@@ -1,0 +1,206 @@
+"""Serve a repository, let three devices watch it, publish, and show who heard what, and when."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import attrs
+from aiocoap.message import Message
+from aiocoap.numbers.codes import Code
+from aiocoap.protocol import Context
+
+from netota_coap.coap.frontdoor import DEFAULT_PORT, open_sockets
+from netota_coap.errors import AddressError
+from netota_coap.formats import Format
+from netota_coap.model import Stream
+from netota_coap.wire import decode
+
+PROJECT = Path(__file__).parent.parent
+COMMAND = Path(sys.executable).with_name("netota-coap")
+BOARDS = {
+    "nrf52840": "arch=arm,machine=nrf52840dk",
+    "nrf9160": "arch=arm,machine=nrf9160dk",
+    "esp32c3": "arch=riscv,machine=esp32c3_devkitm",
+}
+PATIENCE_S = 10.0
+QUIET_S = 0.3
+
+
+@attrs.define
+class Heard:
+    """What a device heard: when (seconds since the epoch), in how many bytes, what."""
+
+    at: float
+    size: int
+    stream: Stream
+
+
+@attrs.define
+class Device:
+    """A device that observes one stream, narrowed to its machine."""
+
+    name: str
+    path: str
+    heard: list[Heard] = attrs.field(factory=list)
+
+    async def run(self, context: Context, uri: str) -> None:
+        """Register, and note all that comes."""
+        message = Message(code=Code.GET, uri=f"{uri}/{self.path}")
+        message.opt.observe = 0
+        request = context.request(message, handle_blockwise=False)
+        self._note(await request.response)
+        async for notification in request.observation:
+            self._note(notification)
+
+    def _note(self, message: Message) -> None:
+        stream = decode(Stream, message.payload, Format.CBOR)
+        self.heard.append(Heard(time.time(), len(message.payload), stream))
+
+
+def say(text: str = "") -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(patience_s):
+        while not condition():  # noqa: ASYNC110 - the condition is over several devices
+            await asyncio.sleep(0.001)
+
+
+async def command(*arguments: str | Path) -> None:
+    """Show a command line, and run it."""
+    say(f"$ netota-coap {shlex.join(map(str, arguments))}")
+    process = await asyncio.create_subprocess_exec(COMMAND, *map(str, arguments))
+    if await process.wait():
+        raise SystemExit(f"the command failed with exit code {process.returncode}")
+
+
+@contextlib.asynccontextmanager
+async def server(root: Path, bind: str) -> AsyncIterator[str]:
+    """Run `netota-coap serve` until the block ends; its URI."""
+    say(f"$ netota-coap serve {root} --bind {bind}")
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "serve", str(root), "--bind", bind, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            line = (await process.stdout.readline()).decode().strip()
+        say(line)
+        yield line.split()[-1]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def free_bind() -> str:
+    """Return the standard port of this machine, or any if another server has it."""
+    try:
+        for opened in open_sockets("127.0.0.1"):
+            opened.close()
+    except AddressError:
+        return "127.0.0.1:0"
+    return f"127.0.0.1:{DEFAULT_PORT}"
+
+
+def report(devices: list[Device], since: dict[str, int], renamed: float) -> None:
+    """Say who heard what after the rename of a stream's file."""
+    for device in devices:
+        news = device.heard[since[device.name] :]
+        if not news:
+            say(f"  {device.name:<24} heard nothing in {QUIET_S:g} s")
+        for heard in news:
+            stream = heard.stream
+            best = (stream.archives or ())[0]
+            what = f"{stream.version}, its build {best.name}, {best.envelope.size} bytes"
+            if stream.closed:
+                where = "/".join(stream.replacement or ("nowhere",))
+                what = f"closed, go to {where}"
+            delay_ms = (heard.at - renamed) * 1e3
+            say(
+                f"  {device.name:<24} heard after {delay_ms:4.1f} ms, "
+                f"in one datagram of {heard.size} bytes: {what}"
+            )
+
+
+async def demo(root: Path, images: Path, *, once: bool) -> None:
+    """Play it."""
+    stable = "p/sensor-node/s/stable?debug=false&scheme=https&machine="
+    devices = [
+        Device("nrf52840dk on stable", stable + "nrf52840dk"),
+        Device("nrf9160dk on stable", stable + "nrf9160dk"),
+        Device("nrf52840dk on edge", "p/sensor-node/s/edge?debug=false&machine=nrf52840dk"),
+    ]
+    stream_file = root / "packages/sensor-node/streams/stable.toml"
+
+    async with contextlib.AsyncExitStack() as stack:
+        uri = await stack.enter_async_context(server(root, free_bind()))
+        context = await Context.create_client_context(transports=["udp6"])
+        stack.push_async_callback(context.shutdown)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks = [group.create_task(device.run(context, uri)) for device in devices]
+        await until(lambda: all(device.heard for device in devices))
+        say("\nThree devices observe:")
+        for device in devices:
+            say(f"  {device.name:<24} has {device.heard[0].stream.version}")
+
+        async def change(*arguments: str | Path) -> None:
+            since = {device.name: len(device.heard) for device in devices}
+            say()
+            await command(*arguments)
+            renamed = stream_file.stat().st_ctime
+            told, quiet = devices[:2], devices[2]
+            await until(lambda: all(len(d.heard) > since[d.name] for d in told))
+            with contextlib.suppress(TimeoutError):
+                await until(lambda: len(quiet.heard) > since[quiet.name], QUIET_S)
+            report(devices, since, renamed)
+
+        archives = []
+        for name, attributes in BOARDS.items():
+            image = images / f"{name}.bin"
+            image.write_bytes(hashlib.sha512(name.encode()).digest() * 3_000)
+            archives += ["--archive", f"{image},type=zephyr-image,debug=false,{attributes}"]
+        offer = "https://example.org/{version}/{name}"
+        await change("publish", root, "sensor-node/stable", "2.5.0", *archives, "--offer", offer)
+        replacement = ("--replacement", "sensor-node/edge")
+        await change("close", root, "sensor-node/stable", *replacement)
+
+        if not once:
+            say("\nServing on until Ctrl-C. From another terminal:")
+            say(f"  .venv/bin/aiocoap-client --accept 50 {uri}/p/sensor-node/s/edge")
+            say(f"  coap-client-notls -m get -s 600 '{uri}/p/sensor-node/s/edge?head'")
+            say(f"  .venv/bin/netota-coap watch {uri}/p/sensor-node/s/edge")
+            say(f"  .venv/bin/netota-coap reopen {root} sensor-node/stable")
+            await asyncio.Event().wait()
+        for task in tasks:
+            task.cancel()
+
+
+def main() -> None:
+    """Run it on a copy of `fixtures/repositories/typical`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--once", action="store_true", help="end after the play")
+    once = parser.parse_args().once
+    with tempfile.TemporaryDirectory(prefix="netota-demo-") as directory:
+        root, images = Path(directory) / "repository", Path(directory) / "images"
+        images.mkdir()
+        shutil.copytree(PROJECT / "fixtures/repositories/typical", root)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(demo(root, images, once=once))
+
+
+if __name__ == "__main__":
+    main()
