@@ -316,11 +316,11 @@ def _in_one_datagram(stream: Stream, whole: bytes) -> bytes:
         )
         return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
 
-    smallest = with_spare(0)
-    if len(smallest) > bound:
-        return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
-    counts = range(len(spare) - 1, 0, -1)
-    return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)
+    # Whether the smallest fits is asked first: for most of those that are too long, it does not.
+    if spare and len(smallest := with_spare(0)) <= bound:
+        counts = range(len(spare) - 1, 0, -1)
+        return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)
+    return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ class Catalog:
                 if not _still(stream, source, poll_s):
                     stream = StreamResource.of(path, source, poll_s)
                 own.append(stream)
-                everything.update(b"/".join(part.encode() for part in path) + stream.fingerprint)
+                everything.update("/".join(path).encode() + stream.fingerprint)
             packages.append(_collection(("p", name), "netota.package", own, title=package.title))
             streams += own
         top = _collection(

@@ -32,11 +32,15 @@ def refuse(reason: str) -> InvalidDataError:
     return InvalidDataError([Issue("", reason)])
 
 
+class TaggedItem:
+    """Stands for an item with a tag: no field of ours has one."""
+
+
 # Tags are left alone, so that a tag under an unknown key is skipped and one under a known key is
 # of the wrong type (cbor2 would build times, regular expressions and fractions from them).
 _UNTOUCHED: Mapping[int, Callable[[Any, bool], Any]] = dict.fromkeys(
     (*range(6), *range(25, 31), *range(35, 38), 100, *range(256, 262), 1004, 43000, 55799),
-    lambda _value, _immutable: cbor2.undefined,
+    lambda _value, _immutable: TaggedItem(),
 )
 
 

@@ -173,6 +173,16 @@ _integer_value = _integer(-LIMITS["integer"].value, "integer")
 _text_value = _text("text")
 
 
+def _attribute_value(value: object) -> str | None:
+    if type(value) is bool:
+        return None
+    if type(value) is int:
+        return _integer_value(value)
+    if type(value) is str:
+        return _text_value(value)
+    return _type_reason(value, "text, an integer or a boolean")
+
+
 def _digest(value: object) -> str | None:
     if type(value) is not bytes:
         return _type_reason(value, "bytes")
@@ -236,24 +246,21 @@ class Value:
         return _RULES[cls]
 
     def __attrs_post_init__(self) -> None:
-        issues = [
-            Issue(name, reason)
-            for name, rule in self.rules().items()
-            if (reason := rule(getattr(self, name))) is not None
-        ] or list(self._together())
+        issues = issues_of(type(self), {name: getattr(self, name) for name in self.rules()})
         if issues:
             raise InvalidDataError(issues)
 
-    def _together(self) -> Iterable[Issue]:
-        """Rules over several fields, asked only when each field is right by itself."""
+    @classmethod
+    def _together(cls, _sound: Mapping[str, Any]) -> Iterable[Issue]:
+        """Rules over several fields, of those that are right by themselves."""
         return ()
 
 
 _RULES: dict[type[Value], Mapping[str, Rule]] = {}
 
 
-def issues_of(cls: type[Value], fields: Mapping[str, object]) -> list[Issue]:
-    """Hold the fields that could be read to their rules where others could not.
+def issues_of(cls: type[Value], fields: Mapping[str, Any]) -> list[Issue]:
+    """Hold fields to their rules, also where others are missing.
 
     Args:
         cls: The class that the fields are meant for.
@@ -262,11 +269,14 @@ def issues_of(cls: type[Value], fields: Mapping[str, object]) -> list[Issue]:
     Returns:
         One issue per broken rule, in the order of the class.
     """
-    return [
+    issues = [
         Issue(name, reason)
         for name, rule in cls.rules().items()
         if name in fields and (reason := rule(fields[name])) is not None
     ]
+    broken = {issue.place for issue in issues}
+    sound = {name: fields[name] for name in fields if name not in broken} if broken else fields
+    return issues + list(cls._together(sound))
 
 
 def _twice(names: Iterable[str], place: str) -> Iterator[Issue]:
@@ -374,13 +384,14 @@ class Content(Value):
             self.attributes
         )
 
-    def _together(self) -> Iterator[Issue]:
-        for name, value in self.attributes.items():
+    @classmethod
+    def _together(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
+        for name, value in sound.get("attributes", _NOTHING).items():
             reason = _attribute_rule(name)
             if reason is None and (name in RESERVED_ATTRIBUTES or name.startswith("x-")):
                 reason = "is reserved"
-            if reason is None and type(value) is not bool:
-                reason = _integer_value(value) if type(value) is int else _text_value(value)
+            if reason is None:
+                reason = _attribute_value(value)
             if reason is not None:
                 yield Issue(str(name), reason)
 
@@ -449,12 +460,12 @@ class Stream(Value):
             message=None,
         )
 
-    def _together(self) -> Iterator[Issue]:
-        if self.replacement and not self.closed:
+    @classmethod
+    def _together(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
+        if sound.get("replacement") and not sound.get("closed", False):
             yield Issue("replacement", "only a closed stream has one")
-        yield from _twice(
-            (archive.name for archive in self.archives or ()), "archives[{index}].name"
-        )
+        names = (archive.name for archive in sound.get("archives") or ())
+        yield from _twice(names, "archives[{index}].name")
 
 
 @attrs.frozen(kw_only=True)

@@ -112,7 +112,9 @@ def _value(text: str, attribute: str = "") -> AttributeValue:
 
 def _is_number(text: str) -> bool:
     # Python refuses to read thousands of digits; so many are left as text, which is too long.
-    return text.isascii() and text.isdecimal() and len(text) <= LIMITS["text"].value
+    # A leading zero is a sign that it is none: a serial, a date.
+    shaped = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+    return shaped and len(text) <= LIMITS["text"].value
 
 
 def _fill(template: str, names: dict[str, str]) -> str:
@@ -165,16 +167,13 @@ def publish(
         RepositoryConflictError: The stream is closed.
         RepositoryError: It could not be written; nothing changed.
     """
-    package, _ = repository.read(root, name)
+    package, present = repository.read(root, name)
+    _refuse_closed(root, name, present)
     templates = tuple(offers) or package.offers
     archives = tuple(source.archive(version, templates, progress) for source in sources)
 
     def make(_package: Package, present: Stream | None) -> Stream:
-        if present and present.closed:
-            raise RepositoryConflictError(
-                f"{'/'.join(name)} is closed",
-                hint=f"Open it again first: netota-coap reopen {root} {'/'.join(name)}",
-            )
+        _refuse_closed(root, name, present)
         fresh = Stream(version=version, sequence=1, published=now, archives=archives)
         if present is None:
             return fresh
@@ -183,14 +182,24 @@ def publish(
     return repository.change(root, name, make)
 
 
+def _refuse_closed(root: Path, name: StreamName, present: Stream | None) -> None:
+    if present and present.closed:
+        raise RepositoryConflictError(
+            f"{'/'.join(name)} is closed",
+            hint=f"Open it again first: netota-coap reopen {root} {'/'.join(name)}",
+        )
+
+
 def close(root: Path, name: StreamName, replacement: StreamName | None = None) -> Stream:
     """Close a stream: nothing new will come; devices may be sent to a replacement.
 
     Raises:
         NotFoundError: There is no such stream, or no such replacement.
-        RepositoryConflictError: It is closed already, with this replacement.
+        RepositoryConflictError: It is closed already, with this replacement, or would be its own.
         RepositoryError: It could not be written; nothing changed.
     """
+    if replacement == name:
+        raise RepositoryConflictError(f"{'/'.join(name)} cannot be its own replacement")
     if replacement and repository.read(root, replacement)[1] is None:
         raise NotFoundError(f"there is no stream {'/'.join(replacement)} to be the replacement")
 

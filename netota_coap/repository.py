@@ -186,6 +186,7 @@ class Loader:
 
     root: Path
     parsed: int = attrs.field(init=False, default=0)
+    _real: Path = attrs.field(init=False, default=Path())
     _files: dict[str, tuple[_Signature | None, Value]] = attrs.field(init=False, factory=dict)
     _seen: dict[StreamName, Stream] = attrs.field(init=False, factory=dict)
 
@@ -200,7 +201,9 @@ class Loader:
 
         Source: rules R-1 to R-9.
         """
-        if not self.root.is_dir():
+        # A link that is exchanged meanwhile must not mix two trees.
+        self._real = self.root.resolve()
+        if not self._real.is_dir():
             raise InvalidDataError([Issue("", "is not a directory", str(self.root))])
         self.parsed = 0
         known, self._files = self._files, {}
@@ -208,11 +211,11 @@ class Loader:
         top = self._file(Repository, "repository.toml", known, issues)
         if top is None and not issues:
             issues.append(Issue("", "is missing", "repository.toml"))
-        names = _collect(issues, lambda: _packages(self.root))
+        names = _collect(issues, lambda: _packages(self._real))
         issues += _name_issues(tuple(names), "packages/{name}")
         packages = {name: self._package(name, known, issues) for name in names}
         if issues or top is None:
-            raise InvalidDataError(map(_printable, issues), hint=_hint(issues))
+            raise InvalidDataError(issues, hint=_hint(issues))
         for name, package in packages.items():
             self._seen.update({(name, stream): state for stream, state in package.streams.items()})
         return attrs.evolve(top, packages=packages)
@@ -220,7 +223,7 @@ class Loader:
     def _package(self, name: str, known: _Files, issues: list[Issue]) -> Package:
         place = f"packages/{name}"
         package = self._file(Package, f"{place}/package.toml", known, issues) or Package()
-        entries = _collect(issues, lambda: _streams(self.root, name))
+        entries = _collect(issues, lambda: _streams(self._real, name))
         names = tuple(entry.name[:-5] for entry in entries)
         issues += _name_issues(names, f"{place}/streams/{{name}}.toml")
         streams = {}
@@ -246,8 +249,8 @@ class Loader:
         try:
             found = known.get(file)
             # A directory's entries are asked instead of paths, which take as long again to make.
-            if found is None or found[0] != _signature((entry or self.root / file).stat()):
-                found = _read(cls, self.root / file, file)
+            if found is None or found[0] != _signature((entry or self._real / file).stat()):
+                found = _read(cls, self._real / file, file)
                 self.parsed += 1
         except FileNotFoundError:
             return None
@@ -271,12 +274,6 @@ def _collect(issues: list[Issue], entries: Callable[[], list[T]]) -> list[T]:
         return []
 
 
-def _printable(issue: Issue) -> Issue:
-    """Take the control characters out of a file name: they would rewrite a terminal or a log."""
-    shown = issue.file if issue.file.isprintable() else ascii(issue.file)[1:-1]
-    return attrs.evolve(issue, file=shown)
-
-
 def _hint(issues: Iterable[Issue]) -> str:
     return _REVERT_HINT if any(i.reason.endswith(_REGRESSED) for i in issues) else ""
 
@@ -293,8 +290,15 @@ def _name_issues(names: tuple[str, ...], place: str) -> tuple[Issue, ...]:
     """Find the names that break the rule, and those that do not go together."""
     reasons = ((name, name_rule(name)) for name in names)
     return (
-        *(Issue("", f"the name {why}", place.replace("{name}", name)) for name, why in reasons if why),
-        *(Issue("", issue.reason, place.replace("{name}", issue.place)) for issue in clashes(names)),
+        *(
+            Issue("", f"the name {why}", place.replace("{name}", name))
+            for name, why in reasons
+            if why
+        ),
+        *(
+            Issue("", issue.reason, place.replace("{name}", issue.place))
+            for issue in clashes(names)
+        ),
     )
 
 
@@ -382,7 +386,7 @@ def _ignored(root: Path) -> Iterator[Issue]:
         for name in sorted(files):
             file = (Path(directory) / name).relative_to(root).as_posix()
             if not name.startswith(".") and not counts.fullmatch(file):
-                yield _printable(Issue("", "is ignored: it stands at no place that counts", file))
+                yield Issue("", "is ignored: it stands at no place that counts", file)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -485,10 +489,9 @@ def change(
 
     Source: rules R-9 to R-11 and R-20 to R-24.
     """
-    _require_names(*name)
     with locked(root):
-        _refuse_similar(root, *name)
         package, present = read(root, name)
+        _refuse_similar(root, *name)
         history = _history(root, name)
         sequence = 1 + max([*history, present.sequence if present else 0])
         state = attrs.evolve(make(package, present), sequence=sequence)

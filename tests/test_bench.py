@@ -57,7 +57,7 @@ def test_one_publish_costs_one_file(figures: dict[str, float]) -> None:
 
 
 def test_sizes_are_within_their_bounds(figures: dict[str, float]) -> None:
-    """One datagram holds the stream, and one archive with a 48-byte URL takes at most 204 bytes."""
+    """One datagram holds a stream; one archive with a 48-byte URL takes at most 204 bytes."""
     assert 0 < figures["head_bytes"] < figures["stream_bytes"] <= 256
     assert figures["one_archive_bytes"] <= 204
     assert figures["full_bytes"] < figures["json_bytes"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import inspect
+import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from netota_coap.coap import frontdoor
 from netota_coap.coap.frontdoor import open_sockets, parse_bind, uri_of, vet
 from netota_coap.errors import AddressError, ConfigError
 from tests.device import ACK, CON, GET, NON, RST, device
-from tests.serving import serving
+from tests.serving import run, serving
 
 
 def test_private_names() -> None:
@@ -126,6 +128,21 @@ async def test_several_addresses(sample: Path) -> None:
                 assert (await it.ask(GET, "p")).code == "2.05"
 
     assert len(uris) == 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="making a network namespace takes root")
+async def test_without_ipv6(sample: Path) -> None:
+    """Where IPv6 is off by sysctl, IPv4 is served, by any name."""
+    script = Path(__file__).with_name("without_ipv6.py")
+    code, out, err = await run("unshare", "--net", sys.executable, script, sample)
+
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "[::]:0 2.05",
+        "127.0.0.1:0 2.05",
+        "localhost:0 2.05",
+        "cannot listen on [::1]:0: Cannot assign requested address",
+    ]
 
 
 async def test_nothing_else_is_opened(sample: Path) -> None:
