@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -38,7 +39,8 @@ from netota_coap.wire import (
 Path = tuple[str, ...]
 
 DEFAULT_POLL_S = 86_400
-_MAX_VIEWS = 1_024  # ready bytes kept per resource; devices of one stream ask for few views
+_SHELF_BYTES = 16 * 2**20
+_ENTRY_BYTES = 512  # what an entry of the shelf takes besides its payload
 
 
 class ContentFormat(enum.IntEnum):
@@ -130,7 +132,37 @@ class View:
         return cls(selection_from_cbor(payload))
 
 
-@attrs.define
+@attrs.define(eq=False)
+class Shelf:
+    """Representations that were rendered, ready to be had again; the least recently used leave.
+
+    Bounded in bytes, over all resources together: whoever asks for ever new views can push out
+    those of others, which costs them time, but the server no memory.
+    """
+
+    _ready: OrderedDict[tuple[Resource, object], Representation] = attrs.field(
+        init=False, factory=OrderedDict
+    )
+    _bytes: int = attrs.field(init=False, default=0)
+
+    def get(
+        self, resource: Resource, view: object, render: Callable[[], Representation]
+    ) -> Representation:
+        """Return a view of a resource, rendered now or before."""
+        key = resource, view
+        ready = self._ready.get(key)
+        if ready is not None:
+            self._ready.move_to_end(key)
+            return ready
+        ready = self._ready[key] = render()
+        self._bytes += len(ready.payload) + _ENTRY_BYTES
+        while self._bytes > _SHELF_BYTES:
+            _, dropped = self._ready.popitem(last=False)
+            self._bytes -= len(dropped.payload) + _ENTRY_BYTES
+        return ready
+
+
+@attrs.define(eq=False)
 class Resource:
     """What all resources have in common.
 
@@ -142,16 +174,17 @@ class Resource:
         fetchable: Whether it answers FETCH.
         poll_s: Seconds until a client that observes should ask again anyway.
         title: For people, or None.
+        shelf: Where its representations are kept.
     """
 
     path: Path
     rt: str
     formats: tuple[ContentFormat, ...]
+    shelf: Shelf
     title: str | None = None
     observable: bool = False
     fetchable: bool = False
     poll_s: int = DEFAULT_POLL_S
-    _ready: dict[object, Representation] = attrs.field(init=False, factory=dict)
 
     def represent(
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
@@ -183,59 +216,49 @@ class Resource:
             parts.append('title="{}"'.format(self.title.replace("\\", "\\\\").replace('"', '\\"')))
         return ";".join(parts)
 
-    def _once(self, key: object, render: Callable[[], Representation]) -> Representation:
-        ready = self._ready.get(key)
-        if ready is None:
-            if len(self._ready) >= _MAX_VIEWS:
-                self._ready.clear()
-            ready = self._ready[key] = render()
-        return ready
-
 
 # ----------------------------------------------------------------------------------------------
 # A stream
 
-_WHOLE = View()
+_DEFAULT = View()
 
 
-@attrs.define
+@attrs.define(eq=False)
 class StreamResource(Resource):
     """A stream.
 
     Attributes:
         source: As the repository has it.
         stream: As it is served: archives and offers in order, poll_s from the package.
+        default: Its representation for those who ask for nothing special.
         fingerprint: ETag of everything that a client could learn of it.
     """
 
     source: Stream = attrs.field(kw_only=True)
     stream: Stream = attrs.field(kw_only=True)
+    default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
 
     @classmethod
-    def of(cls, path: Path, source: Stream, poll_s: int | None) -> StreamResource:
+    def of(cls, path: Path, source: Stream, poll_s: int | None, shelf: Shelf) -> StreamResource:
         """Render a stream; `poll_s` is its own or its package's."""
         archives = Selection().narrow(source.archives or (), "")
         stream = attrs.evolve(source, archives=archives, poll_s=poll_s)
         whole = encode(stream, Format.CBOR)
-        resource = cls(
+        return cls(
             path,
             "netota.stream",
             (ContentFormat.CBOR, ContentFormat.JSON),
+            shelf,
             source.title,
             observable=True,
             fetchable=True,
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,
+            default=_represent(ContentFormat.CBOR, _in_one_datagram(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
         )
-        payload = _in_one_datagram(stream, whole)
-        resource._once(
-            (_WHOLE.selection, ContentFormat.CBOR, False, False, ""),
-            lambda: _represent(ContentFormat.CBOR, payload),
-        )
-        return resource
 
     def represent(
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
@@ -254,6 +277,8 @@ class StreamResource(Resource):
                 f"the stream does not hold sequence {view.sequence} any more, "
                 f"but {self.stream.sequence}"
             )
+        if view == _DEFAULT and fmt is ContentFormat.CBOR:
+            return self.default
         full = view.full or fmt is not ContentFormat.CBOR
         # Without schemes that are asked for, the request's own makes no difference.
         scheme = scheme if view.selection.schemes else ""
@@ -266,7 +291,7 @@ class StreamResource(Resource):
                 return _represent(fmt, encode(narrowed, _CODECS[fmt]))
             return _represent(fmt, in_one_datagram(narrowed))
 
-        return self._once((view.selection, fmt, view.head, full, scheme), render)
+        return self.shelf.get(self, (view.selection, view.head, full, fmt, scheme), render)
 
     def entry(self) -> StreamEntry:
         """Return version, sequence and whether it is closed."""
@@ -275,8 +300,7 @@ class StreamResource(Resource):
 
     def link(self) -> str:
         """Return the link, with the size of the default representation."""
-        size = len(self.view(_WHOLE, ContentFormat.CBOR, "").payload)
-        return f"{Resource.link(self)};sz={size}"
+        return f"{Resource.link(self)};sz={len(self.default.payload)}"
 
     def _with(self, archives: tuple[Archive, ...] | None) -> Stream:
         return attrs.evolve(self.stream, archives=archives)
@@ -327,7 +351,7 @@ def _in_one_datagram(stream: Stream, whole: bytes) -> bytes:
 # Collections
 
 
-@attrs.define
+@attrs.define(eq=False)
 class CollectionResource(Resource):
     """The packages, or the streams of one.
 
@@ -343,7 +367,7 @@ class CollectionResource(Resource):
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> Representation:
         """Return the list; no query narrows it."""
-        return self._once(fmt, lambda: self._render(fmt))
+        return self.shelf.get(self, fmt, lambda: self._render(fmt))
 
     def _render(self, fmt: ContentFormat) -> Representation:
         if fmt is ContentFormat.LINK:
@@ -361,7 +385,7 @@ class CollectionResource(Resource):
 _COLLECTION_FORMATS = (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR)
 
 
-@attrs.define
+@attrs.define(eq=False)
 class DiscoveryResource(Resource):
     """`/.well-known/core`: the links of all the others, filtered by the query.
 
@@ -381,7 +405,7 @@ class DiscoveryResource(Resource):
             links = (m.link() for m in self.members if all(_passes(m, f) for f in filters))
             return _represent(fmt, ",".join(links).encode())
 
-        return self._once(filters, render)
+        return self.shelf.get(self, filters, render)
 
 
 def _passes(resource: Resource, parameter: str) -> bool:
@@ -404,9 +428,15 @@ def _passes(resource: Resource, parameter: str) -> bool:
 
 @attrs.frozen
 class Catalog:
-    """All resources of a repository, by path."""
+    """All resources of a repository.
+
+    Attributes:
+        resources: By path.
+        shelf: Of all of them, and of the catalogs before and after.
+    """
 
     resources: Mapping[Path, Resource]
+    shelf: Shelf
 
     @classmethod
     def of(cls, repository: Repository, previous: Catalog | None = None) -> Catalog:
@@ -416,7 +446,7 @@ class Catalog:
             repository: Loaded and checked.
             previous: The catalog before it; streams that did not change are taken over.
         """
-        before = previous.resources if previous else {}
+        before, shelf = (previous.resources, previous.shelf) if previous else ({}, Shelf())
         packages: list[Resource] = []
         streams: list[Resource] = []
         everything = hashlib.sha256((repository.title or "").encode())
@@ -427,24 +457,27 @@ class Catalog:
                 poll_s = source.poll_s or package.poll_s
                 stream = before.get(path)
                 if not _still(stream, source, poll_s):
-                    stream = StreamResource.of(path, source, poll_s)
+                    stream = StreamResource.of(path, source, poll_s, shelf)
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
-            packages.append(_collection(("p", name), "netota.package", own, title=package.title))
+            packages.append(
+                _collection(("p", name), "netota.package", own, shelf, title=package.title)
+            )
             streams += own
         top = _collection(
             ("p",),
             "netota.packages",
             packages,
+            shelf,
             title=repository.title,
             observable=True,
             salt=everything.digest(),
         )
         listed = (top, *packages, *streams)
         core = DiscoveryResource(
-            (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
+            (".well-known", "core"), "core", (ContentFormat.LINK,), shelf, members=listed
         )
-        return cls({resource.path: resource for resource in (core, *listed)})
+        return cls({resource.path: resource for resource in (core, *listed)}, shelf)
 
     def find(self, path: Path) -> Resource:
         """Return the resource at a path.
@@ -464,9 +497,11 @@ class Catalog:
 
 
 def _collection(
-    path: Path, rt: str, members: Iterable[Resource], **options: Any
+    path: Path, rt: str, members: Iterable[Resource], shelf: Shelf, **options: Any
 ) -> CollectionResource:
-    return CollectionResource(path, rt, _COLLECTION_FORMATS, members=tuple(members), **options)
+    return CollectionResource(
+        path, rt, _COLLECTION_FORMATS, shelf, members=tuple(members), **options
+    )
 
 
 def _still(old: Resource | None, source: Stream, poll_s: int | None) -> TypeGuard[StreamResource]:

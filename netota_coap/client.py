@@ -201,6 +201,8 @@ class Client:
             while True:
                 yield await self._rest(uri, query, ContentFormat.CBOR, response)
                 silence_s = min(_max_age_s(response), poll_s or DEFAULT_POLL_S)
+                # A server that promises nothing must not be asked without end.
+                silence_s = max(silence_s, self.retry_s)
                 # All devices that heard of one publish would else ask again at one moment.
                 silence_s *= random.uniform(1.0, 1.1)  # noqa: S311
                 try:

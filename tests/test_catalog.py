@@ -17,6 +17,7 @@ from netota_coap.catalog import (
     ContentFormat,
     DiscoveryResource,
     Resource,
+    Shelf,
     StreamResource,
     View,
     advice,
@@ -152,7 +153,7 @@ def test_to_the_byte() -> None:
 @given(strategies.streams(on_disk=True), strategies.selections)
 def test_always_one_datagram(source: Stream, selection: Selection) -> None:
     """CBOR is within 256 bytes always, as wire.cddl says, and leaves out no more than it must."""
-    resource = StreamResource.of(PATH, source, source.poll_s)
+    resource = StreamResource.of(PATH, source, source.poll_s, Shelf())
     data = payload(resource, *selection_to_query(selection))
     assert len(data) <= 256
     cddl.validate(data, "stream")
@@ -465,14 +466,18 @@ def test_taking_over_with_another_poll() -> None:
 
 
 def test_ready_once() -> None:
-    """A view is rendered once, and the number of those kept is bounded."""
-    resource = served(*MANY)
+    """A view is rendered once, and what is kept of those rarely asked for is bounded."""
+    resource = served(*(archive(f"a{n}", (1, "/" + "x" * 99)) for n in range(600)))
     first = resource.represent(["arch=arm"], CBOR, "coap")
-    assert first is resource.represent(["arch=arm"], CBOR, "http")
-    for index in range(3_000):
-        resource.represent([f"arch={index}"], CBOR, "coap")
-    assert len(resource._ready) <= 1_024
-    assert first == resource.represent(["arch=arm"], CBOR, "coap")
+    large = resource.represent(["full"], CBOR, "coap")
+    for index in range(250):
+        resource.represent(["full", f"x={index}"], CBOR, "coap")
+        assert large is resource.represent(["full"], CBOR, "http")
+    kept = sum(len(ready.payload) for ready in resource.shelf._ready.values())
+    assert 100 * len(large.payload) <= kept <= 2**24
+    again = resource.represent(["arch=arm"], CBOR, "coap")
+    assert first is not again
+    assert first == again
 
 
 # ----------------------------------------------------------------------------------------------

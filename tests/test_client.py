@@ -282,7 +282,7 @@ async def test_a_server_that_does_not_notify() -> None:
 
     async with (
         puppet(lambda _: ("2.05", [CBOR, (coap.MAX_AGE, b"")], state(next(numbers)))) as uri,
-        Client() as client,
+        Client(retry_s=0.02) as client,
     ):
         states = client.observe(uri + PATH)
         assert [(await anext(states)).sequence for _ in range(2)] == [7, 8]
