@@ -30,7 +30,7 @@ COMMAND = Path(sys.executable).with_name("netota-coap")
 BOARDS = {
     "nrf52840": "arch=arm,machine=nrf52840dk",
     "nrf9160": "arch=arm,machine=nrf9160dk",
-    "esp32c3": "arch=riscv,machine=esp32c3_devkitm",
+    "esp32c3": "arch=riscv,machine=xiao_esp32c3",
 }
 PATIENCE_S = 10.0
 QUIET_S = 0.3
