@@ -499,6 +499,9 @@ def change(
         # What cannot be read back must never be written.
         if decode(Stream, data, Format.TOML) != state:
             raise AssertionError(f"{'/'.join(name)}: does not survive writing and reading")
+        if present and present.sequence not in history:
+            # Made by hand; what is replaced must not be lost.
+            _write(_history_file(root, name, present.sequence), encode(present, Format.TOML))
         _write(_history_file(root, name, sequence), data)
         for leftover in history:
             if present and leftover > present.sequence:

@@ -82,6 +82,8 @@ class RepositoryMachine(RuleBasedStateMachine):
         present = self.disk.get(name)
         last = present.sequence if present else 2**32
         kept = {n: was for n, was in self.history[name].items() if n <= last}
+        if present:
+            kept.setdefault(present.sequence, present)
         self.history[name] = {**kept, state.sequence: state}
         self.disk[name] = state
 
