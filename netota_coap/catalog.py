@@ -27,7 +27,7 @@ from netota_coap.model import (
     StreamEntry,
     Value,
 )
-from netota_coap.selection import Selection
+from netota_coap.selection import Selection, vocabulary_of
 from netota_coap.wire import (
     encode,
     encode_list,
@@ -40,7 +40,8 @@ Path = tuple[str, ...]
 
 DEFAULT_POLL_S = 86_400
 _SHELF_BYTES = 16 * 2**20
-_ENTRY_BYTES = 512  # what an entry of the shelf takes besides its payload
+_ENTRY_BYTES = 1_024  # what an entry of the shelf takes besides its payload
+_FILTERED_LISTS = 16  # of discovery that are kept
 
 
 class ContentFormat(enum.IntEnum):
@@ -134,22 +135,17 @@ class View:
 
 @attrs.define(eq=False)
 class Shelf:
-    """Representations that were rendered, ready to be had again; the least recently used leave.
+    """Views of streams that were rendered, ready to be had again; the least recently used leave.
 
-    Bounded in bytes, over all resources together: whoever asks for ever new views can push out
-    those of others, which costs them time, but the server no memory.
+    Bounded in bytes, over all streams together: whoever asks for ever new views can push out those
+    of others, which costs them time, but the server no memory.
     """
 
-    _ready: OrderedDict[tuple[Resource, object], Representation] = attrs.field(
-        init=False, factory=OrderedDict
-    )
+    _ready: OrderedDict[object, Representation] = attrs.field(init=False, factory=OrderedDict)
     _bytes: int = attrs.field(init=False, default=0)
 
-    def get(
-        self, resource: Resource, view: object, render: Callable[[], Representation]
-    ) -> Representation:
-        """Return a view of a resource, rendered now or before."""
-        key = resource, view
+    def get(self, key: object, render: Callable[[], Representation]) -> Representation:
+        """Return what stands under a key, rendered now or before."""
         ready = self._ready.get(key)
         if ready is not None:
             self._ready.move_to_end(key)
@@ -174,13 +170,11 @@ class Resource:
         fetchable: Whether it answers FETCH.
         poll_s: Seconds until a client that observes should ask again anyway.
         title: For people, or None.
-        shelf: Where its representations are kept.
     """
 
     path: Path
     rt: str
     formats: tuple[ContentFormat, ...]
-    shelf: Shelf
     title: str | None = None
     observable: bool = False
     fetchable: bool = False
@@ -232,12 +226,15 @@ class StreamResource(Resource):
         stream: As it is served: archives and offers in order, poll_s from the package.
         default: Its representation for those who ask for nothing special.
         fingerprint: ETag of everything that a client could learn of it.
+        shelf: Where its other representations are kept.
     """
 
     source: Stream = attrs.field(kw_only=True)
     stream: Stream = attrs.field(kw_only=True)
     default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
+    shelf: Shelf = attrs.field(kw_only=True)
+    _vocabularies: dict[str, dict[str, set[str]]] = attrs.field(init=False, factory=dict)
 
     @classmethod
     def of(cls, path: Path, source: Stream, poll_s: int | None, shelf: Shelf) -> StreamResource:
@@ -249,7 +246,6 @@ class StreamResource(Resource):
             path,
             "netota.stream",
             (ContentFormat.CBOR, ContentFormat.JSON),
-            shelf,
             source.title,
             observable=True,
             fetchable=True,
@@ -258,6 +254,7 @@ class StreamResource(Resource):
             stream=stream,
             default=_represent(ContentFormat.CBOR, _in_one_datagram(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
+            shelf=shelf,
         )
 
     def represent(
@@ -280,18 +277,22 @@ class StreamResource(Resource):
         if view == _DEFAULT and fmt is ContentFormat.CBOR:
             return self.default
         full = view.full or fmt is not ContentFormat.CBOR
-        # Without schemes that are asked for, the request's own makes no difference.
-        scheme = scheme if view.selection.schemes else ""
+        archives = self.stream.archives or ()
+        # What a client says beyond the vocabulary makes no difference, and has no bound.
+        if scheme not in self._vocabularies:
+            self._vocabularies[scheme] = vocabulary_of(archives, scheme)
+        selection = view.selection.within(self._vocabularies[scheme])
 
         def render() -> Representation:
             if view.head:
                 return _represent(fmt, encode(self._with(None), _CODECS[fmt]))
-            narrowed = self._with(view.selection.narrow(self.stream.archives or (), scheme))
+            narrowed = self._with(selection.narrow(archives, scheme))
             if full:
                 return _represent(fmt, encode(narrowed, _CODECS[fmt]))
             return _represent(fmt, in_one_datagram(narrowed))
 
-        return self.shelf.get(self, (view.selection, view.head, full, fmt, scheme), render)
+        view_key = "head" if view.head else (selection, full, scheme if selection.schemes else "")
+        return self.shelf.get((self.path, self.fingerprint, fmt, view_key), render)
 
     def entry(self) -> StreamEntry:
         """Return version, sequence and whether it is closed."""
@@ -362,12 +363,15 @@ class CollectionResource(Resource):
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
     salt: bytes = attrs.field(kw_only=True, default=b"")
+    _ready: dict[ContentFormat, Representation] = attrs.field(init=False, factory=dict)
 
     def represent(
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> Representation:
         """Return the list; no query narrows it."""
-        return self.shelf.get(self, fmt, lambda: self._render(fmt))
+        if fmt not in self._ready:
+            self._ready[fmt] = self._render(fmt)
+        return self._ready[fmt]
 
     def _render(self, fmt: ContentFormat) -> Representation:
         if fmt is ContentFormat.LINK:
@@ -394,18 +398,21 @@ class DiscoveryResource(Resource):
     """
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
+    _ready: dict[tuple[str, ...], Representation] = attrs.field(init=False, factory=dict)
 
     def represent(
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> Representation:
         """Return the links that pass the filters of the query (RFC 6690, section 4.1)."""
         filters = tuple(parameter for parameter in parameters if "=" in parameter)
-
-        def render() -> Representation:
+        ready = self._ready.get(filters)
+        if ready is None:
             links = (m.link() for m in self.members if all(_passes(m, f) for f in filters))
-            return _represent(fmt, ",".join(links).encode())
-
-        return self.shelf.get(self, filters, render)
+            ready = _represent(fmt, ",".join(links).encode())
+            if len(self._ready) >= _FILTERED_LISTS:
+                self._ready.clear()
+            self._ready[filters] = ready
+        return ready
 
 
 def _passes(resource: Resource, parameter: str) -> bool:
@@ -432,7 +439,7 @@ class Catalog:
 
     Attributes:
         resources: By path.
-        shelf: Of all of them, and of the catalogs before and after.
+        shelf: Of its streams, and of those of the catalogs before and after.
     """
 
     resources: Mapping[Path, Resource]
@@ -460,22 +467,19 @@ class Catalog:
                     stream = StreamResource.of(path, source, poll_s, shelf)
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
-            packages.append(
-                _collection(("p", name), "netota.package", own, shelf, title=package.title)
-            )
+            packages.append(_collection(("p", name), "netota.package", own, title=package.title))
             streams += own
         top = _collection(
             ("p",),
             "netota.packages",
             packages,
-            shelf,
             title=repository.title,
             observable=True,
             salt=everything.digest(),
         )
         listed = (top, *packages, *streams)
         core = DiscoveryResource(
-            (".well-known", "core"), "core", (ContentFormat.LINK,), shelf, members=listed
+            (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
         )
         return cls({resource.path: resource for resource in (core, *listed)}, shelf)
 
@@ -497,11 +501,9 @@ class Catalog:
 
 
 def _collection(
-    path: Path, rt: str, members: Iterable[Resource], shelf: Shelf, **options: Any
+    path: Path, rt: str, members: Iterable[Resource], **options: Any
 ) -> CollectionResource:
-    return CollectionResource(
-        path, rt, _COLLECTION_FORMATS, shelf, members=tuple(members), **options
-    )
+    return CollectionResource(path, rt, _COLLECTION_FORMATS, members=tuple(members), **options)
 
 
 def _still(old: Resource | None, source: Stream, poll_s: int | None) -> TypeGuard[StreamResource]:

@@ -33,7 +33,7 @@ from netota_coap.errors import (
     TransferError,
     printable,
 )
-from netota_coap.formats import Format, load
+from netota_coap.formats import Format
 from netota_coap.model import Package, Stream
 from netota_coap.repository import StreamName, stream_name
 from netota_coap.selection import Selection, text_form
@@ -75,6 +75,9 @@ def main() -> NoReturn:
     except NetotaError as error:
         _complain(error)
         sys.exit(next(EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES))
+    except OSError as error:
+        _say(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}")
+        sys.exit(3)
     except Exception as error:  # noqa: BLE001 - a user gets a line, whatever happens
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -93,11 +96,13 @@ def _complain(error: NetotaError) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    # Much of it comes from others, as names and errors of servers.
+    click.echo(printable(line), err=True)
 
 
 def _print_json(plain: object) -> None:
-    click.echo(json.dumps(plain, ensure_ascii=False, indent=2))
+    text = json.dumps(plain, ensure_ascii=False, indent=2)
+    click.echo("\n".join(printable(line) for line in text.split("\n")))
 
 
 def _console() -> Console:
@@ -435,21 +440,19 @@ def serve(directory: Path, binds: Sequence[str]) -> None:
 )
 def get(uri: str, query: Sequence[str], accept: str | None) -> None:
     """Get a resource of a server and print it as JSON."""
-    from netota_coap.client import Client, Fetched
+    from netota_coap.client import Client
 
-    async def fetch(fmt: ContentFormat) -> Fetched:
+    async def fetch(fmt: ContentFormat) -> Any:
         async with Client() as client:
-            return await client.get(uri, query, fmt)
+            return await client.get_plain(uri, query, fmt)
 
     default = "link" if "/.well-known/" in uri else "json"
-    fmt = ContentFormat[(accept or default).upper()]
-    fetched = asyncio.run(fetch(fmt))
-    if fmt is ContentFormat.LINK:
-        click.echo(fetched.payload.decode(errors="replace").replace(",<", ",\n<"))
-    elif fmt is ContentFormat.JSON:
-        _print_json(json.loads(fetched.payload))
+    plain = asyncio.run(fetch(ContentFormat[(accept or default).upper()]))
+    if isinstance(plain, str):
+        for link in plain.replace(",<", ",\n<").splitlines():
+            click.echo(printable(link))
     else:
-        _print_json(_readable(load(fetched.payload, Format.CBOR)))
+        _print_json(_readable(plain))
 
 
 def _readable(plain: Any) -> Any:
@@ -458,7 +461,9 @@ def _readable(plain: Any) -> Any:
         return {str(key): _readable(value) for key, value in plain.items()}
     if isinstance(plain, list):
         return [_readable(value) for value in plain]
-    return plain.hex() if isinstance(plain, bytes) else plain
+    if isinstance(plain, bytes):
+        return plain.hex()
+    return plain if isinstance(plain, str | int | float | None) else str(plain)
 
 
 @cli.command()
@@ -466,7 +471,9 @@ def _readable(plain: Any) -> Any:
 @click.option(
     "--query", multiple=True, metavar="KEY=VALUE", help="Say what the device is. Again for each."
 )
-@click.option("--poll-s", type=float, help="Ask again at least this often, seconds.")
+@click.option(
+    "--poll-s", type=click.FloatRange(min=1), help="Ask again at least this often, seconds."
+)
 @_json_option
 def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -> None:
     """Follow a stream of a server as a device does: one line for each state."""

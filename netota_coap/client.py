@@ -17,6 +17,7 @@ import aiocoap.error
 import attrs
 from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
+from aiocoap.numbers.constants import Unreliable
 from aiocoap.protocol import Context, Request
 
 from netota_coap.catalog import DEFAULT_POLL_S, ContentFormat
@@ -28,7 +29,7 @@ from netota_coap.errors import (
     RollbackError,
     TransferError,
 )
-from netota_coap.formats import Format
+from netota_coap.formats import Format, load
 from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry
 from netota_coap.selection import Selection
 from netota_coap.wire import decode, decode_list, decode_problem, selection_to_query
@@ -116,6 +117,21 @@ class Client:
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
 
+    async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
+        """Get a resource, and return the text of link-format or the plain data of the others.
+
+        Raises:
+            IntegrityError: The answer is in another format, or malformed.
+            TransferError: As `get` does.
+        """
+        fetched = await self.get(uri, query, accept)
+        if fetched.format != accept:
+            raise IntegrityError(f"is in format {fetched.format}, not {accept}", uri=uri)
+        if accept is ContentFormat.LINK:
+            return fetched.payload.decode(errors="replace")
+        fmt = Format.CBOR if accept is ContentFormat.CBOR else Format.JSON
+        return _decoded(uri, lambda: load(fetched.payload, fmt))
+
     async def packages(self, uri: str) -> dict[str, PackageEntry]:
         """Return the packages of a server (`coap://HOST`); raises as `get` does."""
         fetched = await self.get(f"{uri.rstrip('/')}/p", accept=ContentFormat.CBOR)
@@ -173,7 +189,11 @@ class Client:
             try:
                 async with contextlib.aclosing(self._registered(uri, query, poll_s)) as states:
                     async for fetched in states:
-                        state = await self._complete(uri, query, fetched)
+                        try:
+                            state = await self._complete(uri, query, fetched)
+                        except RollbackError:
+                            # A notification may be overtaken by a later answer: ask once more.
+                            state = await self.stream(uri, selection)
                         retry_s = self.retry_s
                         if state != last:
                             last = state
@@ -197,13 +217,15 @@ class Client:
         response = await self._answer(uri, request)
         registered = response.opt.observe is not None
         notifications = aiter(request.observation)
+        poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
         try:
             while True:
-                yield await self._rest(uri, query, ContentFormat.CBOR, response)
-                silence_s = min(_max_age_s(response), poll_s or DEFAULT_POLL_S)
-                # A server that promises nothing must not be asked without end.
-                silence_s = max(silence_s, self.retry_s)
-                # All devices that heard of one publish would else ask again at one moment.
+                # If it changes between two blocks, registering again gets the new state.
+                with contextlib.suppress(_ChangedError):
+                    yield await self._rest(uri, query, ContentFormat.CBOR, response)
+                # A server that promises nothing must not be asked without end. And all devices
+                # that heard of one publish would else ask again at one moment.
+                silence_s = max(min(_max_age_s(response), poll_s), self.retry_s)
                 silence_s *= random.uniform(1.0, 1.1)  # noqa: S311
                 try:
                     async with asyncio.timeout(silence_s):
@@ -219,6 +241,16 @@ class Client:
         finally:
             if not request.observation.cancelled:
                 request.observation.cancel()
+                self._deregister(message, response)
+
+    def _deregister(self, registration: Message, response: Message) -> None:
+        """Tell the server that an observation is over; aiocoap itself never does."""
+        message = registration.copy(observe=1)
+        message.token, message.remote = registration.token, response.remote
+        # Its answer does not matter, and must not hold up the next request to this server.
+        message.transport_tuning = Unreliable()
+        for manager in self._context.request_interfaces if self._context else ():
+            manager.token_interface.send_message(message, lambda: None)
 
     async def _complete(self, uri: str, query: list[str], fetched: Fetched) -> Stream:
         """Verify a state, and fetch what the server left out of it."""
@@ -252,20 +284,26 @@ class Client:
         self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
     ) -> Fetched:
         """Fetch the blocks after the first."""
-        payload, block = first.payload, first.opt.block2
-        while block is not None and block.more:
+        payload, response = bytearray(), first
+        while True:
+            block = response.opt.block2
+            if block is None and response is first:
+                payload += response.payload
+                break
+            short = block is not None and block.more and len(response.payload) != block.size
+            if block is None or block.start != len(payload) or short:
+                raise IntegrityError("answers with another block than was asked for", uri=uri)
+            payload += response.payload
             if len(payload) > LIMITS["document"].value:
                 raise IntegrityError("is longer than any document may be", uri=uri)
+            if not block.more:
+                break
             message = _message(uri, query, accept)
             message.opt.block2 = (len(payload) // block.size, False, block.size_exponent)
             response = await self._answer(uri, self._send(message))
             if response.opt.etag != first.opt.etag:
                 raise _ChangedError
-            block = response.opt.block2
-            if block is None or block.start != len(payload):
-                raise IntegrityError("answers with another block than was asked for", uri=uri)
-            payload += response.payload
-        return Fetched(first.opt.content_format, payload, _max_age_s(first))
+        return Fetched(first.opt.content_format, bytes(payload), _max_age_s(first))
 
     def _send(self, message: Message) -> Request:
         assert self._context is not None, "use the client as an async context manager"
@@ -289,7 +327,7 @@ def _message(uri: str, query: Iterable[str], accept: ContentFormat | None) -> Me
     try:
         message = Message(code=Code.GET, uri=uri)
     except (ValueError, aiocoap.error.Error) as error:
-        raise ConfigError(f"{uri}: not a URI", hint="As in coap://[::1]/p") from error
+        raise ConfigError(f"{uri}: not a URI of CoAP", hint="As in coap://[::1]/p") from error
     if not uri.startswith("coap://"):
         raise ConfigError(f"{uri}: only coap:// is spoken here")
     message.opt.uri_query = (*message.opt.uri_query, *query)
@@ -315,6 +353,8 @@ def _failures(uri: str) -> Iterator[None]:
     """Turn what aiocoap raises into our own errors."""
     try:
         yield
+    except UnicodeError as error:
+        raise ConfigError(f"{uri}: not a host name") from error
     except (aiocoap.error.Error, OSError) as error:
         if isinstance(error, TimeoutError):
             raise

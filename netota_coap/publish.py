@@ -26,6 +26,7 @@ from netota_coap.model import (
     Offer,
     Package,
     Stream,
+    clashes,
     name_rule,
 )
 from netota_coap.repository import StreamName
@@ -95,7 +96,11 @@ class ArchiveSource:
             "file": PurePath(self.path).name,
             "sha256": envelope.sha256.hex(),
         }
-        filled = tuple(attrs.evolve(offer, url=_fill(offer.url, names)) for offer in offers)
+        try:
+            filled = tuple(attrs.evolve(offer, url=_fill(offer.url, names)) for offer in offers)
+        except InvalidDataError as error:
+            file = str(self.path)
+            raise InvalidDataError(attrs.evolve(i, file=file) for i in error.issues) from error
         return Archive(name=self.name, envelope=envelope, content=self.content, offers=filled)
 
 
@@ -169,6 +174,12 @@ def publish(
     """
     package, present = repository.read(root, name)
     _refuse_closed(root, name, present)
+    # Before files are read, which may take long: what is wrong without them.
+    reason = Stream.rules()["version"](version)
+    issues = [Issue("version", reason)] if reason else []
+    issues += clashes((source.name for source in sources), "--archive {name}")
+    if issues:
+        raise InvalidDataError(issues)
     templates = tuple(offers) or package.offers
     archives = tuple(source.archive(version, templates, progress) for source in sources)
 

@@ -46,6 +46,7 @@ StreamName = tuple[str, str]
 """Package and stream."""
 
 LOCK = ".lock"
+_NOT_IN_GIT = (b"/" + LOCK.encode(), b"/blobs/", b".*.tmp")
 _HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
 _REGRESSED = "which stood for another state"
 _REVERT_HINT = (
@@ -88,7 +89,12 @@ def _history_file(root: Path, name: StreamName, sequence: int) -> Path:
 def _history(root: Path, name: StreamName) -> list[int]:
     """Return the sequences in a stream's history, ascending."""
     entries = _listing(root, f"packages/{name[0]}/history/{name[1]}")
-    return sorted(int(e.name[:-5]) for e in entries if re.fullmatch(_HISTORY_NAME, e.name))
+    found = (
+        int(entry.name[:-5])
+        for entry in entries
+        if re.fullmatch(_HISTORY_NAME, entry.name) and entry.is_file()
+    )
+    return sorted(sequence for sequence in found if sequence <= LIMITS["sequence"].value)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -202,8 +208,8 @@ class Loader:
         Source: rules R-1 to R-9.
         """
         # A link that is exchanged meanwhile must not mix two trees.
-        self._real = self.root.resolve()
-        if not self._real.is_dir():
+        self._real = Path(os.path.realpath(self.root))
+        if not os.path.isdir(self._real):  # noqa: PTH112 - never raises
             raise InvalidDataError([Issue("", "is not a directory", str(self.root))])
         self.parsed = 0
         known, self._files = self._files, {}
@@ -557,17 +563,19 @@ def init(root: Path, title: str | None = None) -> None:
         title: For people.
 
     Raises:
+        InvalidDataError: The title breaks its rule.
         RepositoryConflictError: There is one already.
         RepositoryError: It cannot be written.
     """
     if (root / "repository.toml").exists():
         raise RepositoryConflictError(f"{root}: there is a repository already")
+    top = encode(Repository(format=FORMAT, title=title), Format.TOML)
     with _writing(root):
         _make_directory((root / "packages").absolute())
         ignored = root / ".gitignore"
-        others = ignored.read_bytes().rstrip(b"\n") + b"\n" if ignored.exists() else b""
-        _write(ignored, others + f"/{LOCK}\n/blobs/\n.*.tmp\n".encode())
-        top = encode(Repository(format=FORMAT, title=title), Format.TOML)
+        lines = ignored.read_bytes().splitlines() if ignored.exists() else []
+        lines += [line for line in _NOT_IN_GIT if line not in lines]
+        _write(ignored, b"\n".join(lines) + b"\n")
         _write(root / "repository.toml", top)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import attrs
 
@@ -76,6 +76,20 @@ class Selection:
         ranked.sort(key=lambda pair: (pair[0], pair[1].name))
         return tuple(archive for _, archive in ranked)
 
+    def within(self, vocabulary: Mapping[str, Set[str]]) -> Selection:
+        """Leave out what makes no difference, so that selections that narrow alike are equal.
+
+        Args:
+            vocabulary: Attributes and `scheme`, and their texts, of all archives to be narrowed.
+        """
+        attributes = tuple(
+            (attribute, tuple(text for text in texts if text in vocabulary[attribute]))
+            for attribute, texts in self.attributes
+            if attribute in vocabulary
+        )
+        schemes = tuple(sorted(vocabulary.get("scheme", set()) & set(self.schemes)))
+        return Selection(attributes, schemes or (self.schemes and ("",)))
+
     def _rank(self, content: Content) -> tuple[int, ...] | None:
         rank = []
         for attribute, texts in self.attributes:
@@ -95,6 +109,17 @@ class Selection:
             if not self.schemes or offer.scheme(request_scheme) in self.schemes
         )
         return tuple(sorted(usable, key=lambda offer: offer.metric))
+
+
+def vocabulary_of(archives: Iterable[Archive], request_scheme: str) -> dict[str, set[str]]:
+    """Return the attributes that archives say, and `scheme` of their offers, with their texts."""
+    vocabulary: dict[str, set[str]] = {}
+    for archive in archives:
+        for attribute, value in archive.content.all().items():
+            vocabulary.setdefault(attribute, set()).add(text_form(value))
+        for offer in archive.offers:
+            vocabulary.setdefault("scheme", set()).add(offer.scheme(request_scheme))
+    return vocabulary
 
 
 def _each(values: SelectionValue) -> Iterable[AttributeValue]:

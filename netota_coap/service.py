@@ -47,23 +47,26 @@ class Service:
             ConfigError: One of them cannot be read.
         """
         async with Watcher(self.root) as watcher:
-            loader = Loader(self.root)
-            site = Site(Responder(await asyncio.to_thread(_load, loader)))
-            door = await FrontDoor.open(site, self.binds)
-            reloading = asyncio.create_task(self._reload(watcher, loader, site))
-            try:
-                with _signals({signal.SIGHUP: watcher.poke, **dict.fromkeys(_STOP, self.stop)}):
+            handlers = {signal.SIGHUP: watcher.poke, **dict.fromkeys(_STOP, self.stop)}
+            with _signals(handlers):
+                loader = Loader(self.root)
+                site = Site(Responder(await asyncio.to_thread(_load, loader)))
+                door = await FrontDoor.open(site, self.binds)
+                tasks = (
+                    asyncio.create_task(self._stopping.wait()),
+                    asyncio.create_task(self._reload(watcher, loader, site)),
+                )
+                try:
                     for uri in door.uris:
                         self.on_ready(uri)
-                    stopping = asyncio.create_task(self._stopping.wait())
                     # A bug that ends reloading must end the service, not leave it deaf.
-                    await asyncio.wait((stopping, reloading), return_when="FIRST_COMPLETED")
-                    stopping.cancel()
-                    if reloading.done():
-                        reloading.result()
-            finally:
-                reloading.cancel()
-                await door.close()
+                    done, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+                    for task in done:
+                        task.result()
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await door.close()
 
     def stop(self) -> None:
         """End `run`, gracefully."""

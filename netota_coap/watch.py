@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -26,8 +28,7 @@ _ANYTHING = _COME_AND_GO | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
 
 _LOCK_POLL_S = 0.005
 _LOCK_PATIENCE_S = 10.0
-
-_Inode = tuple[int, int]
+_LONGEST_CHAIN = 40  # symbolic links, as the kernel has it
 
 
 def _absolute(path: Path) -> Path:
@@ -36,7 +37,7 @@ def _absolute(path: Path) -> Path:
 
 @attrs.define
 class Watcher:
-    """Watches the directories of one repository, and the parent of its root.
+    """Watches the directories of one repository, and where its root may be exchanged.
 
     Attributes:
         root: Of the repository; may be missing, or a symbolic link that is exchanged.
@@ -48,7 +49,8 @@ class Watcher:
     settle_s: float = 0.02
     longest_s: float = 2.0
     _inotify: Inotify | None = attrs.field(init=False, default=None)
-    _watches: dict[Path, tuple[_Inode, Watch]] = attrs.field(init=False, factory=dict)
+    _watches: dict[int, Watch] = attrs.field(init=False, factory=dict)
+    _doors: dict[int, set[str]] = attrs.field(init=False, factory=dict)
     _reading: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _changed: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _poked: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
@@ -62,6 +64,8 @@ class Watcher:
             return self
         self.refresh()
         self._reading = asyncio.create_task(self._read(self._inotify))
+        # `settled` tells what ended it.
+        self._reading.add_done_callback(lambda _: self._changed.set())
         return self
 
     async def __aexit__(
@@ -72,8 +76,7 @@ class Watcher:
     ) -> None:
         if self._reading:
             self._reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reading
+            await asyncio.wait([self._reading])
         if self._inotify:
             self._inotify.close()
 
@@ -81,35 +84,38 @@ class Watcher:
         """Watch the directories that are there now. To be called before each load."""
         if self._inotify is None:
             return
-        wanted = {self.root.parent: _COME_AND_GO, self.root: _ANYTHING}
+        before, self._watches, self._doors = self._watches, {}, {}
+        full = False
+        for path, door in self._wanted():
+            mask = _COME_AND_GO if door else _ANYTHING
+            try:
+                # Always anew: a directory that was removed and made again can have the same inode.
+                watch = self._inotify.add_watch(path, mask | Mask.ONLYDIR)
+            except OSError as error:
+                full = full or error.errno == errno.ENOSPC
+                continue
+            self._watches[watch.wd] = watch
+            if door:
+                self._doors.setdefault(watch.wd, set()).add(door)
+        if full:
+            _log.warning("not all directories are watched: raise fs.inotify.max_user_watches")
+        for descriptor in before.keys() - self._watches.keys():
+            # The kernel drops the watch of a directory that is gone by itself.
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(before[descriptor])
+
+    def _wanted(self) -> Iterator[tuple[Path, str]]:
+        """Yield each directory to watch, with the one name in it that matters, or ""."""
+        for link in _doors_to(self.root):
+            yield link.parent, link.name
         packages = self.root / "packages"
-        wanted[packages] = _ANYTHING
+        yield self.root, ""
+        yield packages, ""
         with contextlib.suppress(OSError):
             for package in packages.iterdir():
                 if not package.name.startswith("."):
-                    wanted |= {package: _ANYTHING, package / "streams": _ANYTHING}
-        before, self._watches = self._watches, {}
-        for path, mask in wanted.items():
-            try:
-                status = path.stat()
-                inode = status.st_dev, status.st_ino
-                old = before.get(path)
-                if old is None or old[0] != inode:
-                    self._watches[path] = inode, self._inotify.add_watch(path, mask | Mask.ONLYDIR)
-                else:
-                    self._watches[path] = before.pop(path)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    _log.warning(
-                        "not all directories are watched: raise fs.inotify.max_user_watches"
-                    )
-                    break
-        kept = {watch.wd for _, watch in self._watches.values()}
-        for _, watch in before.values():
-            if watch.wd not in kept:
-                # The kernel drops the watch of a directory that is gone by itself.
-                with contextlib.suppress(OSError):
-                    self._inotify.rm_watch(watch)
+                    yield package, ""
+                    yield package / "streams", ""
 
     def poke(self) -> None:
         """Let `settled` return at once."""
@@ -119,6 +125,8 @@ class Watcher:
     async def settled(self) -> None:
         """Wait for a change, and until no other followed and nobody is writing any more."""
         await self._changed.wait()
+        if self._reading and self._reading.done():
+            self._reading.result()
         loop = asyncio.get_running_loop()
         first = loop.time()
         patience = first + _LOCK_PATIENCE_S
@@ -141,12 +149,13 @@ class Watcher:
         """Return who is writing: a publisher, or git in the work tree that the root is in."""
         if is_locked(self.root):
             return "a publisher to finish"
-        real = self.root.resolve()
+        real = Path(os.path.realpath(self.root))
         for directory in (real, *real.parents):
             git = directory / ".git"
-            if git.exists():
+            # os.path never raises, whoever owns the directories above.
+            if os.path.exists(git):  # noqa: PTH110
                 lock = _git_directory(git) / "index.lock"
-                return f"{lock} to go" if lock.exists() else None
+                return f"{lock} to go" if os.path.exists(lock) else None  # noqa: PTH110
         return None
 
     async def _read(self, inotify: Inotify) -> None:
@@ -162,14 +171,31 @@ class Watcher:
         if event.name is None:
             return True  # of the directory itself, or the kernel's queue ran over
         name = event.name.name
-        if event.watch is not None and event.watch.path == self.root.parent:
-            return name == self.root.name
+        doors = self._doors.get(event.watch.wd) if event.watch else None
+        if doors is not None:
+            return name in doors
         return not name.startswith(".") and (Mask.ISDIR in event.mask or name.endswith(".toml"))
+
+
+def _doors_to(root: Path) -> Iterator[Path]:
+    """Yield the paths that, exchanged, make the root another one: itself, and links on the way."""
+    path = root
+    for _ in range(_LONGEST_CHAIN):
+        yield path
+        link = next((part for part in (path, *path.parents) if os.path.islink(part)), None)  # noqa: PTH114
+        if link is None:
+            return
+        if link != path:
+            yield link
+        try:
+            path = link.parent / link.readlink() / path.relative_to(link)
+        except OSError:
+            return
 
 
 def _git_directory(git: Path) -> Path:
     """Return the directory that holds the index: of a linked work tree, `.git` is a file."""
-    if git.is_file():
+    if os.path.isfile(git):  # noqa: PTH113
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return git.parent / git.read_text().removeprefix("gitdir:").strip()
     return git

@@ -58,7 +58,9 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(root: Path, *arguments: str) -> AsyncIterator[Served]:
+async def served(
+    root: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> AsyncIterator[Served]:
     """Run the command until the block ends; it must end by itself, and well, on SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
@@ -68,6 +70,7 @@ async def served(root: Path, *arguments: str) -> AsyncIterator[Served]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=PROJECT,
+        env=environment,
     )
     server = Served(process)
     assert process.stdout and process.stderr

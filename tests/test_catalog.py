@@ -466,18 +466,38 @@ def test_taking_over_with_another_poll() -> None:
 
 
 def test_ready_once() -> None:
-    """A view is rendered once, and what is kept of those rarely asked for is bounded."""
-    resource = served(*(archive(f"a{n}", (1, "/" + "x" * 99)) for n in range(600)))
+    """A view is rendered once, whatever a client says besides that makes no difference."""
+    resource = served(*MANY)
     first = resource.represent(["arch=arm"], CBOR, "coap")
-    large = resource.represent(["full"], CBOR, "coap")
-    for index in range(250):
-        resource.represent(["full", f"x={index}"], CBOR, "coap")
-        assert large is resource.represent(["full"], CBOR, "http")
+    assert first is resource.represent(["arch=arm", "colour=red", "arch=z80"], CBOR, "http")
+    for index in range(1_000):
+        resource.represent([f"arch={index}", f"x{index}=1", f"scheme=x{index}"], CBOR, "coap")
+    assert len(resource.shelf._ready) <= 3
+
+
+def test_shelf_is_bounded() -> None:
+    """What is kept is bounded in bytes; the least recently used leaves."""
+    machines = [f"m{n}" for n in range(600)]
+    resource = served(*(archive(m, (1, "/" + "x" * 99), machine=m) for m in machines))
+    often = resource.represent(["full"], CBOR, "coap")
+    for machine in machines[:220]:
+        # All others suit as well: each view is large.
+        query = ["full", *(f"machine={other}" for other in (machine, *machines))]
+        resource.represent(query, CBOR, "coap")
+        assert often is resource.represent(["full"], CBOR, "http")
     kept = sum(len(ready.payload) for ready in resource.shelf._ready.values())
-    assert 100 * len(large.payload) <= kept <= 2**24
-    again = resource.represent(["arch=arm"], CBOR, "coap")
-    assert first is not again
-    assert first == again
+    assert 100 * len(often.payload) <= kept <= 2**24
+
+
+def test_discovery_is_bounded() -> None:
+    """Few filtered lists are kept."""
+    core = Catalog.of(repository(*MANY)).find((".well-known", "core"))
+    first = core.represent(["rt=core"], LINK, "coap")
+    assert first is core.represent(["rt=core"], LINK, "coap")
+    for index in range(100):
+        core.represent([f"rt={index}"], LINK, "coap")
+    assert first is not core.represent(["rt=core"], LINK, "coap")
+    assert len(core._ready) <= 16  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------------------------------

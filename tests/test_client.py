@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from netota_coap.wire import encode
 from tests.conftest import NOW
 from tests.device import Answer, code
 from tests.serving import serving, until
+from tests.test_observers import STATE, hall, next_state
 
 STABLE = ("sensor-node", "stable")
 PATH = "/p/sensor-node/s/stable"
@@ -225,6 +227,7 @@ def block(number: int, more: bool) -> coap.Option:
     [
         ([(block(0, True), b"1"), (block(1, False), b"2")], "changed again and again"),
         ([(block(0, True), b"1"), (block(2, True), b"1")], "another block"),
+        ([(block(5, False), b"1")], "another block"),
         ([(block(0, True), b"1"), ((60, b""), b"1")], "another block"),
     ],
 )
@@ -316,3 +319,106 @@ async def test_formats(sample: Path) -> None:
         core = await client.get(uri + "/.well-known/core", ["rt=netota.stream"])
 
     assert core.payload.count(b"netota.stream") == 2
+
+
+async def test_blocks_without_end() -> None:
+    """A server that sends empty or short blocks, or more than any document has, is left."""
+    more = (coap.BLOCK2, coap.Block(0, True, 6).encode())
+    async with puppet(lambda _: ("2.05", [CBOR, more], b"")) as uri, Client() as client:
+        with pytest.raises(IntegrityError, match="another block"):
+            await client.get(uri)
+
+    def endless(request: Answer) -> tuple[str, list[coap.Option], bytes]:
+        asked = [coap.Block.decode(value).number for value in request.values(coap.BLOCK2)]
+        number = asked[0] if asked else 0
+        return "2.05", [CBOR, (coap.BLOCK2, coap.Block(number, True, 6).encode())], b"x" * 1024
+
+    async with puppet(endless) as uri, Client() as client:
+        with pytest.raises(IntegrityError, match="longer than any document"):
+            await client.get(uri)
+
+
+async def test_observations_are_ended() -> None:
+    """Registering again, and leaving, ends the observation at the server."""
+    async with hall() as it, Client(retry_s=0.02) as client:
+        async with contextlib.aclosing(
+            client.observe(f"{it.uri}/p/pkg/s/stable", poll_s=0.02)
+        ) as states:
+            await anext(states)
+            waiting = asyncio.ensure_future(anext(states))
+            number = it.observers._number
+            await until(lambda: it.observers._number >= number + 5)
+            assert len(it.observers) <= 2
+            it.hold(stable=next_state(STATE), edge=STATE)
+            assert (await waiting).sequence == 2
+        await until(lambda: len(it.observers) == 0)
+
+
+async def test_a_late_notification() -> None:
+    """A notification that a later answer overtook is no rollback, if the server is ahead."""
+    sequences = iter([5, 7, 6, 7, 8])
+
+    def reply(_: Answer) -> tuple[str, list[coap.Option], bytes]:
+        return "2.05", [CBOR, (coap.MAX_AGE, b"")], state(next(sequences))
+
+    async with puppet(reply) as uri, Client(retry_s=0.02) as client:
+        states = client.observe(uri + PATH)
+        assert [(await anext(states)).sequence for _ in range(3)] == [5, 7, 8]
+        await states.aclose()
+
+
+async def test_a_real_rollback_while_observing() -> None:
+    """A server that stays behind what it said is refused."""
+    sequences = itertools.chain([5], itertools.repeat(4))
+
+    def reply(_: Answer) -> tuple[str, list[coap.Option], bytes]:
+        return "2.05", [CBOR, (coap.MAX_AGE, b"")], state(next(sequences))
+
+    async with puppet(reply) as uri, Client(retry_s=0.02) as client:
+        states = client.observe(uri + PATH)
+        assert (await anext(states)).sequence == 5
+        with pytest.raises(RollbackError):
+            await anext(states)
+
+
+async def test_changing_while_observed_in_full(sample: Path) -> None:
+    """A long state that changes while its blocks are fetched comes as the new one."""
+    crowd(sample, 60)
+    async with (
+        serving(sample) as (uri,),
+        Client(retry_s=0.02) as client,
+        contextlib.aclosing(client.observe(uri + PATH + "?full", poll_s=0.05)) as states,
+    ):
+        seen = (await anext(states)).sequence
+        for _ in range(5):
+            last = change(sample).sequence
+            while seen < last:
+                seen = (await anext(states)).sequence
+
+    assert seen == 7
+
+
+@pytest.mark.parametrize(
+    ("accept", "option", "payload", "match"),
+    [
+        (ContentFormat.JSON, b"\x32", b"{nope", "not valid JSON"),
+        (ContentFormat.JSON, b"\x3c", b"{}", "is in format CBOR"),
+        (ContentFormat.CBOR, b"\x3c", b"\xff", "not valid CBOR"),
+    ],
+)
+async def test_bad_plain_data(
+    accept: ContentFormat, option: bytes, payload: bytes, match: str
+) -> None:
+    """What is malformed is the server's fault, and said with its URI."""
+    options = [(coap.CONTENT_FORMAT, option)]
+    async with puppet(lambda _: ("2.05", options, payload)) as uri, Client() as client:
+        with pytest.raises(IntegrityError, match=match):
+            await client.get_plain(uri, (), accept)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example"])
+async def test_hosts_that_are_none(host: str) -> None:
+    """A host name that cannot be one is told as such."""
+    async with Client() as client:
+        with pytest.raises((ConfigError, TransferError), match=host[:9]):
+            await client.get(f"coap://{host}/p")

@@ -13,7 +13,7 @@ import pytest
 from netota_coap.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.observers import Observers
+from netota_coap.coap.observers import Answer, Observers
 from netota_coap.coap.server import Responder, Site
 from netota_coap.formats import Format
 from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
@@ -272,3 +272,24 @@ async def test_only_the_newest_state_is_sent() -> None:
 
         assert told == 6
         assert await observer.silent()
+
+
+async def test_a_bug_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """If the answer to one observer fails, it is ended with 5.00, and the others are told."""
+
+    def failing(options: tuple[coap.Option, ...], payload: bytes | None, scheme: str) -> Answer:
+        if (coap.URI_QUERY, b"machine=a") in options:
+            raise ZeroDivisionError
+        return it.site.responder.answer(options, payload, scheme)
+
+    async with hall() as it, device(it.uri) as one, device(it.uri) as other:
+        await one.observe(STABLE + "?machine=a")
+        await other.observe(STABLE + "?machine=b")
+        package = Package(streams={"stable": next_state(STATE)})
+        catalog = Catalog.of(Repository(format=1, packages={"pkg": package}))
+        it.site.responder = attrs.evolve(it.site.responder, catalog=catalog)
+        it.observers.notify([tuple(STABLE.split("/"))], failing)
+        ended, told = await one.notification(), await other.notification()
+
+    assert (ended.code, sequence(told.payload)) == ("5.00", 2)
+    assert "bug: the answer to an observer failed" in caplog.text

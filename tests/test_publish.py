@@ -363,7 +363,7 @@ def test_publish_refuses(
 def test_publish_refuses_archives_of_one_name(repository_dir: Path, image: Path) -> None:
     """Two archives of one name do not go together."""
     sources = [ArchiveSource(image, "a"), ArchiveSource(image, "A")]
-    with pytest.raises(InvalidDataError, match=r"archives.1..name: 'A' differs from 'a' only"):
+    with pytest.raises(InvalidDataError, match=r"--archive A: 'A' differs from 'a' only"):
         publish(repository_dir, NAME, "2.5.0", sources, now=NOW)
 
 
@@ -534,3 +534,38 @@ def test_publisher_gives_up_at_last(
             release("2.5.0")
     assert served(repository_dir).sequence == 17
     assert release("2.5.0", now=NOW + timedelta(days=1)).sequence == 18
+
+
+def test_errors_of_offers_name_the_file(repository_dir: Path, image: Path) -> None:
+    """A template that becomes too long is told with the file that it was filled in for."""
+    offer = Offer(url="https://example.com/" + "x" * 180 + "/{sha256}", metric=1)
+    with pytest.raises(InvalidDataError) as caught:
+        publish(repository_dir, NAME, "1", [ArchiveSource(image, "a")], [offer], now=NOW)
+    assert str(caught.value).startswith(f"{image}: url: must be at most 255 bytes long")
+
+
+def test_what_is_wrong_is_told_before_files_are_read(repository_dir: Path) -> None:
+    """A version that breaks its rule is told without reading what may be large."""
+    source = ArchiveSource(Path("no such file"), "a")
+    with pytest.raises(InvalidDataError, match=r"^version: must not be empty$"):
+        publish(repository_dir, NAME, "", [source], now=NOW)
+
+
+def test_own_replacement(repository_dir: Path) -> None:
+    """A stream is not its own replacement."""
+    with pytest.raises(RepositoryConflictError, match="its own replacement"):
+        close(repository_dir, NAME, NAME)
+
+
+@pytest.mark.parametrize("name", ["00000050.toml", "9999999999.toml"])
+def test_strays_in_the_history(
+    repository_dir: Path, release: Callable[..., Stream], name: str
+) -> None:
+    """What cannot be a state does not count, and does not stop a publish."""
+    stray = repository_dir / HISTORY.format(0).replace("00000000.toml", name)
+    if name.startswith("9"):
+        stray.write_text("")
+    else:
+        stray.mkdir()
+    assert release("2.5.0").sequence == 18
+    assert stray.exists()

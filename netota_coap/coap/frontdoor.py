@@ -139,20 +139,21 @@ class Verdict:
 
     Attributes:
         code: To answer with; EMPTY stands for a reset, None for silence.
-        reason: For the log.
+        reason: For the log, and for the answer.
     """
 
     code: Code | None
     reason: str
 
 
-def vet(data: bytes, *, truncated: bool = False) -> Verdict | None:
+def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
     """Judge a datagram.
 
     Returns:
-        None if it is well-formed.
+        What may be handed on if it is well-formed: itself, but for elective options of a length
+        that they cannot have, which are to be ignored and aiocoap would not.
 
-    Source: RFC 7252, sections 3, 4.2, 4.3 and 5.4.
+    Source: RFC 7252, sections 3, 4.2, 4.3 and 5.4; rules C-50 to C-52.
     """
     if len(data) < 4 or data[0] >> 6 != 1:
         return Verdict(None, "not CoAP version 1")
@@ -165,34 +166,36 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | None:
     if code == 0:
         # A Zephyr 1.14 device acknowledges with a token in the empty message: let it.
         empty = len(data) == (4 if kind in (_CON, _NON) else 4 + token_length)
-        return None if empty else attrs.evolve(reset, reason="empty message that is not")
+        return data if empty else attrs.evolve(reset, reason="empty message that is not")
     if kind == _RST or (kind == _ACK and code < 32):
         return Verdict(None, "code that does not go with the type")
     try:
-        found, _ = coap.decode(data[4 + token_length :])
+        found, payload = coap.decode(data[4 + token_length :])
     except ValueError as error:
         return attrs.evolve(reset, reason=str(error))
     reason = _stumbling_block(found)
-    if reason is None:
-        return None
-    return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
+    if reason is not None:
+        return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
+    sane = [option for option in found if coap.fits(option) or option[0] not in coap.KNOWN]
+    if len(sane) == len(found):
+        return data
+    return data[: 4 + token_length] + coap.encode(sane, payload)
 
 
 def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
-    """Say what aiocoap would stumble over; what else is wrong `Responder.answer` refuses."""
+    """Say what aiocoap would stumble over or hide; what else is wrong `Responder` refuses."""
     for number, value in found:
         if number in _TEXT_OF_AIOCOAP and not coap.is_text(value):
             return f"option {number} is not UTF-8"
-        if number in _REMEMBERED_BY_AIOCOAP and len(value) > 2:
-            return f"option {number} has {len(value)} bytes"
+        # aiocoap reads these as numbers, and forgets how long they were.
+        if coap.is_critical(number) and number in coap.KNOWN and not coap.fits((number, value)):
+            return f"{coap.KNOWN[number].name} has {len(value)} bytes"
     return None
 
 
 # It decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
 # Location-Query, Proxy-Uri, Proxy-Scheme.
 _TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
-# It keeps every number that it ever saw in these for good.
-_REMEMBERED_BY_AIOCOAP = (coap.CONTENT_FORMAT, coap.ACCEPT)
 
 
 class _Interface(MessageInterfaceUDP6):
@@ -202,8 +205,8 @@ class _Interface(MessageInterfaceUDP6):
         self, data: bytes, ancdata: list[Any], flags: int, address: tuple[Any, ...]
     ) -> None:
         verdict = vet(data, truncated=bool(flags & socket.MSG_TRUNC))
-        if verdict is None:
-            super().datagram_msg_received(data, ancdata, flags, address)
+        if isinstance(verdict, bytes):
+            super().datagram_msg_received(verdict, ancdata, flags, address)
             return
         _log.debug("refused a datagram from %s: %s", address[:2], verdict.reason)
         if verdict.code is None:
@@ -217,6 +220,7 @@ class _Interface(MessageInterfaceUDP6):
             manager: Any = self._ctx
             number = data[2:4] if confirmable else manager._next_message_id().to_bytes(2, "big")
             reply = bytes((0x40 | kind << 4 | len(token), verdict.code)) + number + token
+            reply += coap.problem(verdict.code.name_printable, verdict.reason)
         self.transport.sendmsg(reply, ancdata, 0, address)
 
 

@@ -8,6 +8,8 @@ Source: RFC 7641; `spec/resources.md`, rules C-20 to C-28.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -24,6 +26,8 @@ Request = tuple[tuple[Option, ...], "bytes | None", str]
 
 Answer = tuple[Code, bytes]
 Answering = Callable[[tuple[Option, ...], "bytes | None", str], Answer]
+
+_log = logging.getLogger(__name__)
 
 _FIRST_NUMBER = 2  # Zephyr 1.14 drops the notification that is numbered 1
 _NUMBERS = 1 << 24
@@ -83,7 +87,7 @@ class Observers:
         answering: Answering | None = None
         answers: dict[Request, Answer] = {}
         while self._waiting:
-            for observation in list(self._waiting)[:_BATCH]:
+            for observation in list(itertools.islice(self._waiting, _BATCH)):
                 if self._answering is not answering:
                     answering, answers = self._answering, {}
                 if observation not in self._waiting or answering is None:
@@ -92,7 +96,7 @@ class Observers:
                 request = observation.request
                 answer = answers.get(request)
                 if answer is None:
-                    answer = answers[request] = answering(*request)
+                    answer = answers[request] = _guarded(answering, request)
                 if answer != observation.sent:
                     self._send(observation, answer)
             await asyncio.sleep(0)
@@ -100,12 +104,12 @@ class Observers:
     def _send(self, observation: _Observation, answer: Answer) -> None:
         observation.sent = answer
         lives = answer[0].is_successful()
-        message = self._message(answer) if lives else _plain(answer)
+        message = self._message(answer) if lives else message_of(*answer)
         message.transport_tuning = Reliable()
         observation.pipe.add_response(message, is_last=not lives)
 
     def _message(self, answer: Answer) -> Message:
-        message = _plain(answer)
+        message = message_of(*answer)
         message.opt.observe = self._next_number()
         return message
 
@@ -114,7 +118,17 @@ class Observers:
         return self._number
 
 
-def _plain(answer: Answer) -> Message:
-    message = Message(code=answer[0])
-    message.payload = message.opt.decode(answer[1])
+def _guarded(answering: Answering, request: Request) -> Answer:
+    """Let a bug in one answer cost the observers of that one their observation, and no others."""
+    try:
+        return answering(*request)
+    except Exception:  # noqa: BLE001 - whatever it is, the others must be told
+        _log.exception("bug: the answer to an observer failed")
+        return Code.INTERNAL_SERVER_ERROR, b""
+
+
+def message_of(code: Code, tail: bytes) -> Message:
+    """Turn an answer into aiocoap's form; a new object each time, since aiocoap changes it."""
+    message = Message(code=code)
+    message.payload = message.opt.decode(tail)
     return message

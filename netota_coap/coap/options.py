@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
+from netota_coap.wire import encode_problem
+
 Option = tuple[int, bytes]
 """Number and value."""
 
@@ -27,6 +29,9 @@ BLOCK1 = 27
 SIZE2 = 28
 PROXY_URI = 35
 PROXY_SCHEME = 39
+
+PROBLEM_DETAILS = 257  # application/concise-problem-details+cbor
+_LONGEST_DETAIL = 120  # characters: an error must not be much larger than what it answers
 
 
 @attrs.frozen
@@ -71,6 +76,12 @@ def is_critical(number: int) -> bool:
     return number % 2 == 1
 
 
+def fits(option: Option) -> bool:
+    """Tell whether an option is known and its value as long as it may be."""
+    known = KNOWN.get(option[0])
+    return known is not None and known.shortest <= len(option[1]) <= known.longest
+
+
 def refusal(options: Iterable[Option]) -> str | None:
     """Say which option of a request must be refused with 4.02, and why; None if all are fine.
 
@@ -82,7 +93,7 @@ def refusal(options: Iterable[Option]) -> str | None:
         if is_critical(number):
             if known is None:
                 return f"option {number} is critical and not known here"
-            if not known.shortest <= len(value) <= known.longest:
+            if not fits((number, value)):
                 return f"{known.name} has {len(value)} bytes"
             if number == last and not known.repeatable:
                 return f"{known.name} is there twice"
@@ -125,6 +136,12 @@ def encode(options: Iterable[Option], payload: bytes = b"") -> bytes:
         data.append(0xFF)
         data += payload
     return bytes(data)
+
+
+def problem(title: str, detail: str) -> bytes:
+    """Encode the options and the payload of an error: concise problem details (RFC 9290)."""
+    payload = encode_problem(title, detail[:_LONGEST_DETAIL])
+    return encode([(CONTENT_FORMAT, encode_uint(PROBLEM_DETAILS))], payload)
 
 
 def _nibble(value: int) -> tuple[int, bytes]:

@@ -8,7 +8,6 @@ Source: `spec/resources.md`.
 from __future__ import annotations
 
 import attrs
-from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.pipe import Pipe
 
@@ -22,16 +21,13 @@ from netota_coap.catalog import (
     View,
 )
 from netota_coap.coap import options as coap
-from netota_coap.coap.observers import Observers
+from netota_coap.coap.observers import Observers, message_of
 from netota_coap.coap.options import Block, Option
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.model import LIMITS
-from netota_coap.wire import encode_problem
 
 DEFAULT_MAX_AGE_S = 60
 DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
-_LONGEST_DETAIL = 120  # characters: an error must not be larger than what it answers
-PROBLEM_DETAILS = 257  # application/concise-problem-details+cbor, RFC 9290
 
 
 class _RefusedError(NetotaError):
@@ -72,8 +68,7 @@ class _Request:
             raise _RefusedError(Code.BAD_OPTION, reason)
         values: dict[int, list[bytes]] = {}
         for number, value in options:
-            known = coap.KNOWN.get(number)
-            if known and known.shortest <= len(value) <= known.longest:
+            if coap.fits((number, value)):
                 values.setdefault(number, []).append(value)
 
         def uint(number: int) -> int | None:
@@ -205,15 +200,7 @@ def problem(error: NetotaError) -> tuple[Code, bytes]:
         if isinstance(error, _RefusedError)
         else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
     )
-    payload = encode_problem(code.name_printable, error.detail[:_LONGEST_DETAIL])
-    return code, coap.encode([(coap.CONTENT_FORMAT, coap.encode_uint(PROBLEM_DETAILS))], payload)
-
-
-def message_of(code: Code, tail: bytes) -> Message:
-    """Turn an answer into aiocoap's form; a new object each time, since aiocoap changes it."""
-    message = Message(code=code)
-    message.payload = message.opt.decode(tail)
-    return message
+    return code, coap.problem(code.name_printable, error.detail)
 
 
 @attrs.define
@@ -246,7 +233,8 @@ class Site:
         payload = request.payload if request.code is Code.FETCH else None
         scheme = request.remote.scheme
         code, tail = self.responder.answer(options, payload, scheme)
-        path = self.responder.observed(options) if code.is_successful() else None
+        observes = code.is_successful() and any(o[0] == coap.OBSERVE for o in options)
+        path = self.responder.observed(options) if observes else None
         if path is None:
             pipe.add_response(message_of(code, tail), is_last=True)
         else:
