@@ -220,7 +220,7 @@ class Client:
         poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
         try:
             while True:
-                # If it changes between two blocks, registering again gets the new state.
+                # If it changes between two blocks, the notification of that is on its way.
                 with contextlib.suppress(_ChangedError):
                     yield await self._rest(uri, query, ContentFormat.CBOR, response)
                 # A server that promises nothing must not be asked without end. And all devices
