@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _COME_AND_GO = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
 _ANYTHING = _COME_AND_GO | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
 
-_LOCK_POLL_S = 0.005
+_LOCK_POLL_S = 0.002
 _LOCK_PATIENCE_S = 10.0
 _LONGEST_CHAIN = 40  # symbolic links, as the kernel has it
 
