@@ -103,6 +103,7 @@ def _history(root: Path, name: StreamName) -> list[int]:
 _Signature = tuple[int, int, int, int, int]
 _Files = dict[str, "tuple[_Signature | None, Value]"]
 _RACY_NS = 20_000_000
+_MOST_ISSUES = 100  # that are told of one file: a broken one can have a million
 
 
 def _signature(status: os.stat_result) -> _Signature:
@@ -142,7 +143,10 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         young = time.time_ns() - status.st_mtime_ns < _RACY_NS
         return None if young else _signature(status), decode(cls, data, Format.TOML)
     except InvalidDataError as error:
-        raise InvalidDataError(attrs.evolve(issue, file=file) for issue in error.issues) from error
+        issues = [attrs.evolve(issue, file=file) for issue in error.issues[:_MOST_ISSUES]]
+        if len(error.issues) > _MOST_ISSUES:
+            issues.append(Issue("", f"and {len(error.issues) - _MOST_ISSUES} more", file))
+        raise InvalidDataError(issues) from error
 
 
 def _listing(root: Path, directory: str) -> list[os.DirEntry[str]]:

@@ -21,6 +21,8 @@ from netota_coap.watch import Watcher
 
 _log = logging.getLogger(__name__)
 
+_MOST_ISSUES = 100  # that are logged of one reload
+
 
 @attrs.define
 class Service:
@@ -94,9 +96,12 @@ class Service:
             return
         self._refused = error.detail
         _log.error("not reloaded, the old state is served on:")
-        for line in (*error.issues, error.hint):
-            if line:
-                _log.error("  %s", line)
+        for issue in error.issues[:_MOST_ISSUES]:
+            _log.error("  %s", issue)
+        if len(error.issues) > _MOST_ISSUES:
+            _log.error("  and more, %d in all: netota-coap check lists them", len(error.issues))
+        if error.hint:
+            _log.error("  %s", error.hint)
 
 
 def _load(loader: Loader, previous: Catalog | None = None) -> Catalog:

@@ -342,3 +342,12 @@ def test_file_names_are_shown_printably(repository_dir: Path, file: bytes, shown
     assert [f"{shown}: is ignored: it stands at no place that counts"] == [
         str(issue) for issue in check(repository_dir).warnings
     ]
+
+
+def test_a_million_issues_of_one_file(repository_dir: Path) -> None:
+    """Of a file with ever so many issues the first are told, and how many more there are."""
+    path = repository_dir / "packages/sensor-node/streams/stable.toml"
+    path.write_text("\n".join(f"k{n} = 1" for n in range(5_000)))
+    issues = refusal(Loader(repository_dir)).issues
+    assert len(issues) == 101
+    assert issues[-1].reason == "and 4904 more"

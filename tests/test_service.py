@@ -153,6 +153,18 @@ async def test_malformed(name: str, sample: Path, log: pytest.LogCaptureFixture)
     assert reason in first[1]
 
 
+async def test_long_complaints(sample: Path, log: pytest.LogCaptureFixture) -> None:
+    """A reload that fails in a thousand ways is logged in a hundred lines."""
+    async with serving(sample):
+        with repository.locked(sample):
+            for number in range(200):
+                replace(sample / f"packages/sensor-node/streams/s{number}.toml", "version=")
+        await until(lambda: complaints(log))
+
+    assert len(complaints(log)) == 102
+    assert complaints(log)[-1] == "and more, 200 in all: netota-coap check lists them"
+
+
 async def test_missing_root(sample: Path, log: pytest.LogCaptureFixture) -> None:
     """A root that vanishes leaves the old state served; when it is back, so is the service."""
     away = sample.with_name("away")
