@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.resources
+import io
 import json
 import logging
 import sys
@@ -34,8 +35,7 @@ from netota_coap.errors import (
     printable,
 )
 from netota_coap.formats import Format
-from netota_coap.model import Package, Stream
-from netota_coap.repository import StreamName, stream_name
+from netota_coap.model import Package, Stream, StreamName, stream_name
 from netota_coap.selection import Selection, text_form
 from netota_coap.wire import encode, selection_from_query
 
@@ -63,6 +63,11 @@ _LARGE = 16 * 2**20  # files over which a progress bar is worth it, bytes
 
 def main() -> NoReturn:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal cannot show must not stop the rest from being shown.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    _quiet()
     try:
         code = cli.main(prog_name="netota-coap", standalone_mode=False)
     except click.ClickException as error:
@@ -75,6 +80,9 @@ def main() -> NoReturn:
     except NetotaError as error:
         _complain(error)
         sys.exit(next(EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES))
+    except UnicodeError as error:
+        _say(f"error: text that cannot be encoded: {error}")
+        sys.exit(2)
     except OSError as error:
         _say(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}")
         sys.exit(3)
@@ -95,6 +103,12 @@ def _complain(error: NetotaError) -> None:
         _say(f"hint: {error.hint}")
 
 
+def _quiet() -> None:
+    """Keep what libraries say of hostile answers from the terminal: our own errors say it."""
+    for name in ("netota_coap.aiocoap", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
 def _say(line: str) -> None:
     # Much of it comes from others, as names and errors of servers.
     click.echo(printable(line), err=True)
@@ -108,7 +122,8 @@ def _print_json(plain: object) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not on_terminal)
 
 
 def _table(*columns: str) -> Table:
@@ -121,10 +136,10 @@ def _table(*columns: str) -> Table:
 
 
 def _text(value: object) -> str:
-    """Keep what a publisher wrote from being read as markup."""
+    """Keep what a publisher wrote from being read as markup, or by the terminal."""
     from rich.markup import escape
 
-    return escape(str(value))
+    return escape("\n".join(map(printable, str(value).split("\n"))))
 
 
 class _StreamType(click.ParamType[StreamName]):
@@ -422,7 +437,8 @@ def serve(directory: Path, binds: Sequence[str]) -> None:
     from netota_coap.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("netota_coap.aiocoap").setLevel(logging.ERROR)
+    for name in ("netota_coap.aiocoap", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     service = Service(
         directory, binds or (DEFAULT_BIND,), lambda uri: click.echo(f"listening on {uri}")
     )

@@ -69,12 +69,14 @@ class Client:
 
     Attributes:
         timeout_s: How long to wait for one answer, seconds.
+        transfer_s: How long to wait for all blocks of one answer, seconds.
         retry_s: How long to wait before the first retry of an observation, seconds; doubles up to
             a minute.
         on_trouble: Called with each error that an observation waits out.
     """
 
     timeout_s: float = 30.0
+    transfer_s: float = 300.0
     retry_s: float = 1.0
     on_trouble: Callable[[TransferError], object] = lambda _: None
     _context: Context | None = attrs.field(init=False, default=None)
@@ -245,7 +247,7 @@ class Client:
 
     def _deregister(self, registration: Message, response: Message) -> None:
         """Tell the server that an observation is over; aiocoap itself never does."""
-        message = registration.copy(observe=1)
+        message = registration.copy(observe=1, mid=None)
         message.token, message.remote = registration.token, response.remote
         # Its answer does not matter, and must not hold up the next request to this server.
         message.transport_tuning = Unreliable()
@@ -284,6 +286,15 @@ class Client:
         self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
     ) -> Fetched:
         """Fetch the blocks after the first."""
+        try:
+            async with asyncio.timeout(self.transfer_s):
+                return await self._blocks(uri, query, accept, first)
+        except TimeoutError:
+            raise TransferError(f"not all of it came in {self.transfer_s:g} s", uri=uri) from None
+
+    async def _blocks(
+        self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
+    ) -> Fetched:
         payload, response = bytearray(), first
         while True:
             block = response.opt.block2

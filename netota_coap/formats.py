@@ -35,6 +35,9 @@ def refuse(reason: str) -> InvalidDataError:
 class TaggedItem:
     """Stands for an item with a tag: no field of ours has one."""
 
+    def __repr__(self) -> str:
+        return "(an item with a tag)"
+
 
 # Tags are left alone, so that a tag under an unknown key is skipped and one under a known key is
 # of the wrong type (cbor2 would build times, regular expressions and fractions from them).

@@ -295,6 +295,34 @@ def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
     return list(_twice(names, place))
 
 
+StreamName = tuple[str, str]
+"""Package and stream."""
+
+
+def stream_name(text: str) -> StreamName:
+    """Read `PACKAGE/STREAM`.
+
+    Raises:
+        InvalidDataError: It is not of that form, or a name breaks the rule of names.
+    """
+    package, slash, stream = text.partition("/")
+    if not slash:
+        raise InvalidDataError([Issue(text, "must be PACKAGE/STREAM")])
+    require_names(package, stream)
+    return package, stream
+
+
+def require_names(*names: str) -> None:
+    """Hold names to their rule.
+
+    Raises:
+        InvalidDataError: One or more of them break it.
+    """
+    issues = [Issue(repr(name), reason) for name in names if (reason := name_rule(name))]
+    if issues:
+        raise InvalidDataError(issues)
+
+
 # ----------------------------------------------------------------------------------------------
 # Values
 

@@ -26,10 +26,10 @@ from netota_coap.model import (
     Offer,
     Package,
     Stream,
+    StreamName,
     clashes,
     name_rule,
 )
-from netota_coap.repository import StreamName
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 DEFAULT_METRIC = 100

@@ -33,17 +33,16 @@ from netota_coap.model import (
     Package,
     Repository,
     Stream,
+    StreamName,
     Value,
     clashes,
     name_rule,
+    require_names,
 )
 from netota_coap.wire import decode, encode
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Value)
-
-StreamName = tuple[str, str]
-"""Package and stream."""
 
 LOCK = ".lock"
 _NOT_IN_GIT = (b"/" + LOCK.encode(), b"/blobs/", b".*.tmp")
@@ -57,25 +56,6 @@ _REVERT_HINT = (
 
 # ----------------------------------------------------------------------------------------------
 # Places
-
-
-def stream_name(text: str) -> StreamName:
-    """Read `PACKAGE/STREAM`.
-
-    Raises:
-        InvalidDataError: It is not of that form, or a name breaks the rule of names.
-    """
-    package, slash, stream = text.partition("/")
-    if not slash:
-        raise InvalidDataError([Issue(text, "must be PACKAGE/STREAM")])
-    _require_names(package, stream)
-    return package, stream
-
-
-def _require_names(*names: str) -> None:
-    issues = [Issue(repr(name), reason) for name in names if (reason := name_rule(name))]
-    if issues:
-        raise InvalidDataError(issues)
 
 
 def _stream_file(root: Path, name: StreamName) -> Path:
@@ -132,9 +112,11 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(status.st_mode):
             raise InvalidDataError([Issue("", "is not a regular file", file)])
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_at_once) as stream:
             status = os.fstat(stream.fileno())
             data = stream.read(LIMITS["document"].value + 1)
+        if data is None:
+            raise InvalidDataError([Issue("", "cannot be read: nothing comes", file)])
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -147,6 +129,11 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         if len(error.issues) > _MOST_ISSUES:
             issues.append(Issue("", f"and {len(error.issues) - _MOST_ISSUES} more", file))
         raise InvalidDataError(issues) from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for anybody, as a pipe would that somebody put there."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
@@ -406,7 +393,7 @@ def _ignored(root: Path) -> Iterator[Issue]:
 def is_locked(root: Path) -> bool:
     """Tell whether somebody is writing."""
     try:
-        with (root / LOCK).open("rb") as lock:
+        with open(root / LOCK, "rb", opener=_at_once) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -433,7 +420,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
             hint=f"Make one: netota-coap init {root}",
         )
     deadline = time.monotonic() + timeout_s
-    with _writing(root), (root / LOCK).open("ab") as lock:
+    with _writing(root), open(root / LOCK, "ab", opener=_at_once) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -466,7 +453,7 @@ def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
     Raises:
         InvalidDataError: A name, one of the files, or `repository.toml`, is wrong.
     """
-    _require_names(*name)
+    require_names(*name)
 
     def optional(cls: type[V], path: Path) -> V | None:
         try:
@@ -590,7 +577,7 @@ def write_package(root: Path, name: str, package: Package) -> None:
         InvalidDataError: The name breaks the rule of names.
         RepositoryError: It cannot be written.
     """
-    _require_names(name)
+    require_names(name)
     with locked(root):
         _refuse_similar(root, name)
         path = root / "packages" / name / "package.toml"

@@ -111,11 +111,11 @@ class Watcher:
         packages = self.root / "packages"
         yield self.root, ""
         yield packages, ""
-        with contextlib.suppress(OSError):
-            for package in packages.iterdir():
-                if not package.name.startswith("."):
-                    yield package, ""
-                    yield package / "streams", ""
+        with contextlib.suppress(OSError), os.scandir(packages) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_dir():
+                    yield packages / entry.name, ""
+                    yield packages / entry.name / "streams", ""
 
     def poke(self) -> None:
         """Let `settled` return at once."""

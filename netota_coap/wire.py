@@ -19,6 +19,7 @@ from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.formats import Format, dump, load, refuse
 from netota_coap.model import (
     CONTENT_ATTRIBUTES,
+    LIMITS,
     Archive,
     Content,
     Envelope,
@@ -166,9 +167,10 @@ class _One(Form):
 
 @attrs.frozen
 class _Many(Form):
-    """An array of values of a class."""
+    """An array of values of a class, as many as a row of `LIMITS` allows."""
 
     cls: type[Value]
+    limit: str
 
     def encode(self, value: tuple[Value, ...], fmt: Format) -> Any:
         return [_to_plain(item, fmt) for item in value]
@@ -176,6 +178,9 @@ class _Many(Form):
     def decode(self, plain: Any, fmt: Format) -> Any:
         if type(plain) is not list:
             raise refuse("must be an array")
+        bound = LIMITS[self.limit]
+        if len(plain) > bound.value:
+            raise refuse(f"must be at most {bound.value} {bound.unit}, not {len(plain)}")
         values, issues = [], []
         for index, item in enumerate(plain):
             try:
@@ -270,7 +275,7 @@ TABLES: Mapping[type[Value], Table] = {
             Field("name", 1, required=_ALL),
             Field("envelope", 2, _One(Envelope), required=_ALL),
             Field("content", 3, _One(Content)),
-            Field("offers", 4, _Many(Offer)),
+            Field("offers", 4, _Many(Offer, "offers")),
         ),
     ),
     Stream: Table(
@@ -285,7 +290,7 @@ TABLES: Mapping[type[Value], Table] = {
             Field("title", None, formats=_DISK),
             Field("author", None, formats=_DISK),
             Field("message", None, formats=_DISK),
-            Field("archives", 3, _Many(Archive), required=_DISK),
+            Field("archives", 3, _Many(Archive, "archives"), required=_DISK),
             Field("more", 8, formats=_BINARY),
         ),
     ),
@@ -296,7 +301,7 @@ TABLES: Mapping[type[Value], Table] = {
             Field("summary", None, formats=_DISK),
             Field("homepage", None, formats=_DISK),
             Field("poll_s", None, formats=_DISK),
-            Field("offers", None, _Many(Offer), formats=_DISK),
+            Field("offers", None, _Many(Offer, "offers"), formats=_DISK),
         ),
     ),
     Repository: Table(
@@ -332,6 +337,10 @@ _REQUIRED = {
 # ----------------------------------------------------------------------------------------------
 # Values to plain data and back
 
+# A hostile file can have a million keys, and one of a million characters.
+_SHOWN_UNKNOWN = 20
+_SHOWN_KEY = 64
+
 
 def _to_plain(value: Value, fmt: Format) -> Any:
     cls = type(value)
@@ -359,6 +368,7 @@ def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
     issues: list[Issue] = []
     values: dict[str, Any] = given
     free: dict[str, Any] = {}
+    unknown = 0
     failed = set()
     for key, item in plain.items():
         # True equals 1 for a dict, so the type decides first.
@@ -375,8 +385,13 @@ def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
             if table.free:
                 free[key] = item
             elif fmt is Format.TOML:
-                known = ", ".join(by_key)
-                issues.append(Issue(key, f"unknown key; {table.noun} has {known}"))
+                unknown += 1
+                if unknown <= _SHOWN_UNKNOWN:
+                    known = ", ".join(by_key)
+                    reason = f"unknown key; {table.noun} has {known}"
+                    issues.append(Issue(key[:_SHOWN_KEY], reason))
+    if unknown > _SHOWN_UNKNOWN:
+        issues.append(Issue("", f"{unknown - _SHOWN_UNKNOWN} more unknown keys"))
     if table.free and free:
         values[table.free] = free
     issues += [

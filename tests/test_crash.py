@@ -11,9 +11,9 @@ import attrs
 import pytest
 
 from netota_coap.formats import Format
-from netota_coap.model import Repository, Stream
+from netota_coap.model import Repository, Stream, StreamName
 from netota_coap.publish import ArchiveSource, publish, reopen
-from netota_coap.repository import Loader, StreamName, check, init, is_locked
+from netota_coap.repository import Loader, check, init, is_locked
 from netota_coap.wire import encode
 from tests.conftest import NOW
 from tests.repositories import HISTORY, stable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import inspect
@@ -18,10 +19,12 @@ from aiocoap.transports.udp6 import MessageInterfaceUDP6
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap import publish
 from netota_coap.coap import frontdoor
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import open_sockets, parse_bind, uri_of, vet
 from netota_coap.errors import AddressError, ConfigError
+from tests.conftest import NOW
 from tests.device import ACK, CON, GET, NON, RST, device
 from tests.serving import run, serving
 
@@ -275,3 +278,52 @@ async def test_lengths(sample: Path, option: coap.Option, code: str, registers: 
         assert (code, registers) == (answer.code, answer.uint(coap.OBSERVE) is not None)
         if code == "4.02":
             assert answer.uint(coap.CONTENT_FORMAT) == 257
+
+
+async def test_dead_observers_cost_the_living_nothing(sample: Path) -> None:
+    """Closed ports among the observers, with their ICMP errors, keep nobody from being told."""
+    path = "p/sensor-node/s/stable"
+    async with serving(sample) as (uri,), contextlib.AsyncExitStack() as living:
+        told = []
+        for number in range(10):
+            async with device(uri) as dead:
+                await dead.observe(path, token=bytes((number,)))
+            told.append(await living.enter_async_context(device(uri)))
+            await told[-1].observe(path)
+        for version in ("2.0", "3.0", "4.0"):
+            publish.publish(sample, ("sensor-node", "stable"), version, [], now=NOW)
+            for it in told:
+                answer = await it.notification()
+                assert version.encode() in answer.payload
+
+
+async def test_repeated_request_with_the_id_of_a_notification(sample: Path) -> None:
+    """A request that has the message ID of a notification is answered, also when repeated."""
+    path = "p/sensor-node/s/stable"
+    async with serving(sample) as (uri,), device(uri) as it:
+        await it.observe(path)
+        publish.publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
+        first = await it.notification()
+        following = first.message_id + 1 & 0xFFFF
+        request = bytearray(it.message(GET, "p"))
+        request[2:4] = following.to_bytes(2, "big")
+        it.send(bytes(request))
+        answer = await it.receive()
+        publish.publish(sample, ("sensor-node", "stable"), "3.0", [], now=NOW)
+        second = await it.notification()
+        it.send(bytes(request))
+        again = await it.receive()
+
+    assert (following, following) == (answer.message_id, second.message_id)
+    assert answer == again
+
+
+def test_options_that_mean_nothing_are_not_handed_on() -> None:
+    """Elective options that are ignored are taken out; a crowd of options is refused."""
+    head = bytes.fromhex("40011234")
+    sent = [(coap.URI_PATH, b"p"), (18, b"x"), (coap.OBSERVE, bytes(4)), (258, b"\x02")]
+    kept = [(coap.URI_PATH, b"p"), (258, b"\x02")]
+    assert head + coap.encode(kept, b"1") == vet(head + coap.encode(sent, b"1"))
+    crowd = vet(head + coap.encode([(18, b"x")] * 65))
+    assert not isinstance(crowd, bytes)
+    assert crowd.code == Code.BAD_OPTION

@@ -23,9 +23,9 @@ from netota_coap.errors import (
     RepositoryLockedError,
 )
 from netota_coap.formats import Format, load
-from netota_coap.model import Content, Offer, Stream
+from netota_coap.model import Content, Offer, Stream, StreamName
 from netota_coap.publish import ArchiveSource, close, parse_offer, publish, reopen
-from netota_coap.repository import Loader, StreamName, check
+from netota_coap.repository import Loader, check
 from netota_coap.wire import encode
 from tests.conftest import NOW
 from tests.repositories import HISTORY, STABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from netota_coap.errors import (
     RepositoryLockedError,
 )
 from netota_coap.formats import Format
-from netota_coap.model import Package
+from netota_coap.model import Package, stream_name
 from netota_coap.repository import Loader, check
 from netota_coap.wire import encode
 from tests.repositories import HISTORY, REPOSITORIES, STABLE, edit, refusal, stable
@@ -129,7 +130,7 @@ def test_typical_is_loaded_whole() -> None:
 
 def test_stream_name_is_package_and_stream() -> None:
     """The two names stand on either side of the slash."""
-    assert repository.stream_name("sensor-node/v1.0") == ("sensor-node", "v1.0")
+    assert stream_name("sensor-node/v1.0") == ("sensor-node", "v1.0")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_stream_name_is_package_and_stream() -> None:
 def test_stream_name_refuses(text: str, expected: str) -> None:
     """What is no name of a stream is told by its rule, printably."""
     with pytest.raises(InvalidDataError) as raised:
-        repository.stream_name(text)
+        stream_name(text)
     assert str(raised.value).startswith(expected)
 
 
@@ -333,3 +334,14 @@ def test_lock_needs_a_repository(tmp_path: Path) -> None:
     assert f"Make one: netota-coap init {tmp_path}" == raised.value.hint
     assert not repository.is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pipes_do_not_hold_anybody_up(repository_dir: Path) -> None:
+    """A pipe where a file is expected is no file, whoever put it there."""
+    os.mkfifo(repository_dir / ".lock")
+    assert not repository.is_locked(repository_dir)
+    with (
+        pytest.raises(RepositoryError, match="cannot be written"),
+        repository.locked(repository_dir),
+    ):
+        pass

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from netota_coap.errors import InvalidDataError, NotFoundError, RepositoryConflictError
 from netota_coap.formats import Format
-from netota_coap.model import Stream
+from netota_coap.model import Stream, StreamName
 from netota_coap.publish import close, publish, reopen
-from netota_coap.repository import Loader, StreamName, check, init
+from netota_coap.repository import Loader, check, init
 from netota_coap.wire import encode
 from tests.conftest import NOW
 

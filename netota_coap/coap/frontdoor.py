@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+from aiocoap.message import Message
 from aiocoap.messagemanager import MessageManager
 from aiocoap.numbers.codes import Code
 from aiocoap.protocol import Context
@@ -31,6 +32,9 @@ _log = logging.getLogger("netota_coap.coap")
 
 _CON, _NON, _ACK, _RST = range(4)
 _RESERVED_CLASSES = (1, 6, 7)
+_NO_RESPONSE = 258  # RFC 7967; aiocoap keeps to it
+_MOST_OPTIONS = 64
+_SEND_ATTEMPTS = 3
 
 
 # ----------------------------------------------------------------------------------------------
@@ -74,8 +78,9 @@ def open_sockets(bind: str) -> list[socket.socket]:
         found = socket.getaddrinfo(
             host, port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, socket.AI_PASSIVE
         )
-    except OSError as error:
-        raise AddressError(f"{bind}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise AddressError(f"{bind}: {reason}") from error
     sockets: list[socket.socket] = []
     failure: OSError | None = None
     for family, _, _, _, address in found:
@@ -150,8 +155,8 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
     """Judge a datagram.
 
     Returns:
-        What may be handed on if it is well-formed: itself, but for elective options of a length
-        that they cannot have, which are to be ignored and aiocoap would not.
+        What may be handed on if it is well-formed: itself, without elective options that are to be
+        ignored.
 
     Source: RFC 7252, sections 3, 4.2, 4.3 and 5.4; rules C-50 to C-52.
     """
@@ -176,14 +181,25 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
     reason = _stumbling_block(found)
     if reason is not None:
         return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
-    sane = [option for option in found if coap.fits(option) or option[0] not in coap.KNOWN]
-    if len(sane) == len(found):
+    kept = [option for option in found if _is_kept(option)]
+    if len(kept) == len(found):
         return data
-    return data[: 4 + token_length] + coap.encode(sane, payload)
+    return data[: 4 + token_length] + coap.encode(kept, payload)
+
+
+def _is_kept(option: coap.Option) -> bool:
+    """Tell whether an option is handed on: elective ones that mean nothing here are ignored.
+
+    aiocoap keeps the requests of observers, with all their options, and would not ignore those of
+    a length that they cannot have.
+    """
+    return coap.is_critical(option[0]) or coap.fits(option) or option[0] == _NO_RESPONSE
 
 
 def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
     """Say what aiocoap would stumble over or hide; what else is wrong `Responder` refuses."""
+    if len(found) > _MOST_OPTIONS:
+        return f"{len(found)} options are more than {_MOST_OPTIONS}"
     for number, value in found:
         if number in _TEXT_OF_AIOCOAP and not coap.is_text(value):
             return f"option {number} is not UTF-8"
@@ -200,6 +216,8 @@ _TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
 
 class _Interface(MessageInterfaceUDP6):
     """aiocoap's UDP transport behind the vetting."""
+
+    failed = False
 
     def datagram_msg_received(
         self, data: bytes, ancdata: list[Any], flags: int, address: tuple[Any, ...]
@@ -223,9 +241,38 @@ class _Interface(MessageInterfaceUDP6):
             reply += coap.problem(verdict.code.name_printable, verdict.reason)
         self.transport.sendmsg(reply, ancdata, 0, address)
 
+    def send(self, message: Message) -> None:
+        # A pending ICMP error of one peer is reported by the next send, to whomever it goes: that
+        # one has to be sent again, and nobody to be blamed. What the error queue says of its
+        # addressee is true (`datagram_errqueue_received`).
+        for _ in range(_SEND_ATTEMPTS):
+            self.failed = False
+            super().send(message)
+            if not self.failed:
+                return
+
+    def error_received(self, exc: OSError) -> None:
+        self.failed = True
+        _log.debug("sending failed: %s", exc)
+
 
 # ----------------------------------------------------------------------------------------------
 # The door
+
+
+def _remember_only_acknowledgements(manager: Any) -> None:
+    """Keep a notification from being taken for the answer to a request of the same message ID.
+
+    aiocoap would send it, as a confirmable message that nobody waits for, when the request is
+    repeated; an acknowledgement is the only message that shares its ID with the peer's.
+    """
+    store = manager._store_response_for_duplicates
+
+    def store_acknowledgement(message: Message) -> None:
+        if message.mtype == _ACK:
+            store(message)
+
+    manager._store_response_for_duplicates = store_acknowledgement
 
 
 @attrs.define
@@ -264,6 +311,7 @@ class FrontDoor:
         for opened in sockets:
 
             def attach(manager: MessageManager, opened: socket.socket = opened) -> Any:
+                _remember_only_acknowledgements(manager)
                 return _Interface._create_transport_endpoint(
                     opened, manager, context.log, loop, []
                 )

@@ -8,8 +8,8 @@ Source: RFC 7641; `spec/resources.md`, rules C-20 to C-28.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_NUMBER = 2  # Zephyr 1.14 drops the notification that is numbered 1
 _NUMBERS = 1 << 24
-_BATCH = 64  # notifications between two looks at the socket
+_STRETCH_S = 0.01  # of notifying between two looks at the socket
 
 
 @attrs.define(eq=False)
@@ -47,7 +47,7 @@ class Observers:
     """The observations of a server."""
 
     _by_path: dict[Path, dict[_Observation, None]] = attrs.field(init=False, factory=dict)
-    _waiting: dict[_Observation, None] = attrs.field(init=False, factory=dict)
+    _waiting: OrderedDict[_Observation, None] = attrs.field(init=False, factory=OrderedDict)
     _answering: Answering | None = attrs.field(init=False, default=None)
     _telling: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _number: int = attrs.field(init=False, default=_FIRST_NUMBER - 1)
@@ -84,29 +84,34 @@ class Observers:
             self._by_path.pop(observation.path, None)
 
     async def _tell(self) -> None:
+        loop = asyncio.get_running_loop()
         answering: Answering | None = None
         answers: dict[Request, Answer] = {}
+        pause = loop.time() + _STRETCH_S
         while self._waiting:
-            for observation in list(itertools.islice(self._waiting, _BATCH)):
-                if self._answering is not answering:
-                    answering, answers = self._answering, {}
-                if observation not in self._waiting or answering is None:
-                    continue
-                del self._waiting[observation]
-                request = observation.request
-                answer = answers.get(request)
-                if answer is None:
-                    answer = answers[request] = _guarded(answering, request)
-                if answer != observation.sent:
-                    self._send(observation, answer)
-            await asyncio.sleep(0)
+            if self._answering is not answering:
+                answering, answers = self._answering, {}
+            observation, _ = self._waiting.popitem(last=False)
+            request = observation.request
+            answer = answers.get(request)
+            if answer is None and answering is not None:
+                answer = answers[request] = _guarded(answering, request)
+            if answer is not None and answer != observation.sent:
+                self._send(observation, answer)
+            if loop.time() >= pause:
+                await asyncio.sleep(0)
+                pause = loop.time() + _STRETCH_S
 
     def _send(self, observation: _Observation, answer: Answer) -> None:
         observation.sent = answer
         lives = answer[0].is_successful()
         message = self._message(answer) if lives else message_of(*answer)
         message.transport_tuning = Reliable()
-        observation.pipe.add_response(message, is_last=not lives)
+        try:
+            observation.pipe.add_response(message, is_last=not lives)
+        except TypeError:
+            # aiocoap stumbles over a pipe whose interest ends while it sends; it has ended then.
+            self._remove(observation)
 
     def _message(self, answer: Answer) -> Message:
         message = message_of(*answer)
