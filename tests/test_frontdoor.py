@@ -45,7 +45,10 @@ def test_private_names() -> None:
         "flags",
         "address",
     ]
-    assert callable(MessageManager._next_message_id)  # type: ignore[attr-defined]
+    for name in ("_next_message_id", "_store_response_for_duplicates"):
+        assert callable(getattr(MessageManager, name))
+    for name in ("send", "error_received"):
+        assert callable(getattr(MessageInterfaceUDP6, name))
 
 
 @pytest.mark.parametrize(
