@@ -167,7 +167,6 @@ class Resource:
         rt: Resource type (RFC 6690).
         formats: That it can be had in, the default first.
         observable: Whether a client can ask to be notified.
-        fetchable: Whether it answers FETCH.
         poll_s: Seconds until a client that observes should ask again anyway.
         title: For people, or None.
     """
@@ -177,7 +176,6 @@ class Resource:
     formats: tuple[ContentFormat, ...]
     title: str | None = None
     observable: bool = False
-    fetchable: bool = False
     poll_s: int = DEFAULT_POLL_S
 
     def represent(
@@ -248,7 +246,6 @@ class StreamResource(Resource):
             (ContentFormat.CBOR, ContentFormat.JSON),
             source.title,
             observable=True,
-            fetchable=True,
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,

@@ -213,7 +213,7 @@ def _resources() -> str:
     rows = {}
     for path, resource in RESPONDER.catalog.resources.items():
         template = "/".join(("", *(templates.get(segment, segment) for segment in path)))
-        methods = ["GET", *["FETCH"] * resource.fetchable]
+        methods = ["GET", *["FETCH"] * isinstance(resource, StreamResource)]
         formats = ", ".join(str(int(fmt)) for fmt in resource.formats)
         observable = "yes" if resource.observable else ""
         rows[template] = (

@@ -34,6 +34,9 @@ _CON, _NON, _ACK, _RST = range(4)
 _RESERVED_CLASSES = (1, 6, 7)
 _NO_RESPONSE = 258  # RFC 7967; aiocoap keeps to it
 _MOST_OPTIONS = 64
+# aiocoap decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
+# Location-Query, Proxy-Uri, Proxy-Scheme.
+_TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
 _SEND_ATTEMPTS = 3
 
 
@@ -207,11 +210,6 @@ def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
         if coap.is_critical(number) and number in coap.KNOWN and not coap.fits((number, value)):
             return f"{coap.KNOWN[number].name} has {len(value)} bytes"
     return None
-
-
-# It decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
-# Location-Query, Proxy-Uri, Proxy-Scheme.
-_TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
 
 
 class _Interface(MessageInterfaceUDP6):

@@ -107,11 +107,7 @@ class Observers:
         lives = answer[0].is_successful()
         message = self._message(answer) if lives else message_of(*answer)
         message.transport_tuning = Reliable()
-        try:
-            observation.pipe.add_response(message, is_last=not lives)
-        except TypeError:
-            # aiocoap stumbles over a pipe whose interest ends while it sends; it has ended then.
-            self._remove(observation)
+        observation.pipe.add_response(message, is_last=not lives)
 
     def _message(self, answer: Answer) -> Message:
         message = message_of(*answer)

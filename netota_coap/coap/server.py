@@ -170,27 +170,28 @@ class Responder:
 def _represent(
     request: _Request, resource: Resource, payload: bytes | None, scheme: str
 ) -> Representation:
-    formats = resource.formats
-    if payload is not None:
-        if not (resource.fetchable and isinstance(resource, StreamResource)):
-            raise _RefusedError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
-        if request.content_format != ContentFormat.CBOR:
-            raise _RefusedError(
-                Code.UNSUPPORTED_CONTENT_FORMAT, "a selection is CBOR, Content-Format 60"
-            )
-        bound = LIMITS["selection"].value
-        if len(payload) > bound:
-            detail = f"a selection has at most {bound} bytes, not {len(payload)}"
-            raise _RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
-        formats = (ContentFormat.CBOR,)
+    if payload is None:
+        fmt = _accepted(request, resource.formats)
+        return resource.represent(request.query, fmt, scheme)
+    if not isinstance(resource, StreamResource):
+        raise _RefusedError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
+    if request.content_format != ContentFormat.CBOR:
+        detail = "a selection is CBOR, Content-Format 60"
+        raise _RefusedError(Code.UNSUPPORTED_CONTENT_FORMAT, detail)
+    bound = LIMITS["selection"].value
+    if len(payload) > bound:
+        detail = f"a selection has at most {bound} bytes, not {len(payload)}"
+        raise _RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
+    fmt = _accepted(request, (ContentFormat.CBOR,))
+    return resource.view(View.from_fetch(payload), fmt, scheme)
+
+
+def _accepted(request: _Request, formats: tuple[ContentFormat, ...]) -> ContentFormat:
     accept = formats[0] if request.accept is None else request.accept
     if accept not in formats:
         known = ", ".join(f"{fmt} ({fmt.media_type})" for fmt in formats)
         raise _RefusedError(Code.NOT_ACCEPTABLE, f"there is {known}")
-    fmt = ContentFormat(accept)
-    if payload is not None and isinstance(resource, StreamResource):
-        return resource.view(View.from_fetch(payload), fmt, scheme)
-    return resource.represent(request.query, fmt, scheme)
+    return ContentFormat(accept)
 
 
 def problem(error: NetotaError) -> tuple[Code, bytes]:
