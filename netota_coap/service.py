@@ -49,7 +49,7 @@ class Service:
             ConfigError: One of them cannot be read.
         """
         async with Watcher(self.root) as watcher:
-            handlers = {signal.SIGHUP: watcher.poke, **dict.fromkeys(_STOP, self.stop)}
+            handlers = {**dict.fromkeys(_STOP, self.stop), signal.SIGHUP: watcher.poke}
             with _signals(handlers):
                 loader = Loader(self.root)
                 site = Site(Responder(await asyncio.to_thread(_load, loader)))
