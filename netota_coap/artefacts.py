@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import attrs
 
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import Envelope
+from netota_coap.model import Content, Envelope
 
 _CHUNK = 1 << 20
 
@@ -40,3 +43,24 @@ def envelope_of(
         issue = Issue("", f"cannot be read: {error.strerror}", str(path))
         raise InvalidDataError([issue]) from error
     return Envelope(type=media_type, size=size, sha256=digest.digest())
+
+
+@attrs.frozen(kw_only=True)
+class Artefact:
+    """What a file is, as far as it tells itself."""
+
+    envelope: Envelope
+    content: Content = Content()
+    version: str | None = None
+    stated: frozenset[str] = frozenset()
+    facts: Mapping[str, Any] = {"format": "bytes"}
+
+
+def read(path: Path, progress: Callable[[int], object] = lambda _: None) -> Artefact:
+    """Read a file once, and tell what it is."""
+    return Artefact(envelope=envelope_of(path, "application/octet-stream", progress))
+
+
+def versions_differ(a: str, b: str) -> bool:
+    """Tell whether two versions are not the same."""
+    return a != b

@@ -95,7 +95,8 @@ _TYPE_NAMES: Mapping[type, str] = {
 }
 
 
-def _text(limit: str) -> Rule:
+def text(limit: str) -> Rule:
+    """Return the rule of text that is not empty and as long as a row of `LIMITS` allows."""
     bound = LIMITS[limit].value
 
     def rule(value: object) -> str | None:
@@ -118,10 +119,10 @@ def _text(limit: str) -> Rule:
 
 
 def _spelled(limit: str, pattern: re.Pattern[str], reason: str) -> Rule:
-    text = _text(limit)
+    as_text = text(limit)
 
     def rule(value: object) -> str | None:
-        return text(value) or (None if pattern.fullmatch(value) else reason)  # type: ignore[call-overload]
+        return as_text(value) or (None if pattern.fullmatch(value) else reason)  # type: ignore[call-overload]
 
     return rule
 
@@ -141,18 +142,22 @@ def _integer(low: int, limit: str) -> Rule:
     return rule
 
 
-def _instance(cls: type, wanted: str) -> Rule:
+def instance(cls: type, wanted: str) -> Rule:
+    """Return the rule of what is of a class, called `wanted` in the reason."""
+
     def rule(value: object) -> str | None:
         return None if type(value) is cls else _type_reason(value, wanted)
 
     return rule
 
 
-def _optional(rule: Rule) -> Rule:
+def optional(rule: Rule) -> Rule:
+    """Return a rule that lets None pass, too."""
     return lambda value: None if value is None else rule(value)
 
 
-def _several(cls: type, limit: str) -> Rule:
+def several(cls: type, limit: str) -> Rule:
+    """Return the rule of a tuple of a class, of as many as a row of `LIMITS` allows."""
     bound, unit = LIMITS[limit].value, LIMITS[limit].unit
 
     def rule(value: object) -> str | None:
@@ -170,7 +175,7 @@ name_rule = _spelled("name", _NAME, _NAME_RULE)
 _attribute_rule = _spelled("text", _NAME, _NAME_RULE)
 _url_rule = _spelled("url", _URL, "must be a URL with a scheme, or a path that begins with '/'")
 _integer_value = _integer(-LIMITS["integer"].value, "integer")
-_text_value = _text("text")
+_text_value = text("text")
 
 
 def _attribute_value(value: object) -> str | None:
@@ -369,7 +374,7 @@ class Envelope(Value):
         sha256: 32 bytes.
     """
 
-    type: str = ruled(_text("text"))
+    type: str = ruled(text("text"))
     size: int = ruled(_integer(0, "size"))
     sha256: bytes = ruled(_digest)
 
@@ -388,12 +393,12 @@ class Content(Value):
         attributes: Free ones, name to text, integer or boolean.
     """
 
-    type: str | None = ruled(_optional(_text("text")), default=None)
-    arch: str | None = ruled(_optional(_text("text")), default=None)
-    machine: str | None = ruled(_optional(_text("text")), default=None)
-    debug: bool | None = ruled(_optional(_instance(bool, "a boolean")), default=None)
-    filesystem: str | None = ruled(_optional(_text("text")), default=None)
-    compression: str | None = ruled(_optional(_text("text")), default=None)
+    type: str | None = ruled(optional(text("text")), default=None)
+    arch: str | None = ruled(optional(text("text")), default=None)
+    machine: str | None = ruled(optional(text("text")), default=None)
+    debug: bool | None = ruled(optional(instance(bool, "a boolean")), default=None)
+    filesystem: str | None = ruled(optional(text("text")), default=None)
+    compression: str | None = ruled(optional(text("text")), default=None)
     attributes: Mapping[str, AttributeValue] = ruled(
         _attributes, default=_NOTHING, converter=_frozen_mapping, eq=_typed, hash=False
     )
@@ -436,9 +441,9 @@ class Archive(Value):
     """
 
     name: str = ruled(name_rule)
-    envelope: Envelope = ruled(_instance(Envelope, "an envelope"))
-    content: Content = ruled(_instance(Content, "content"), default=Content())
-    offers: tuple[Offer, ...] = ruled(_several(Offer, "offers"), default=())
+    envelope: Envelope = ruled(instance(Envelope, "an envelope"))
+    content: Content = ruled(instance(Content, "content"), default=Content())
+    offers: tuple[Offer, ...] = ruled(several(Offer, "offers"), default=())
 
 
 @attrs.frozen(kw_only=True)
@@ -448,10 +453,12 @@ class Stream(Value):
     Attributes:
         version: Of all its archives.
         sequence: 1 to 2^32-1, +1 with every publish, close and reopen; never reused.
-        published: When, with an offset from UTC, in whole seconds.
+        published: When its archives were, with an offset from UTC, in whole seconds.
+        changed: When this state was made, if not by publishing; on disk only.
         archives: None where the sender left them out (`?head`, or `more`).
         closed: Whether nothing new will come.
         replacement: Package and stream that a closed stream recommends.
+        removed: Whether the stream ended here; of a state in the history only.
         poll_s: Seconds until the device should ask again.
         title: For people.
         author: Who made this state.
@@ -459,19 +466,21 @@ class Stream(Value):
         more: Whether the sender left out something that `?full` has.
     """
 
-    version: str = ruled(_text("text"))
+    version: str = ruled(text("text"))
     sequence: int = ruled(_integer(1, "sequence"))
     published: datetime = ruled(_time)
-    closed: bool = ruled(_instance(bool, "a boolean"), default=False)
-    replacement: tuple[str, str] | None = ruled(_optional(_target), default=None)
-    poll_s: int | None = ruled(_optional(_integer(1, "poll")), default=None)
-    title: str | None = ruled(_optional(_text("title")), default=None)
-    author: str | None = ruled(_optional(_text("title")), default=None)
-    message: str | None = ruled(_optional(_text("summary")), default=None)
+    changed: datetime | None = ruled(optional(_time), default=None)
+    closed: bool = ruled(instance(bool, "a boolean"), default=False)
+    replacement: tuple[str, str] | None = ruled(optional(_target), default=None)
+    removed: bool = ruled(instance(bool, "a boolean"), default=False)
+    poll_s: int | None = ruled(optional(_integer(1, "poll")), default=None)
+    title: str | None = ruled(optional(text("title")), default=None)
+    author: str | None = ruled(optional(text("title")), default=None)
+    message: str | None = ruled(optional(text("summary")), default=None)
     archives: tuple[Archive, ...] | None = ruled(
-        _optional(_several(Archive, "archives")), default=None
+        optional(several(Archive, "archives")), default=None
     )
-    more: bool = ruled(_instance(bool, "a boolean"), default=False)
+    more: bool = ruled(instance(bool, "a boolean"), default=False)
 
     def essence(self) -> Stream:
         """Return what a device must be told of by a higher sequence when it changes.
@@ -482,6 +491,7 @@ class Stream(Value):
             self,
             archives=tuple(attrs.evolve(archive, offers=()) for archive in self.archives or ()),
             published=self.published.astimezone(UTC),
+            changed=None,
             poll_s=None,
             title=None,
             author=None,
@@ -509,13 +519,13 @@ class Package(Value):
         streams: By name.
     """
 
-    title: str | None = ruled(_optional(_text("title")), default=None)
-    summary: str | None = ruled(_optional(_text("summary")), default=None)
-    homepage: str | None = ruled(_optional(_url_rule), default=None)
-    poll_s: int | None = ruled(_optional(_integer(1, "poll")), default=None)
-    offers: tuple[Offer, ...] = ruled(_several(Offer, "offers"), default=())
+    title: str | None = ruled(optional(text("title")), default=None)
+    summary: str | None = ruled(optional(text("summary")), default=None)
+    homepage: str | None = ruled(optional(_url_rule), default=None)
+    poll_s: int | None = ruled(optional(_integer(1, "poll")), default=None)
+    offers: tuple[Offer, ...] = ruled(several(Offer, "offers"), default=())
     streams: Mapping[str, Stream] = ruled(
-        _instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
+        instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
     )
 
 
@@ -531,10 +541,10 @@ class Repository(Value):
     """
 
     format: int = ruled(_format)
-    title: str | None = ruled(_optional(_text("title")), default=None)
+    title: str | None = ruled(optional(text("title")), default=None)
     requires: tuple[str, ...] = ruled(_requires, default=())
     packages: Mapping[str, Package] = ruled(
-        _instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
+        instance(MappingProxyType, "a table"), default=_NOTHING, converter=_frozen_mapping
     )
 
 
@@ -546,13 +556,13 @@ class PackageEntry(Value):
         title: For people; "" if the package has none.
     """
 
-    title: str = ruled(lambda value: None if value == "" else _text("title")(value))
+    title: str = ruled(lambda value: None if value == "" else text("title")(value))
 
 
 @attrs.frozen(kw_only=True)
 class StreamEntry(Value):
     """A stream as its package's list has it; attributes as in `Stream`."""
 
-    version: str = ruled(_text("text"))
+    version: str = ruled(text("text"))
     sequence: int = ruled(_integer(1, "sequence"))
-    closed: bool = ruled(_instance(bool, "a boolean"))
+    closed: bool = ruled(instance(bool, "a boolean"))

@@ -1,196 +1,154 @@
-"""What a release engineer does to a stream: publish, close, reopen.
+"""What a release engineer does to a stream: publish, promote, roll back, close, reopen, remove.
 
-Each change is open → change → check → commit; the first and the last are `repository.change`.
+Each change is open → change → check → commit: `Edit.apply` is the way of all of them, and
+`repository.change` does the first and the last.
+Source: `spec/publishing.md`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from pathlib import Path, PurePath
-from urllib.parse import quote
+from pathlib import Path
 
 import attrs
 
 from netota_coap import repository
-from netota_coap.artefacts import envelope_of
+from netota_coap.diff import lost
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
 from netota_coap.model import (
-    CONTENT_ATTRIBUTES,
-    LIMITS,
     Archive,
-    AttributeValue,
     Content,
     Envelope,
     Offer,
     Package,
     Stream,
     StreamName,
-    clashes,
-    name_rule,
 )
+from netota_coap.repository import Change, Make
+from netota_coap.sources import DEFAULT_METRIC, ArchiveSource, Progress, describe
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
-DEFAULT_METRIC = 100
+
+# ----------------------------------------------------------------------------------------------
+# How a change is made
 
 
-@attrs.frozen
-class ArchiveSource:
-    """A file to be published, and what is said about it.
+@attrs.frozen(kw_only=True)
+class Edit:
+    """Who changes something, when and why, and what the change may do.
 
     Attributes:
-        path: Of the file.
-        name: Of the archive.
-        media_type: Of the file.
-        content: What is in it.
+        now: The time of the change, in whole seconds.
+        author: Who makes it, or None.
+        message: Why, or None.
+        allow_missing: Whether an architecture or machine may lose its build.
+        dry_run: Whether only to tell what would be done.
     """
 
-    path: Path
-    name: str
-    media_type: str = DEFAULT_MEDIA_TYPE
-    content: Content = Content()
+    now: datetime
+    author: str | None = None
+    message: str | None = None
+    allow_missing: bool = False
+    dry_run: bool = False
 
-    @classmethod
-    def parse(cls, text: str) -> ArchiveSource:
-        """Read `FILE[,name=…,media-type=…,ATTRIBUTE=VALUE…]`.
+    def apply(self, root: Path, name: StreamName, make: Make, *, keep_builds: bool) -> Change:
+        """Change a stream, or tell what would be changed.
 
-        `true` and `false` are booleans, decimal digits integers, anything else text, except where
-        the attribute is one of content's own. The name is that of the file without its suffix
-        where none is given.
+        Args:
+            root: Of the repository.
+            name: Of the stream.
+            make: As in `repository.change`; author and message are added.
+            keep_builds: Whether to refuse the loss of a build, unless it is allowed.
 
         Raises:
-            InvalidDataError: It is not of that form or breaks a rule of the model.
+            RepositoryConflictError: An architecture or machine would lose its build.
         """
-        file, *settings = text.split(",")
-        given: dict[str, str] = {}
-        for setting in settings:
-            key, equals, value = setting.partition("=")
-            if not equals or key in given:
-                reason = "is there twice" if equals else "must be KEY=VALUE"
-                raise InvalidDataError([Issue(setting, reason, file)])
-            given[key] = value
-        path = Path(file)
-        name = given.pop("name", path.stem)
-        media_type = given.pop("media-type", DEFAULT_MEDIA_TYPE)
-        own = {key: _value(given.pop(key), key) for key in CONTENT_ATTRIBUTES if key in given}
-        free = {key: _value(value) for key, value in given.items()}
-        reasons = {"name": name_rule(name), "media-type": Envelope.rules()["type"](media_type)}
-        issues = [Issue(place, reason, file) for place, reason in reasons.items() if reason]
-        try:
-            content = Content(**own, attributes=free)  # type: ignore[arg-type]
-        except InvalidDataError as error:
-            raise InvalidDataError(
-                [*issues, *(attrs.evolve(issue, file=file) for issue in error.issues)]
-            ) from error
-        if issues:
-            raise InvalidDataError(issues)
-        return cls(path, name, media_type, content)
 
-    def archive(self, version: str, offers: Sequence[Offer], progress: Progress) -> Archive:
-        """Read the file and describe it, the templates of its offers filled in."""
-        envelope = envelope_of(self.path, self.media_type, progress)
-        names = {
-            "name": self.name,
-            "version": version,
-            "file": PurePath(self.path).name,
-            "sha256": envelope.sha256.hex(),
-        }
-        try:
-            filled = tuple(attrs.evolve(offer, url=_fill(offer.url, names)) for offer in offers)
-        except InvalidDataError as error:
-            file = str(self.path)
-            raise InvalidDataError(attrs.evolve(i, file=file) for i in error.issues) from error
-        return Archive(name=self.name, envelope=envelope, content=self.content, offers=filled)
+        def signed(package: Package, present: Stream | None) -> Stream:
+            state = make(package, present)
+            return attrs.evolve(state, author=self.author, message=self.message)
+
+        if self.dry_run:
+            return repository.plan(root, name, signed)
+        careful = keep_builds and not self.allow_missing
+        return repository.change(root, name, signed, _refuse_loss if careful else lambda _: None)
 
 
-Progress = Callable[[int], object]
+def _refuse_loss(change: Change) -> None:
+    missing = lost(change)
+    if missing:
+        raise RepositoryConflictError(
+            f"{'/'.join(change.name)}: nothing would be left for {', '.join(missing)}",
+            hint="Add the builds, or give --allow-missing if that is meant.",
+        )
 
 
-def _value(text: str, attribute: str = "") -> AttributeValue:
-    if text in ("true", "false") and attribute in ("", "debug"):
-        return text == "true"
-    if attribute == "" and _is_number(text):
-        return int(text)
-    return text
-
-
-def _is_number(text: str) -> bool:
-    # Python refuses to read thousands of digits; so many are left as text, which is too long.
-    # A leading zero is a sign that it is none: a serial, a date.
-    shaped = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
-    return shaped and len(text) <= LIMITS["text"].value
-
-
-def _fill(template: str, names: dict[str, str]) -> str:
-    for name, value in names.items():
-        template = template.replace(f"{{{name}}}", quote(value, safe="+"))
-    if "{" in template or "}" in template:
-        known = ", ".join(f"{{{name}}}" for name in names)
-        raise InvalidDataError([Issue("offer", f"{template!r}: the templates are {known}")])
-    return template
-
-
-def parse_offer(text: str) -> Offer:
-    """Read `URL[,METRIC]`.
-
-    Raises:
-        InvalidDataError: It breaks a rule of offers.
-    """
-    url, comma, metric = text.rpartition(",")
-    if comma and _is_number(metric):
-        return Offer(url=url, metric=int(metric))
-    return Offer(url=text, metric=DEFAULT_METRIC)
+# ----------------------------------------------------------------------------------------------
+# The changes
 
 
 def publish(
     root: Path,
     name: StreamName,
-    version: str,
+    version: str | None,
     sources: Sequence[ArchiveSource],
     offers: Sequence[Offer] = (),
     *,
-    now: datetime,
+    edit: Edit,
+    force: bool = False,
     progress: Progress = lambda _: None,
-) -> Stream:
+) -> Change:
     """Replace the archives, and so the version, of a stream in one step.
 
     Args:
         root: Of the repository.
         name: Of the stream; it is made if need be.
-        version: Of all archives.
+        version: Of all archives; None: as the files tell.
         sources: One per archive.
-        offers: Templates, for each archive; none: those of the package.
-        now: The time of publishing, in whole seconds.
+        offers: Templates, for each archive that has none of its own; none: those of the package.
+        edit: How.
+        force: Whether what is said may contradict what the files state.
         progress: Called with the number of bytes read, again and again.
 
     Returns:
-        The new state.
+        What was done.
 
     Raises:
-        InvalidDataError: Something given breaks a rule.
-        RepositoryConflictError: The stream is closed.
+        InvalidDataError: Something given breaks a rule, or contradicts the files.
+        RepositoryConflictError: The stream is closed, or a build would be lost.
         RepositoryError: It could not be written; nothing changed.
     """
     package, present = repository.read(root, name)
     _refuse_closed(root, name, present)
-    # Before files are read, which may take long: what is wrong without them.
-    reason = Stream.rules()["version"](version)
-    issues = [Issue("version", reason)] if reason else []
-    issues += clashes((source.name for source in sources), "--archive {name}")
-    if issues:
+    if issues := list(_rules_of_note(edit)):
         raise InvalidDataError(issues)
     templates = tuple(offers) or package.offers
-    archives = tuple(source.archive(version, templates, progress) for source in sources)
+    version, archives = describe(sources, name, version, templates, force=force, progress=progress)
+    state = Stream(version=version, sequence=1, published=edit.now, archives=archives)
+    return _replace(root, name, lambda: state, edit)
 
-    def make(_package: Package, present: Stream | None) -> Stream:
+
+def _rules_of_note(edit: Edit) -> Iterator[Issue]:
+    for field in ("author", "message"):
+        if reason := Stream.rules()[field](getattr(edit, field)):
+            yield Issue(field, reason)
+
+
+def _replace(root: Path, name: StreamName, make: Callable[[], Stream], edit: Edit) -> Change:
+    """Replace version and archives; title and poll_s are the stream's own, and stay."""
+
+    def replaced(_package: Package, present: Stream | None) -> Stream:
         _refuse_closed(root, name, present)
-        fresh = Stream(version=version, sequence=1, published=now, archives=archives)
-        if present is None:
-            return fresh
-        return attrs.evolve(fresh, title=present.title, poll_s=present.poll_s)
+        return attrs.evolve(
+            make(),
+            published=edit.now, changed=None, closed=False, replacement=None, removed=False,
+            title=present.title if present else None,
+            poll_s=present.poll_s if present else None,
+        )  # fmt: skip
 
-    return repository.change(root, name, make)
+    return edit.apply(root, name, replaced, keep_builds=True)
 
 
 def _refuse_closed(root: Path, name: StreamName, present: Stream | None) -> None:
@@ -201,7 +159,82 @@ def _refuse_closed(root: Path, name: StreamName, present: Stream | None) -> None
         )
 
 
-def close(root: Path, name: StreamName, replacement: StreamName | None = None) -> Stream:
+def promote(root: Path, source: StreamName, target: StreamName, *, edit: Edit) -> Change:
+    """Publish to a stream what another one holds: the same archives, the next sequence.
+
+    Args:
+        root: Of the repository.
+        source: The stream to take from.
+        target: The stream to publish to; it is made if need be.
+        edit: How.
+
+    Raises:
+        NotFoundError: There is no stream to take from.
+        RepositoryConflictError: The target is closed, holds the same already, or would lose a
+            build.
+        RepositoryError: It could not be written; nothing changed.
+    """
+    if source == target:
+        raise RepositoryConflictError(f"{'/'.join(source)} cannot be promoted to itself")
+
+    def make() -> Stream:
+        state = existing(root, source)
+        _refuse_same(state, repository.read(root, target)[1], target)
+        return state
+
+    return _replace(root, target, make, edit)
+
+
+def rollback(root: Path, name: StreamName, to: int | None = None, *, edit: Edit) -> Change:
+    """Publish an old state of a stream again: its version and archives, the next sequence.
+
+    Args:
+        root: Of the repository.
+        name: Of the stream; it may have been removed.
+        to: The sequence of the old state; None: the last one with another version or other
+            archives than now.
+        edit: How.
+
+    Raises:
+        NotFoundError: There is no such stream, or no such state.
+        RepositoryConflictError: The stream is closed, holds that state already, or would lose a
+            build.
+        RepositoryError: It could not be written; nothing changed.
+    """
+
+    def make() -> Stream:
+        states = repository.history(root, name)
+        present = repository.read(root, name)[1]
+        if to is not None:
+            state = repository.state_at(root, name, to)
+        else:
+            older = (s for s in states if not s.removed and (not present or not _same(s, present)))
+            found = next(older, None)
+            if found is None:
+                raise NotFoundError(f"{'/'.join(name)} never held anything else")
+            state = found
+        if state.removed:
+            raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
+        _refuse_same(state, present, name)
+        return state
+
+    return _replace(root, name, make, edit)
+
+
+def _same(one: Stream, other: Stream) -> bool:
+    return (one.version, one.archives) == (other.version, other.archives)
+
+
+def _refuse_same(state: Stream, present: Stream | None, name: StreamName) -> None:
+    if present and _same(state, present):
+        raise RepositoryConflictError(
+            f"{'/'.join(name)} holds {state.version} with these archives already"
+        )
+
+
+def close(
+    root: Path, name: StreamName, replacement: StreamName | None = None, *, edit: Edit
+) -> Change:
     """Close a stream: nothing new will come; devices may be sent to a replacement.
 
     Raises:
@@ -214,16 +247,15 @@ def close(root: Path, name: StreamName, replacement: StreamName | None = None) -
     if replacement and repository.read(root, replacement)[1] is None:
         raise NotFoundError(f"there is no stream {'/'.join(replacement)} to be the replacement")
 
-    def make(_package: Package, present: Stream | None) -> Stream:
-        state = _existing(name, present)
+    def make(state: Stream) -> Stream:
         if state.closed and state.replacement == replacement:
             raise RepositoryConflictError(f"{'/'.join(name)} is closed already")
         return attrs.evolve(state, closed=True, replacement=replacement)
 
-    return repository.change(root, name, make)
+    return _alter(root, name, make, edit)
 
 
-def reopen(root: Path, name: StreamName) -> Stream:
+def reopen(root: Path, name: StreamName, *, edit: Edit) -> Change:
     """Open a closed stream again; its replacement is forgotten.
 
     Raises:
@@ -232,19 +264,60 @@ def reopen(root: Path, name: StreamName) -> Stream:
         RepositoryError: It could not be written; nothing changed.
     """
 
-    def make(_package: Package, present: Stream | None) -> Stream:
-        state = _existing(name, present)
+    def make(state: Stream) -> Stream:
         if not state.closed:
             raise RepositoryConflictError(f"{'/'.join(name)} is open")
         return attrs.evolve(state, closed=False, replacement=None)
 
-    return repository.change(root, name, make)
+    return _alter(root, name, make, edit)
 
 
-def _existing(name: StreamName, present: Stream | None) -> Stream:
+def remove(root: Path, name: StreamName, *, edit: Edit) -> Change:
+    """Remove a stream: devices are answered 4.04. Its history and its sequence stay.
+
+    Raises:
+        NotFoundError: There is no such stream.
+        RepositoryError: It could not be written; nothing changed.
+    """
+
+    def make(state: Stream) -> Stream:
+        return attrs.evolve(state, archives=(), closed=False, replacement=None, removed=True)
+
+    return _alter(root, name, make, edit)
+
+
+def _alter(root: Path, name: StreamName, make: Callable[[Stream], Stream], edit: Edit) -> Change:
+    """Change a stream that is there, all but its archives."""
+
+    def altered(_package: Package, present: Stream | None) -> Stream:
+        if present is None:
+            raise _no_stream(root, name)
+        return attrs.evolve(make(present), changed=edit.now)
+
+    return edit.apply(root, name, altered, keep_builds=False)
+
+
+def existing(root: Path, name: StreamName) -> Stream:
+    """Return the present state of a stream.
+
+    Raises:
+        NotFoundError: There is no such stream.
+    """
+    present = repository.read(root, name)[1]
     if present is None:
-        raise NotFoundError(f"there is no stream {'/'.join(name)}")
+        raise _no_stream(root, name)
     return present
+
+
+def _no_stream(root: Path, name: StreamName) -> NotFoundError:
+    return NotFoundError(
+        f"{root}: there is no stream {'/'.join(name)}",
+        hint=f"See what there is: netota-coap list {root}",
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# A sample
 
 
 def sample(root: Path, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""The on-disk format: load, check, store, history.
+"""The on-disk format: load, store, history.
 
 The whole of a repository is loaded or nothing is. Reading: stream file, then history; writing: the
 reverse, each file by one rename, under the lock (`spec/repository.md`). This is the only writer.
@@ -6,8 +6,6 @@ reverse, each file by one rename, under the lock (`spec/repository.md`). This is
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -19,14 +17,16 @@ from typing import TypeVar
 
 import attrs
 
+from netota_coap import lock
 from netota_coap.errors import (
     InvalidDataError,
     Issue,
+    NotFoundError,
     RepositoryConflictError,
-    RepositoryError,
-    RepositoryLockedError,
 )
+from netota_coap.files import at_once, make_directory, sync_directory, write, writing
 from netota_coap.formats import Format
+from netota_coap.lock import locked, require_repository
 from netota_coap.model import (
     FORMAT,
     LIMITS,
@@ -44,13 +44,12 @@ from netota_coap.wire import decode, encode
 T = TypeVar("T")
 V = TypeVar("V", bound=Value)
 
-LOCK = ".lock"
-_NOT_IN_GIT = (b"/" + LOCK.encode(), b"/blobs/", b".*.tmp")
-_HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
-_REGRESSED = "which stood for another state"
+_NOT_IN_GIT = (b"/" + lock.FILE.encode(), b"/blobs/", b".*.tmp")
+HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
+_ABOVE = "must be above"
 _REVERT_HINT = (
-    "Devices ignore a state whose sequence they have seen: "
-    "publish the wanted state again instead of editing or reverting a stream's file."
+    "Devices ignore a sequence that they have seen. Take the edit, revert or merge back, then "
+    "make the wanted state a new publish: netota-coap rollback, or publish."
 )
 
 
@@ -72,7 +71,7 @@ def _history(root: Path, name: StreamName) -> list[int]:
     found = (
         int(entry.name[:-5])
         for entry in entries
-        if re.fullmatch(_HISTORY_NAME, entry.name) and entry.is_file()
+        if re.fullmatch(HISTORY_NAME, entry.name) and entry.is_file()
     )
     return sorted(sequence for sequence in found if sequence <= LIMITS["sequence"].value)
 
@@ -112,7 +111,7 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(status.st_mode):
             raise InvalidDataError([Issue("", "is not a regular file", file)])
-        with open(path, "rb", opener=_at_once) as stream:
+        with open(path, "rb", opener=at_once) as stream:
             status = os.fstat(stream.fileno())
             data = stream.read(LIMITS["document"].value + 1)
         if data is None:
@@ -129,11 +128,6 @@ def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
         if len(error.issues) > _MOST_ISSUES:
             issues.append(Issue("", f"and {len(error.issues) - _MOST_ISSUES} more", file))
         raise InvalidDataError(issues) from error
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting for anybody, as a pipe would that somebody put there."""
-    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
@@ -212,7 +206,7 @@ class Loader:
         issues += _name_issues(tuple(names), "packages/{name}")
         packages = {name: self._package(name, known, issues) for name in names}
         if issues or top is None:
-            raise InvalidDataError(issues, hint=_hint(issues))
+            raise InvalidDataError(issues, hint=sequence_hint(issues))
         for name, package in packages.items():
             self._seen.update({(name, stream): state for stream, state in package.streams.items()})
         return attrs.evolve(top, packages=packages)
@@ -229,6 +223,7 @@ class Loader:
             stream = self._file(Stream, file, known, issues, entry)
             if stream is not None:
                 streams[own] = stream
+                issues += _removed_issues(stream, file)
                 seen = self._seen.get((name, own), stream)
                 if seen is not stream:
                     issues += _sequence_issues(seen, stream, file)
@@ -271,15 +266,25 @@ def _collect(issues: list[Issue], entries: Callable[[], list[T]]) -> list[T]:
         return []
 
 
-def _hint(issues: Iterable[Issue]) -> str:
-    return _REVERT_HINT if any(i.reason.endswith(_REGRESSED) for i in issues) else ""
+def sequence_hint(issues: Iterable[Issue]) -> str:
+    """Return what to do about issues of which one is a sequence that was not raised, or ""."""
+    return _REVERT_HINT if any(i.reason.startswith(_ABOVE) for i in issues) else ""
+
+
+def sequence_issue(lowest: int, why: str, file: str) -> Issue:
+    """Return the issue of a sequence that must be above another."""
+    return Issue("sequence", f"{_ABOVE} {lowest}, {why}", file)
 
 
 def _sequence_issues(seen: Stream, stream: Stream, file: str) -> Iterator[Issue]:
     """Find a change of a stream without a higher sequence. Source: rule R-9."""
     if stream.sequence <= seen.sequence and stream.essence() != seen.essence():
-        reason = f"must be above {seen.sequence}, {_REGRESSED}"
-        yield Issue("sequence", reason, file)
+        yield sequence_issue(seen.sequence, "which stood for another state", file)
+
+
+def _removed_issues(stream: Stream, file: str) -> list[Issue]:
+    reason = "only a state in the history has it: remove this file instead"
+    return [Issue("removed", reason, file)] if stream.removed else []
 
 
 @functools.lru_cache(maxsize=1_024)  # asked of every package at each load, and few change
@@ -300,148 +305,7 @@ def _name_issues(names: tuple[str, ...], place: str) -> tuple[Issue, ...]:
 
 
 # ----------------------------------------------------------------------------------------------
-# Checking
-
-
-@attrs.frozen
-class Findings:
-    """What a check of a repository found.
-
-    Attributes:
-        repository: None if it cannot be served.
-        errors: Why it cannot be served, or would be refused.
-        warnings: What is allowed and probably not meant.
-        hint: What to do about the errors, or "".
-    """
-
-    repository: Repository | None
-    errors: tuple[Issue, ...]
-    warnings: tuple[Issue, ...]
-    hint: str = ""
-
-
-def check(root: Path) -> Findings:
-    """Check a repository and its history, without anything served to compare it to.
-
-    Source: rules R-1 to R-12.
-    """
-    try:
-        repository = Loader(root).load()
-    except InvalidDataError as error:
-        return Findings(None, error.issues, (), error.hint)
-    errors: list[Issue] = []
-    warnings = list(_ignored(root))
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            _check_history(root, (package_name, name), stream, errors, warnings)
-            target = stream.replacement
-            if target and not _exists(repository, target):
-                file = f"packages/{package_name}/streams/{name}.toml"
-                reason = f"there is no stream {'/'.join(target)}"
-                warnings.append(Issue("replacement", reason, file))
-    return Findings(repository, tuple(errors), tuple(warnings), _hint(errors))
-
-
-def _exists(repository: Repository, name: StreamName) -> bool:
-    package = repository.packages.get(name[0])
-    return package is not None and name[1] in package.streams
-
-
-def _check_history(
-    root: Path, name: StreamName, stream: Stream, errors: list[Issue], warnings: list[Issue]
-) -> None:
-    for sequence in _collect(errors, lambda: _history(root, name)):
-        path = _history_file(root, name, sequence)
-        file = path.relative_to(root).as_posix()
-        try:
-            _, state = _read(Stream, path, file)
-        except FileNotFoundError:
-            continue  # a publisher has just replaced an interrupted publish
-        except InvalidDataError as error:
-            errors.extend(error.issues)
-            continue
-        if state.sequence != sequence:
-            errors.append(Issue("sequence", f"must be {sequence}, as the file's name says", file))
-        elif sequence > stream.sequence:
-            reason = (
-                "is above the stream's sequence: an interrupted publish, which the next replaces"
-            )
-            warnings.append(Issue("", reason, file))
-        elif sequence == stream.sequence:
-            file = _stream_file(root, name).relative_to(root).as_posix()
-            errors.extend(_sequence_issues(state, stream, file))
-
-
-def _ignored(root: Path) -> Iterator[Issue]:
-    """List the files that do not count. Hidden ones and the blobs are left out."""
-    counts = re.compile(
-        r"repository\.toml|blobs/.*|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
-        rf"|packages/[^/]+/history/[^/]+/{_HISTORY_NAME}"
-    )
-    for directory, subdirectories, files in os.walk(root):
-        subdirectories[:] = sorted(d for d in subdirectories if not d.startswith("."))
-        for name in sorted(files):
-            file = (Path(directory) / name).relative_to(root).as_posix()
-            if not name.startswith(".") and not counts.fullmatch(file):
-                yield Issue("", "is ignored: it stands at no place that counts", file)
-
-
-# ----------------------------------------------------------------------------------------------
 # Writing
-
-
-def is_locked(root: Path) -> bool:
-    """Tell whether somebody is writing."""
-    try:
-        with open(root / LOCK, "rb", opener=_at_once) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-@contextlib.contextmanager
-def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
-    """Hold the lock of a repository; the kernel lets go of it if the process dies.
-
-    Args:
-        root: Of the repository.
-        timeout_s: How long to wait for somebody else, seconds.
-
-    Raises:
-        RepositoryLockedError: Somebody else held it all the time.
-        RepositoryError: There is no repository, or it cannot be written to.
-    """
-    if not (root / "repository.toml").is_file():
-        raise RepositoryError(
-            f"{root}: not a repository, it has no repository.toml",
-            hint=f"Make one: netota-coap init {root}",
-        )
-    deadline = time.monotonic() + timeout_s
-    with _writing(root), open(root / LOCK, "ab", opener=_at_once) as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise RepositoryLockedError(
-                        f"{root}: somebody else has been writing for {timeout_s:g} s",
-                        hint="Try again when the other publisher is done.",
-                    ) from None
-                time.sleep(0.01)
-        yield
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or root
-        raise RepositoryError(f"{place}: cannot be written: {error.strerror}") from error
 
 
 def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
@@ -463,48 +327,186 @@ def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
 
     optional(Repository, root / "repository.toml")
     package = optional(Package, root / "packages" / name[0] / "package.toml") or Package()
-    return package, optional(Stream, _stream_file(root, name))
+    path = _stream_file(root, name)
+    stream = optional(Stream, path)
+    if stream and (issues := _removed_issues(stream, path.relative_to(root).as_posix())):
+        raise InvalidDataError(issues)
+    return package, stream
 
 
-def change(
-    root: Path, name: StreamName, make: Callable[[Package, Stream | None], Stream]
-) -> Stream:
-    """Change one stream in one step: the old state or the new one, whatever happens.
+Make = Callable[[Package, Stream | None], Stream]
+"""From a package, without its streams, and the present state of a stream to the new one."""
+
+
+@attrs.frozen
+class Change:
+    """What is done to one stream.
+
+    Attributes:
+        name: Of the stream.
+        package: That it is in, without its streams.
+        before: Its state; None: there is no such stream.
+        after: The new one, with its sequence; if `removed`, there is no such stream any more.
+    """
+
+    name: StreamName
+    package: Package
+    before: Stream | None
+    after: Stream
+
+
+def plan(root: Path, name: StreamName, make: Make) -> Change:
+    """Return what a change would do, without doing it.
 
     Args:
         root: Of the repository.
         name: Of the stream; it need not exist.
-        make: From the package and the present state to the new one. The new one's sequence is
-            replaced by the next.
+        make: The new state's sequence is replaced by the next.
+
+    Raises:
+        RepositoryError: There is no repository.
+        InvalidDataError: A name, the present state, or the new one, is wrong.
+
+    Source: rule R-10.
+    """
+    require_repository(root)
+    package, present = read(root, name)
+    _refuse_similar(root, *name)
+    sequence = 1 + max([*_history(root, name), present.sequence if present else 0])
+    state = attrs.evolve(make(package, present), sequence=sequence)
+    return Change(name, package, present, state)
+
+
+def change(
+    root: Path, name: StreamName, make: Make, approve: Callable[[Change], object] = lambda _: None
+) -> Change:
+    """Change one stream in one step: the old state or the new one, whatever happens.
+
+    Args:
+        root: As in `plan`.
+        name: As in `plan`.
+        make: As in `plan`.
+        approve: Asked before anything is written; what it raises stops the change.
 
     Returns:
-        The state as it was written.
+        What was done.
 
     Raises:
         RepositoryError: It could not be written; nothing changed.
-        InvalidDataError: A name, the present state, or the new one, is wrong.
+        InvalidDataError: As `plan` does.
 
     Source: rules R-9 to R-11 and R-20 to R-24.
     """
     with locked(root):
-        package, present = read(root, name)
-        _refuse_similar(root, *name)
-        history = _history(root, name)
-        sequence = 1 + max([*history, present.sequence if present else 0])
-        state = attrs.evolve(make(package, present), sequence=sequence)
-        data = encode(state, Format.TOML)
-        # What cannot be read back must never be written.
-        if decode(Stream, data, Format.TOML) != state:
-            raise AssertionError(f"{'/'.join(name)}: does not survive writing and reading")
-        if present and present.sequence not in history:
-            # Made by hand; what is replaced must not be lost.
-            _write(_history_file(root, name, present.sequence), encode(present, Format.TOML))
-        _write(_history_file(root, name, sequence), data)
+        planned = plan(root, name, make)
+        approve(planned)
+        _commit(root, planned)
+    return planned
+
+
+def _commit(root: Path, planned: Change) -> None:
+    name, before, after = planned.name, planned.before, planned.after
+    data = encode(after, Format.TOML)
+    # What cannot be read back must never be written.
+    if decode(Stream, data, Format.TOML) != after:
+        raise AssertionError(f"{'/'.join(name)}: does not survive writing and reading")
+    history = _history(root, name)
+    if before and before.sequence not in history:
+        # Made by hand; what is replaced must not be lost.
+        write(_history_file(root, name, before.sequence), encode(before, Format.TOML))
+    stream, record = _stream_file(root, name), _history_file(root, name, after.sequence)
+    try:
+        write(record, data)
         for leftover in history:
-            if present and leftover > present.sequence:
+            if before and leftover > before.sequence:
                 _history_file(root, name, leftover).unlink()
-        _write(_stream_file(root, name), data)
-    return state
+        if after.removed:
+            stream.unlink()
+            sync_directory(stream.parent)
+        else:
+            write(stream, data)
+    except OSError:
+        if read(root, name)[1] == before:
+            # Nobody has seen the new state. The disk may be full: what is removed is a relief.
+            record.unlink(missing_ok=True)
+        raise
+
+
+def history(root: Path, name: StreamName) -> list[Stream]:
+    """Return the states that a stream held, the present or last one first.
+
+    Traces of interrupted changes are left out; a removal is a state of its own, `removed`.
+
+    Raises:
+        NotFoundError: There never was such a stream.
+        InvalidDataError: A name, or one of the files, is wrong.
+    """
+    require_repository(root)
+    present = read(root, name)[1]
+    sequences = set(_history(root, name))
+    if present:
+        sequences = {each for each in sequences if each < present.sequence}
+    elif not sequences:
+        raise NotFoundError(
+            f"{root}: there is no stream {'/'.join(name)}, and never was",
+            hint=f"See what there is: netota-coap list {root}",
+        )
+    past = []
+    for sequence in sorted(sequences, reverse=True):
+        path = _history_file(root, name, sequence)
+        past.append(_read(Stream, path, path.relative_to(root).as_posix())[1])
+    return [present, *past] if present else past
+
+
+def history_issues(
+    root: Path, name: StreamName, stream: Stream
+) -> tuple[list[Issue], list[Issue]]:
+    """Compare the history of a stream with its present state.
+
+    Returns:
+        Errors and warnings.
+
+    Source: rules R-9, R-11 and R-12.
+    """
+    errors: list[Issue] = []
+    warnings: list[Issue] = []
+    for sequence in _collect(errors, lambda: _history(root, name)):
+        path = _history_file(root, name, sequence)
+        file = path.relative_to(root).as_posix()
+        try:
+            _, state = _read(Stream, path, file)
+        except FileNotFoundError:
+            continue  # a publisher has just replaced an interrupted publish
+        except InvalidDataError as error:
+            errors.extend(error.issues)
+            continue
+        if state.sequence != sequence:
+            errors.append(Issue("sequence", f"must be {sequence}, as the file's name says", file))
+        elif sequence > stream.sequence:
+            reason = (
+                "is above the stream's sequence: an interrupted publish, which the next replaces"
+            )
+            warnings.append(Issue("", reason, file))
+        elif sequence == stream.sequence:
+            file = _stream_file(root, name).relative_to(root).as_posix()
+            errors.extend(_sequence_issues(state, stream, file))
+    return errors, warnings
+
+
+def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
+    """Return the state that a stream held at a sequence.
+
+    Raises:
+        NotFoundError: It never held it, or the history lacks it.
+        InvalidDataError: As `history` does.
+    """
+    found = next((s for s in history(root, name) if s.sequence == sequence), None)
+    if found is None:
+        raise NotFoundError(
+            f"{root}: the history of {'/'.join(name)} has no sequence {sequence}",
+            hint=f"See what it has: netota-coap log {root} {'/'.join(name)}",
+        )
+    return found
 
 
 def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None:
@@ -518,32 +520,6 @@ def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None
                     f"{wanted!r} differs from {other!r} only in case",
                     hint="Some file systems cannot hold both: choose another name.",
                 )
-
-
-def _write(path: Path, data: bytes) -> None:
-    _make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _make_directory(path: Path) -> None:
-    if not path.is_dir():
-        _make_directory(path.parent)
-        path.mkdir()
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def init(root: Path, title: str | None = None) -> None:
@@ -561,13 +537,13 @@ def init(root: Path, title: str | None = None) -> None:
     if (root / "repository.toml").exists():
         raise RepositoryConflictError(f"{root}: there is a repository already")
     top = encode(Repository(format=FORMAT, title=title), Format.TOML)
-    with _writing(root):
-        _make_directory((root / "packages").absolute())
+    with writing(root):
+        make_directory((root / "packages").absolute())
         ignored = root / ".gitignore"
         lines = ignored.read_bytes().splitlines() if ignored.exists() else []
         lines += [line for line in _NOT_IN_GIT if line not in lines]
-        _write(ignored, b"\n".join(lines) + b"\n")
-        _write(root / "repository.toml", top)
+        write(ignored, b"\n".join(lines) + b"\n")
+        write(root / "repository.toml", top)
 
 
 def write_package(root: Path, name: str, package: Package) -> None:
@@ -581,4 +557,4 @@ def write_package(root: Path, name: str, package: Package) -> None:
     with locked(root):
         _refuse_similar(root, name)
         path = root / "packages" / name / "package.toml"
-        _write(path, encode(package, Format.TOML))
+        write(path, encode(package, Format.TOML))

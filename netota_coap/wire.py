@@ -13,13 +13,11 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-import attrs
-
 from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.fields import Field, Form, Many, One, Table
 from netota_coap.formats import Format, dump, load, refuse
 from netota_coap.model import (
     CONTENT_ATTRIBUTES,
-    LIMITS,
     Archive,
     Content,
     Envelope,
@@ -31,7 +29,6 @@ from netota_coap.model import (
     StreamEntry,
     Value,
     clashes,
-    issues_of,
     name_rule,
 )
 from netota_coap.selection import Selection, SelectionValue
@@ -51,22 +48,6 @@ _MEDIA_TYPES_BY_NUMBER = {number: name for name, number in MEDIA_TYPES.items()}
 
 # ----------------------------------------------------------------------------------------------
 # Forms: how one value looks in each format
-
-
-class Form:
-    """How a value looks in each format; this one: the same in all of them."""
-
-    def encode(self, value: Any, _format: Format) -> Any:
-        """Return the plain data that stands for a value of the model."""
-        return value
-
-    def decode(self, plain: Any, _format: Format) -> Any:
-        """Return the value; what is not of its shape is left for the model's rule to refuse.
-
-        Raises:
-            InvalidDataError: With places relative to this value.
-        """
-        return plain
 
 
 # datetime.fromisoformat takes week dates, dates without a time, and more.
@@ -152,69 +133,8 @@ class _Texts(Form):
         return tuple(plain) if type(plain) is list else plain
 
 
-@attrs.frozen
-class _One(Form):
-    """One value of a class."""
-
-    cls: type[Value]
-
-    def encode(self, value: Value, fmt: Format) -> Any:
-        return _to_plain(value, fmt)
-
-    def decode(self, plain: Any, fmt: Format) -> Any:
-        return _from_plain(self.cls, plain, fmt)
-
-
-@attrs.frozen
-class _Many(Form):
-    """An array of values of a class, as many as a row of `LIMITS` allows."""
-
-    cls: type[Value]
-    limit: str
-
-    def encode(self, value: tuple[Value, ...], fmt: Format) -> Any:
-        return [_to_plain(item, fmt) for item in value]
-
-    def decode(self, plain: Any, fmt: Format) -> Any:
-        if type(plain) is not list:
-            raise refuse("must be an array")
-        bound = LIMITS[self.limit]
-        if len(plain) > bound.value:
-            raise refuse(f"must be at most {bound.value} {bound.unit}, not {len(plain)}")
-        values, issues = [], []
-        for index, item in enumerate(plain):
-            try:
-                values.append(_from_plain(self.cls, item, fmt))
-            except InvalidDataError as error:
-                issues += [issue.inside(f"[{index}]") for issue in error.issues]
-        if issues:
-            raise InvalidDataError(issues)
-        return tuple(values)
-
-
-SAME = Form()
-
 # ----------------------------------------------------------------------------------------------
 # Tables
-
-
-@attrs.frozen
-class Field:
-    """One field of a class in all formats.
-
-    Attributes:
-        name: Of the attribute, and in TOML and JSON.
-        key: In CBOR; None: not there.
-        form: How its value looks.
-        formats: Where it stands at all.
-        required: Where it must stand.
-    """
-
-    name: str
-    key: int | None
-    form: Form = SAME
-    formats: frozenset[Format] = frozenset(Format)
-    required: frozenset[Format] = frozenset()
 
 
 _ALL = frozenset(Format)
@@ -222,187 +142,105 @@ _DISK = frozenset({Format.TOML})
 _BINARY = frozenset({Format.CBOR})
 
 
-@attrs.frozen
-class Table:
-    """The fields of a class.
+OFFER = Table(
+    Offer,
+    "an offer",
+    (
+        Field("url", 1, required=_ALL),
+        Field("metric", 0, required=_ALL),
+    ),
+    array=True,
+)
+_ENVELOPE = Table(
+    Envelope,
+    "an envelope",
+    (
+        Field("type", 1, _MediaType(), required=_ALL),
+        Field("size", 2, required=_ALL),
+        Field("sha256", 3, _Digest(), required=_ALL),
+    ),
+)
+CONTENT = Table(
+    Content,
+    "content",
+    tuple(Field(name, key) for key, name in enumerate(CONTENT_ATTRIBUTES, start=1)),
+    free="attributes",
+)
+_ARCHIVE = Table(
+    Archive,
+    "an archive",
+    (
+        Field("name", 1, required=_ALL),
+        Field("envelope", 2, One(_ENVELOPE), required=_ALL),
+        Field("content", 3, One(CONTENT)),
+        Field("offers", 4, Many(OFFER, "offers")),
+    ),
+)
+_STREAM = Table(
+    Stream,
+    "a stream",
+    (
+        Field("version", 1, required=_ALL),
+        Field("sequence", 2, required=_ALL),
+        Field("published", 6, _Time(), required=_ALL),
+        Field("changed", None, _Time(), formats=_DISK),
+        Field("closed", 4),
+        Field("replacement", 5, _Target()),
+        Field("removed", None, formats=_DISK),
+        Field("poll_s", 7),
+        Field("title", None, formats=_DISK),
+        Field("author", None, formats=_DISK),
+        Field("message", None, formats=_DISK),
+        Field("archives", 3, Many(_ARCHIVE, "archives"), required=_DISK),
+        Field("more", 8, formats=_BINARY),
+    ),
+)
+_PACKAGE = Table(
+    Package,
+    "a package",
+    (
+        Field("title", None, formats=_DISK),
+        Field("summary", None, formats=_DISK),
+        Field("homepage", None, formats=_DISK),
+        Field("poll_s", None, formats=_DISK),
+        Field("offers", None, Many(OFFER, "offers"), formats=_DISK),
+    ),
+)
+_REPOSITORY = Table(
+    Repository,
+    "a repository",
+    (
+        Field("format", None, formats=_DISK, required=_DISK),
+        Field("title", None, formats=_DISK),
+        Field("requires", None, _Texts(), formats=_DISK),
+    ),
+)
+_PACKAGE_ENTRY = Table(PackageEntry, "a package", (Field("title", 0, required=_ALL),), array=True)
+_STREAM_ENTRY = Table(
+    StreamEntry,
+    "a stream",
+    (
+        Field("version", 0, required=_ALL),
+        Field("sequence", 1, required=_ALL),
+        Field("closed", 2, required=_ALL),
+    ),
+    array=True,
+)
 
-    Attributes:
-        noun: What the class is called in errors.
-        fields: In the order in which TOML and JSON show them.
-        free: Attribute that holds the entries of a map that no field names, or None.
-        array: Whether CBOR writes the values in the order of their keys, without the keys.
-    """
-
-    noun: str
-    fields: tuple[Field, ...]
-    free: str | None = None
-    array: bool = False
-
-    def by_key(self, fmt: Format) -> dict[Any, Field]:
-        """Return the fields by what a map of the format calls them."""
-        return {
-            field.key if fmt is Format.CBOR else field.name: field
-            for field in self.fields
-            if fmt in field.formats
-        }
-
-
-TABLES: Mapping[type[Value], Table] = {
-    Offer: Table(
-        "an offer",
-        (
-            Field("url", 1, required=_ALL),
-            Field("metric", 0, required=_ALL),
-        ),
-        array=True,
-    ),
-    Envelope: Table(
-        "an envelope",
-        (
-            Field("type", 1, _MediaType(), required=_ALL),
-            Field("size", 2, required=_ALL),
-            Field("sha256", 3, _Digest(), required=_ALL),
-        ),
-    ),
-    Content: Table(
-        "content",
-        tuple(Field(name, key) for key, name in enumerate(CONTENT_ATTRIBUTES, start=1)),
-        free="attributes",
-    ),
-    Archive: Table(
-        "an archive",
-        (
-            Field("name", 1, required=_ALL),
-            Field("envelope", 2, _One(Envelope), required=_ALL),
-            Field("content", 3, _One(Content)),
-            Field("offers", 4, _Many(Offer, "offers")),
-        ),
-    ),
-    Stream: Table(
-        "a stream",
-        (
-            Field("version", 1, required=_ALL),
-            Field("sequence", 2, required=_ALL),
-            Field("published", 6, _Time(), required=_ALL),
-            Field("closed", 4),
-            Field("replacement", 5, _Target()),
-            Field("poll_s", 7),
-            Field("title", None, formats=_DISK),
-            Field("author", None, formats=_DISK),
-            Field("message", None, formats=_DISK),
-            Field("archives", 3, _Many(Archive, "archives"), required=_DISK),
-            Field("more", 8, formats=_BINARY),
-        ),
-    ),
-    Package: Table(
-        "a package",
-        (
-            Field("title", None, formats=_DISK),
-            Field("summary", None, formats=_DISK),
-            Field("homepage", None, formats=_DISK),
-            Field("poll_s", None, formats=_DISK),
-            Field("offers", None, _Many(Offer, "offers"), formats=_DISK),
-        ),
-    ),
-    Repository: Table(
-        "a repository",
-        (
-            Field("format", None, formats=_DISK, required=_DISK),
-            Field("title", None, formats=_DISK),
-            Field("requires", None, _Texts(), formats=_DISK),
-        ),
-    ),
-    PackageEntry: Table("a package", (Field("title", 0, required=_ALL),), array=True),
-    StreamEntry: Table(
-        "a stream",
-        (
-            Field("version", 0, required=_ALL),
-            Field("sequence", 1, required=_ALL),
-            Field("closed", 2, required=_ALL),
-        ),
-        array=True,
-    ),
+TABLES: Mapping[type[Value], Table[Any]] = {
+    table.cls: table
+    for table in (
+        OFFER,
+        _ENVELOPE,
+        CONTENT,
+        _ARCHIVE,
+        _STREAM,
+        _PACKAGE,
+        _REPOSITORY,
+        _PACKAGE_ENTRY,
+        _STREAM_ENTRY,
+    )
 }
-
-_DEFAULTS: Mapping[type[Value], Mapping[str, Any]] = {
-    cls: {field.name: field.default for field in attrs.fields(cls)} for cls in TABLES
-}
-_BY_KEY = {(cls, fmt): table.by_key(fmt) for cls, table in TABLES.items() for fmt in Format}
-_REQUIRED = {
-    (cls, fmt): tuple(field.name for field in table.fields if fmt in field.required)
-    for cls, table in TABLES.items()
-    for fmt in Format
-}
-
-# ----------------------------------------------------------------------------------------------
-# Values to plain data and back
-
-# A hostile file can have a million keys, and one of a million characters.
-_SHOWN_UNKNOWN = 20
-_SHOWN_KEY = 64
-
-
-def _to_plain(value: Value, fmt: Format) -> Any:
-    cls = type(value)
-    table, defaults = TABLES[cls], _DEFAULTS[cls]
-    plain: dict[Any, Any] = {}
-    for key, field in _BY_KEY[cls, fmt].items():
-        item = getattr(value, field.name)
-        if fmt in field.required or item != defaults[field.name]:
-            plain[key] = field.form.encode(item, fmt)
-    if fmt is Format.CBOR and table.array:
-        return [plain[key] for key in sorted(plain)]
-    if table.free:
-        plain |= getattr(value, table.free)
-    return plain
-
-
-def _from_plain(cls: type[V], plain: Any, fmt: Format, **given: Any) -> V:
-    table, by_key = TABLES[cls], _BY_KEY[cls, fmt]
-    if fmt is Format.CBOR and table.array and type(plain) is list:
-        # Elements beyond the known ones are skipped, as unknown keys are.
-        plain = dict(enumerate(plain))
-    elif type(plain) is not dict or (fmt is Format.CBOR and table.array):
-        shape = "an array" if fmt is Format.CBOR and table.array else "a table"
-        raise refuse(f"{table.noun} must be {shape}")
-    issues: list[Issue] = []
-    values: dict[str, Any] = given
-    free: dict[str, Any] = {}
-    unknown = 0
-    failed = set()
-    for key, item in plain.items():
-        # True equals 1 for a dict, so the type decides first.
-        field = by_key.get(key) if type(key) in (int, str) else None
-        if field is not None:
-            try:
-                if item is None:
-                    raise refuse("must not be null: what is not said is left out")
-                values[field.name] = field.form.decode(item, fmt)
-            except InvalidDataError as error:
-                failed.add(field.name)
-                issues += [issue.inside(field.name) for issue in error.issues]
-        elif type(key) is str and not key.startswith("x-"):
-            if table.free:
-                free[key] = item
-            elif fmt is Format.TOML:
-                unknown += 1
-                if unknown <= _SHOWN_UNKNOWN:
-                    known = ", ".join(by_key)
-                    reason = f"unknown key; {table.noun} has {known}"
-                    issues.append(Issue(key[:_SHOWN_KEY], reason))
-    if unknown > _SHOWN_UNKNOWN:
-        issues.append(Issue("", f"{unknown - _SHOWN_UNKNOWN} more unknown keys"))
-    if table.free and free:
-        values[table.free] = free
-    issues += [
-        Issue(name, "missing")
-        for name in _REQUIRED[cls, fmt]
-        if name not in values and name not in failed
-    ]
-    if not issues:
-        return cls(**values)
-    raise InvalidDataError(issues + issues_of(cls, values))
-
 
 # ----------------------------------------------------------------------------------------------
 # Documents
@@ -419,7 +257,7 @@ def encode(value: Value, fmt: Format) -> bytes:
     Returns:
         The document. CBOR is as in `wire.cddl`.
     """
-    return dump(_to_plain(value, fmt), fmt)
+    return dump(TABLES[type(value)].to_plain(value, fmt), fmt)
 
 
 def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:
@@ -434,12 +272,14 @@ def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:
     Raises:
         InvalidDataError: With everything that is wrong.
     """
-    return _from_plain(cls, load(data, fmt), fmt, **given)
+    value: V = TABLES[cls].from_plain(load(data, fmt), fmt, **given)
+    return value
 
 
 def encode_list(entries: Mapping[str, Value], fmt: Format) -> bytes:
     """Encode a map of names to entries: `packages` or `streams` of `wire.cddl`."""
-    return dump({name: _to_plain(entry, fmt) for name, entry in entries.items()}, fmt)
+    plain = {name: TABLES[type(entry)].to_plain(entry, fmt) for name, entry in entries.items()}
+    return dump(plain, fmt)
 
 
 def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
@@ -456,7 +296,7 @@ def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
         if (reason := name_rule(name)) is not None:
             issues.append(Issue(name, reason))
         try:
-            entries[name] = _from_plain(cls, item, fmt)
+            entries[name] = TABLES[cls].from_plain(item, fmt)
         except InvalidDataError as error:
             issues += [issue.inside(name) for issue in error.issues]
     if issues:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from netota_coap import publish, repository
+from tests.publishing import NOW
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 
 
 @pytest.fixture

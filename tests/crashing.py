@@ -14,20 +14,19 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from netota_coap.publish import ArchiveSource, close, publish, reopen
+from netota_coap.sources import ArchiveSource
+from tests.publishing import close, publish, reopen
 
-NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 STABLE = ("sensor-node", "stable")
 
 
 def release(root: Path, name: tuple[str, str]) -> None:
     """Publish the file beside the repository."""
     image = root / "repository.toml"
-    publish(root, name, "9.9.9", [ArchiveSource(image, "image")], now=NOW)
+    publish(root, name, "9.9.9", [ArchiveSource(image, "image")])
 
 
 SCENARIOS: dict[str, Callable[[Path], object]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap import publish, repository
+from netota_coap import repository
 from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
 from netota_coap.coap import options as coap
@@ -26,9 +26,11 @@ from netota_coap.errors import (
 from netota_coap.formats import Format
 from netota_coap.model import Offer, Stream
 from netota_coap.selection import Selection
+from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
 from tests.conftest import NOW
 from tests.device import Answer, code
+from tests.publishing import publish
 from tests.serving import serving, until
 from tests.test_observers import STATE, hall, next_state
 
@@ -42,16 +44,16 @@ def change(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make)
+    return repository.change(root, STABLE, make).after
 
 
 def crowd(root: Path, count: int, version: str = "2.0") -> Stream:
     """Publish so many archives that they take many blocks."""
     image = root.with_name("image")
     image.write_bytes(b"image")
-    sources = [publish.ArchiveSource(image, f"board{n}") for n in range(count)]
+    sources = [ArchiveSource(image, f"board{n}") for n in range(count)]
     offer = Offer(url="https://example.com/{name}", metric=1)
-    return publish.publish(root, STABLE, version, sources, [offer], now=NOW)
+    return publish(root, STABLE, version, sources, [offer], now=NOW)
 
 
 async def test_stream(sample: Path) -> None:

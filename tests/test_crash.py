@@ -10,12 +10,15 @@ from pathlib import Path
 import attrs
 import pytest
 
+from netota_coap.checks import check
 from netota_coap.formats import Format
+from netota_coap.lock import is_locked
 from netota_coap.model import Repository, Stream, StreamName
-from netota_coap.publish import ArchiveSource, publish, reopen
-from netota_coap.repository import Loader, check, init, is_locked
+from netota_coap.repository import Loader, init
+from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
 from tests.conftest import NOW
+from tests.publishing import publish, reopen
 from tests.repositories import HISTORY, stable
 
 STABLE = ("sensor-node", "stable")

@@ -19,13 +19,13 @@ from aiocoap.transports.udp6 import MessageInterfaceUDP6
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap import publish
 from netota_coap.coap import frontdoor
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import open_sockets, parse_bind, uri_of, vet
 from netota_coap.errors import AddressError, ConfigError
 from tests.conftest import NOW
 from tests.device import ACK, CON, GET, NON, RST, device
+from tests.publishing import publish
 from tests.serving import run, serving
 
 
@@ -294,7 +294,7 @@ async def test_dead_observers_cost_the_living_nothing(sample: Path) -> None:
             told.append(await living.enter_async_context(device(uri)))
             await told[-1].observe(path)
         for version in ("2.0", "3.0", "4.0"):
-            publish.publish(sample, ("sensor-node", "stable"), version, [], now=NOW)
+            publish(sample, ("sensor-node", "stable"), version, [], now=NOW)
             for it in told:
                 answer = await it.notification()
                 assert version.encode() in answer.payload
@@ -305,14 +305,14 @@ async def test_repeated_request_with_the_id_of_a_notification(sample: Path) -> N
     path = "p/sensor-node/s/stable"
     async with serving(sample) as (uri,), device(uri) as it:
         await it.observe(path)
-        publish.publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
+        publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
         first = await it.notification()
         following = first.message_id + 1 & 0xFFFF
         request = bytearray(it.message(GET, "p"))
         request[2:4] = following.to_bytes(2, "big")
         it.send(bytes(request))
         answer = await it.receive()
-        publish.publish(sample, ("sensor-node", "stable"), "3.0", [], now=NOW)
+        publish(sample, ("sensor-node", "stable"), "3.0", [], now=NOW)
         second = await it.notification()
         it.send(bytes(request))
         again = await it.receive()

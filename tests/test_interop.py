@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap import publish
 from netota_coap.formats import Format
 from netota_coap.model import Offer, Stream
 from netota_coap.selection import Selection
+from netota_coap.sources import ArchiveSource
 from netota_coap.wire import decode, selection_to_cbor
 from tests.conftest import NOW
+from tests.publishing import publish
 from tests.serving import Served, run, served
 
 LIBCOAP = shutil.which("coap-client-notls") or ""
@@ -45,9 +46,9 @@ async def server(sample: Path) -> AsyncIterator[Served]:
 def republish(root: Path, version: str, count: int = 1) -> None:
     image = root.with_name("image")
     image.write_bytes(b"image")
-    sources = [publish.ArchiveSource(image, f"board{n}") for n in range(count)]
+    sources = [ArchiveSource(image, f"board{n}") for n in range(count)]
     offer = Offer(url="https://example.com/sensor-node/{version}/{sha256}/{name}.bin", metric=1)
-    publish.publish(root, ("sensor-node", "stable"), version, sources, [offer], now=NOW)
+    publish(root, ("sensor-node", "stable"), version, sources, [offer], now=NOW)
 
 
 async def libcoap(*arguments: str, output: Path) -> bytes:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from netota_coap.checks import check
 from netota_coap.errors import Issue
 from netota_coap.model import LIMITS
-from netota_coap.repository import Loader, check
+from netota_coap.repository import Loader
 from tests.repositories import STABLE, age, edit, refusal
 
 # ----------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_change_without_higher_sequence_is_refused(repository_dir: Path, change:
     error = refusal(loader)
     expected = Issue("sequence", "must be above 17, which stood for another state", STABLE)
     assert (expected,) == error.issues
-    assert error.hint.startswith("Devices ignore a state whose sequence they have seen")
+    assert error.hint.startswith("Devices ignore a sequence that they have seen")
 
 
 @pytest.mark.parametrize("change", ESSENTIAL.values(), ids=ESSENTIAL)

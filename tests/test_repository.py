@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import attrs
@@ -13,16 +10,16 @@ import pytest
 
 from netota_coap import repository
 from netota_coap.catalog import advice
+from netota_coap.checks import check
 from netota_coap.errors import (
     InvalidDataError,
     Issue,
     RepositoryConflictError,
     RepositoryError,
-    RepositoryLockedError,
 )
 from netota_coap.formats import Format
 from netota_coap.model import Package, stream_name
-from netota_coap.repository import Loader, check
+from netota_coap.repository import Loader
 from netota_coap.wire import encode
 from tests.repositories import HISTORY, REPOSITORIES, STABLE, edit, refusal, stable
 
@@ -158,7 +155,6 @@ def test_stream_name_refuses(text: str, expected: str) -> None:
 def test_check_lists_what_is_ignored(repository_dir: Path) -> None:
     """Files at no place that counts are warnings; blobs and hidden files are not."""
     ignored = [
-        "README.md",
         "packages/sensor-node/history/stable/000000017.toml",
         "packages/sensor-node/history/stable/17.toml",
         "packages/sensor-node/history/stable/١٢٣٤٥٦٧٨.toml",
@@ -276,72 +272,3 @@ def test_write_package_refuses_names(repository_dir: Path, name: str, error: typ
     with pytest.raises(error):
         repository.write_package(repository_dir, name, Package())
     assert {"sensor-node", "gateway-os"} == Loader(repository_dir).load().packages.keys()
-
-
-# ----------------------------------------------------------------------------------------------
-# The lock
-
-HOLD = """
-import sys
-from pathlib import Path
-from netota_coap import repository
-with repository.locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def hold(root: Path) -> subprocess.Popen[bytes]:
-    """Start a process that holds the lock until its standard input is closed."""
-    command = [sys.executable, "-c", HOLD, str(root)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"held\n"
-    return holder
-
-
-def test_lock_is_seen_and_waited_for(repository_dir: Path) -> None:
-    """While one process writes, the others know and give up in time."""
-    assert not repository.is_locked(repository_dir)
-    with hold(repository_dir) as holder:
-        assert repository.is_locked(repository_dir)
-        message = "somebody else has been writing for 0.05 s"
-        with (
-            pytest.raises(RepositoryLockedError, match=message),
-            repository.locked(repository_dir, timeout_s=0.05),
-        ):
-            pass
-        holder.communicate()
-    assert not repository.is_locked(repository_dir)
-
-
-def test_killed_holder_leaves_no_lock(repository_dir: Path) -> None:
-    """The kernel lets go of the lock; the file that stays means nothing."""
-    with hold(repository_dir) as holder:
-        holder.kill()
-        holder.communicate()
-    assert (repository_dir / ".lock").exists()
-    assert not repository.is_locked(repository_dir)
-    with repository.locked(repository_dir, timeout_s=0):
-        assert repository.is_locked(repository_dir)
-
-
-def test_lock_needs_a_repository(tmp_path: Path) -> None:
-    """Writing to what is no repository is refused, with the way to make one."""
-    with pytest.raises(RepositoryError) as raised, repository.locked(tmp_path):
-        pass
-    assert f"{tmp_path}: not a repository, it has no repository.toml" == raised.value.detail
-    assert f"Make one: netota-coap init {tmp_path}" == raised.value.hint
-    assert not repository.is_locked(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_pipes_do_not_hold_anybody_up(repository_dir: Path) -> None:
-    """A pipe where a file is expected is no file, whoever put it there."""
-    os.mkfifo(repository_dir / ".lock")
-    assert not repository.is_locked(repository_dir)
-    with (
-        pytest.raises(RepositoryError, match="cannot be written"),
-        repository.locked(repository_dir),
-    ):
-        pass

@@ -12,13 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from netota_coap.checks import check
 from netota_coap.errors import InvalidDataError, NotFoundError, RepositoryConflictError
 from netota_coap.formats import Format
 from netota_coap.model import Stream, StreamName
-from netota_coap.publish import close, publish, reopen
-from netota_coap.repository import Loader, check, init
+from netota_coap.repository import Loader, init
 from netota_coap.wire import encode
 from tests.conftest import NOW
+from tests.publishing import close, promote, publish, remove, reopen, rollback
 
 NAMES: tuple[StreamName, ...] = (("a", "stable"), ("a", "beta"), ("b", "stable"))
 names = st.sampled_from(NAMES)
@@ -86,6 +87,8 @@ class RepositoryMachine(RuleBasedStateMachine):
             kept.setdefault(present.sequence, present)
         self.history[name] = {**kept, state.sequence: state}
         self.disk[name] = state
+        if state.removed:
+            del self.disk[name]
 
     # ------------------------------------------------------------------------------------------
     # What publishers do
@@ -118,8 +121,63 @@ class RepositoryMachine(RuleBasedStateMachine):
             with pytest.raises(RepositoryConflictError):
                 change(self.root, name)
         else:
-            expected = attrs.evolve(present, closed=closing)
+            expected = attrs.evolve(present, closed=closing, changed=NOW)
             self.changed(name, expected, change(self.root, name))
+
+    @rule(name=names)
+    def remove(self, name: StreamName) -> None:
+        present = self.disk.get(name)
+        if name in self.damaged:
+            with pytest.raises(InvalidDataError):
+                remove(self.root, name)
+        elif not present:
+            with pytest.raises(NotFoundError):
+                remove(self.root, name)
+        else:
+            expected = attrs.evolve(present, removed=True, closed=False, changed=NOW)
+            self.changed(name, expected, remove(self.root, name))
+
+    @rule(name=names)
+    def rollback(self, name: StreamName) -> None:
+        present = self.disk.get(name)
+        last = present.sequence if present else 2**32
+        older = sorted(n for n in self.history[name] if n < last)
+        states = [self.history[name][n] for n in reversed(older)]
+        versions = [state.version for state in states if not state.removed]
+        wanted = next((v for v in versions if not present or v != present.version), None)
+        if name in self.damaged:
+            with pytest.raises(InvalidDataError):
+                rollback(self.root, name)
+        elif present and present.closed:
+            with pytest.raises(RepositoryConflictError):
+                rollback(self.root, name)
+        elif wanted is None:
+            with pytest.raises(NotFoundError):
+                rollback(self.root, name)
+        else:
+            title = present.title if present else None
+            fresh = Stream(version=wanted, sequence=1, published=NOW, archives=(), title=title)
+            self.changed(name, fresh, rollback(self.root, name))
+
+    @rule(giver=names, taker=names)
+    def promote(self, giver: StreamName, taker: StreamName) -> None:
+        given, present = self.disk.get(giver), self.disk.get(taker)
+        if self.damaged & {giver, taker}:
+            with pytest.raises((InvalidDataError, RepositoryConflictError)):
+                promote(self.root, giver, taker)
+        elif giver == taker or (present and present.closed):
+            with pytest.raises(RepositoryConflictError):
+                promote(self.root, giver, taker)
+        elif not given:
+            with pytest.raises(NotFoundError):
+                promote(self.root, giver, taker)
+        elif present and present.version == given.version:
+            with pytest.raises(RepositoryConflictError):
+                promote(self.root, giver, taker)
+        else:
+            title = present.title if present else None
+            fresh = attrs.evolve(given, changed=None, closed=False, title=title)
+            self.changed(taker, fresh, promote(self.root, giver, taker))
 
     @rule(name=names, version=versions)
     def interrupt(self, name: StreamName, version: str) -> None:
@@ -174,7 +232,7 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.disk)
     @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
+    def unlink(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.disk)))
         (self.root / self.file(name)).unlink()
         del self.disk[name]

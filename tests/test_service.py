@@ -16,7 +16,7 @@ import attrs
 import pytest
 from asyncinotify import Inotify, Mask, Watch
 
-from netota_coap import publish, repository
+from netota_coap import lock, repository
 from netota_coap.coap import options as coap
 from netota_coap.errors import AddressError, InvalidDataError
 from netota_coap.formats import Format
@@ -27,6 +27,7 @@ from netota_coap.watch import Watcher
 from netota_coap.wire import decode, encode
 from tests.conftest import NOW
 from tests.device import GET, device
+from tests.publishing import publish
 from tests.serving import COMMAND, PROJECT, served, serving, until
 
 STABLE = ("sensor-node", "stable")
@@ -55,7 +56,7 @@ def bump(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make)
+    return repository.change(root, STABLE, make).after
 
 
 def replace(path: Path, text: str) -> None:
@@ -156,7 +157,7 @@ async def test_malformed(name: str, sample: Path, log: pytest.LogCaptureFixture)
 async def test_long_complaints(sample: Path, log: pytest.LogCaptureFixture) -> None:
     """A reload that fails in a thousand ways is logged in a hundred lines."""
     async with serving(sample):
-        with repository.locked(sample):
+        with lock.locked(sample):
             for number in range(200):
                 replace(sample / f"packages/sensor-node/streams/s{number}.toml", "version=")
         await until(lambda: complaints(log))
@@ -266,10 +267,10 @@ async def test_a_git_checkout(sample: Path, log: pytest.LogCaptureFixture) -> No
 async def test_packages_come_and_go(sample: Path, log: pytest.LogCaptureFixture) -> None:
     """New directories are watched from when they appear; removed ones are gone."""
     async with serving(sample) as (uri,), device(uri) as it:
-        publish.publish(sample, ("other", "edge"), "1", [], now=NOW)
+        publish(sample, ("other", "edge"), "1", [], now=NOW)
         await until(lambda: swaps(log))
         assert await version(uri, "p/other/s/edge") == "1"
-        publish.publish(sample, ("other", "edge"), "2", [], now=NOW)
+        publish(sample, ("other", "edge"), "2", [], now=NOW)
         await until(lambda: len(swaps(log)) == 2)
         assert await version(uri, "p/other/s/edge") == "2"
         shutil.rmtree(sample / "packages/other")
@@ -280,7 +281,7 @@ async def test_packages_come_and_go(sample: Path, log: pytest.LogCaptureFixture)
 async def test_sighup(sample: Path, log: pytest.LogCaptureFixture) -> None:
     """SIGHUP reloads at once, and comes even while somebody writes."""
     async with serving(sample) as (uri,):
-        with repository.locked(sample):
+        with lock.locked(sample):
             os.replace(bump_quietly(sample, "2.0"), sample / FILE)  # noqa: PTH105
             os.kill(os.getpid(), signal.SIGHUP)
             await until(lambda: swaps(log))
@@ -300,7 +301,7 @@ async def test_not_while_somebody_writes(
     async with serving(sample) as (uri,), device(uri) as observer:
         await observer.observe(PATH)
         if writer == "publisher":
-            with repository.locked(sample):
+            with lock.locked(sample):
                 os.replace(bump_quietly(sample, "2.0"), sample / FILE)  # noqa: PTH105
                 assert await observer.silent(0.2)
         else:
@@ -333,7 +334,7 @@ async def test_a_stuck_writer_is_named(
     monkeypatch.setattr("netota_coap.watch._LOCK_PATIENCE_S", 0.05)
     async with Watcher(sample) as watcher:
         settled = asyncio.create_task(watcher.settled())
-        with repository.locked(sample):
+        with lock.locked(sample):
             (sample / FILE).touch()
             await until(lambda: log.records)
         await settled
@@ -373,7 +374,7 @@ async def test_too_many_directories(
 
     monkeypatch.setattr(Inotify, "add_watch", refuse)
     async with serving(sample) as (uri,):
-        publish.publish(sample, ("other", "edge"), "1", [], now=NOW)
+        publish(sample, ("other", "edge"), "1", [], now=NOW)
         await until(lambda: swaps(log))
         bump(sample, version="2.0")
         await until(lambda: len(swaps(log)) == 2)

@@ -179,8 +179,8 @@ def test_everything_at_once_in_toml() -> None:
         """
     expected = [
         (
-            "colour: unknown key; a stream has version, sequence, published, closed, replacement, "
-            "poll_s, title, author, message, archives"
+            "colour: unknown key; a stream has version, sequence, published, changed, "
+            "closed, replacement, removed, poll_s, title, author, message, archives"
         ),
         "archives[0].envelope.sha256: must be 64 hexadecimal digits",
         "archives[0].envelope.size: must be from 0 to 9223372036854775807, not -1",

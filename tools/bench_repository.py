@@ -25,8 +25,9 @@ from rich.table import Table
 from netota_coap.catalog import Catalog, ContentFormat
 from netota_coap.formats import Format
 from netota_coap.model import Archive, Content, Envelope, Offer, Stream
-from netota_coap.publish import ArchiveSource, publish
+from netota_coap.publish import Edit, publish
 from netota_coap.repository import Loader, init
+from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
 
 STREAMS_PER_PACKAGE = 50
@@ -121,7 +122,8 @@ def _measure(root: Path) -> dict[str, float]:
 
     image = root / ".image"
     image.write_bytes(b"a stand-in for an image")
-    publish(root, ("package-0000", "stream-01"), "2.5.0", [ArchiveSource(image, "a")], now=NOW)
+    edit = Edit(now=NOW, allow_missing=True)
+    publish(root, ("package-0000", "stream-01"), "2.5.0", [ArchiveSource(image, "a")], edit=edit)
     gc.collect()  # what publishing left behind is not the reload's to clear away
     published = time.perf_counter()
     Catalog.of(loader.load(), catalog)

@@ -24,6 +24,7 @@ from netota_coap.catalog import Catalog, ContentFormat, StreamResource, View
 from netota_coap.coap import options as coap
 from netota_coap.coap.server import CODES, Responder, problem
 from netota_coap.errors import NotFoundError
+from netota_coap.fields import SAME, Field
 from netota_coap.formats import Format
 from netota_coap.model import (
     CONTENT_ATTRIBUTES,
@@ -41,7 +42,7 @@ from netota_coap.model import (
     Value,
 )
 from netota_coap.selection import Selection
-from netota_coap.wire import MEDIA_TYPES, SAME, TABLES, Field, encode, selection_to_cbor
+from netota_coap.wire import MEDIA_TYPES, TABLES, encode, selection_to_cbor
 
 SPEC = Path(__file__).parent.parent / "netota_coap" / "spec"
 
@@ -135,8 +136,9 @@ def _looks(cls: type[Value], field: Field, fmt: Format) -> str:
     """Say how a field looks: by its form's docstring, or by its type."""
     if fmt not in field.formats:
         return "-"
-    inner = getattr(field.form, "cls", None)
-    if inner is not None:
+    table = getattr(field.form, "table", None)
+    if table is not None:
+        inner = table.cls
         many = "tuple" in str(getattr(attrs.fields(cls), field.name).type)
         return f"array of {inner.__name__}" if many else str(inner.__name__)
     if field.form is SAME:

@@ -1,0 +1,110 @@
+"""Finds what is wrong with a repository, or probably not meant, before devices do.
+
+A server refuses what cannot be loaded; a check sees more: the history, what git has of it, and
+what a device would not get.
+Source: rules R-1 to R-12.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from netota_coap import git
+from netota_coap.catalog import advice
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.model import Repository, StreamName
+from netota_coap.repository import (
+    HISTORY_NAME,
+    Loader,
+    history_issues,
+    sequence_hint,
+    sequence_issue,
+)
+
+
+@attrs.frozen
+class Findings:
+    """What a check of a repository found.
+
+    Attributes:
+        repository: None if it cannot be served.
+        errors: Why it cannot be served, or would be refused.
+        warnings: What is allowed and probably not meant.
+        hint: What to do about the errors, or "".
+    """
+
+    repository: Repository | None
+    errors: tuple[Issue, ...]
+    warnings: tuple[Issue, ...]
+    hint: str = ""
+
+
+def check(root: Path) -> Findings:
+    """Check a repository and its history, without anything served to compare it to."""
+    try:
+        repository = Loader(root).load()
+    except InvalidDataError as error:
+        return Findings(None, error.issues, (), error.hint)
+    errors: list[Issue] = []
+    warnings = list(_ignored(root))
+    committed = _committed(root)
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            wrong, odd = history_issues(root, (package_name, name), stream)
+            errors += wrong
+            warnings += odd
+            errors += _git_issues(committed.get((package_name, name), {}), stream.sequence, file)
+            target = stream.replacement
+            if target and not _exists(repository, target):
+                reason = f"there is no stream {'/'.join(target)}"
+                warnings.append(Issue("replacement", reason, file))
+    warnings += advice(repository)
+    return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
+
+
+def _exists(repository: Repository, name: StreamName) -> bool:
+    package = repository.packages.get(name[0])
+    return package is not None and name[1] in package.streams
+
+
+_Blobs = dict[int, set[str]]
+"""By sequence, the different files that git has of a state."""
+
+
+def _committed(root: Path) -> dict[StreamName, _Blobs]:
+    """Return what commits say of the streams' histories."""
+    place = re.compile(rf"packages/([^/]+)/history/([^/]+)/{HISTORY_NAME}")
+    found: dict[StreamName, _Blobs] = {}
+    for path, blobs in git.committed(root, "packages/*/history/*/*.toml").items():
+        if match := place.fullmatch(path):
+            found.setdefault((match[1], match[2]), {})[int(match[3])] = blobs
+    return found
+
+
+def _git_issues(committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
+    """Find what a revert or a merge did to the sequence of a stream. Source: rule R-13."""
+    highest = max(committed, default=0)
+    if highest > sequence:
+        yield sequence_issue(highest, "which a commit before this one has", file)
+    elif len(committed.get(sequence, ())) > 1:
+        yield sequence_issue(sequence, "which commits have as different states", file)
+
+
+def _ignored(root: Path) -> Iterator[Issue]:
+    """List the files that do not count. Hidden ones and the blobs are left out."""
+    counts = re.compile(
+        r"repository\.toml|README\.md|blobs/.*|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
+        rf"|packages/[^/]+/history/[^/]+/{HISTORY_NAME}"
+    )
+    for directory, subdirectories, files in os.walk(root):
+        subdirectories[:] = sorted(d for d in subdirectories if not d.startswith("."))
+        for name in sorted(files):
+            file = (Path(directory) / name).relative_to(root).as_posix()
+            if not name.startswith(".") and not counts.fullmatch(file):
+                yield Issue("", "is ignored: it stands at no place that counts", file)

@@ -1,0 +1,193 @@
+"""What the commands have in common: parameters, tables, progress, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from netota_coap.model import StreamName
+
+_LARGE = 16 * 2**20  # bytes, over which a progress bar is worth it
+
+Command = click.Command
+
+
+def command(example: str, name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
+    """Declare a command; the example stands at the end of its help."""
+    return click.command(name, epilog=f"Example: netota-coap {example}")
+
+
+# ----------------------------------------------------------------------------------------------
+# Parameters
+
+
+class _StreamType(click.ParamType["StreamName"]):
+    name = "PKG/STREAM"
+
+    def convert(self, value: Any, _param: object, _context: object) -> StreamName:
+        from netota_coap.errors import InvalidDataError
+        from netota_coap.model import stream_name
+
+        try:
+            return value if isinstance(value, tuple) else stream_name(value)
+        except InvalidDataError as error:
+            self.fail(error.detail)
+
+    def shell_complete(
+        self, context: click.Context, _param: object, incomplete: str
+    ) -> list[CompletionItem]:
+        root = Path(context.params.get("directory") or context.params.get("source") or ".")
+        files = sorted(root.glob("packages/*/streams/*.toml"))
+        names = (f"{file.parent.parent.name}/{file.stem}" for file in files)
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+STREAM = _StreamType()
+DIRECTORY = click.Path(path_type=Path)
+
+directory_argument = click.argument("directory", metavar="DIR", type=DIRECTORY)
+stream_argument = click.argument("name", metavar="PKG/STREAM", type=STREAM)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+# ----------------------------------------------------------------------------------------------
+# Output
+
+
+def say(line: str) -> None:
+    """Print a line to standard error; much of it comes from others, as names do."""
+    from netota_coap.errors import printable
+
+    click.echo(printable(line), err=True)
+
+
+def print_json(plain: object) -> None:
+    """Print plain data as JSON, with nothing in it that would rewrite a terminal."""
+    from netota_coap.errors import printable
+
+    text = json.dumps(plain, ensure_ascii=False, indent=2)
+    click.echo("\n".join(printable(line) for line in text.split("\n")))
+
+
+def text(value: object) -> str:
+    """Keep what a publisher wrote from being read as markup, or by the terminal."""
+    from rich.markup import escape
+
+    from netota_coap.errors import printable
+
+    return escape("\n".join(map(printable, str(value).split("\n"))))
+
+
+def console() -> Console:
+    """Return the console of tables; a row stays one line where it is no terminal."""
+    from rich.console import Console
+
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not on_terminal, width=None if on_terminal else 999)
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show how far it is, how fast and how long still, where there is a terminal for it.
+
+    Args:
+        what: Is done, one word.
+        total: Bytes; few are not worth it.
+
+    Yields:
+        A function to be called with each number of bytes that are done.
+    """
+    if total < _LARGE or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+# ----------------------------------------------------------------------------------------------
+# Errors
+
+BUG = 70
+
+
+def exit_codes() -> dict[type[BaseException], int]:
+    """Return the exit codes of errors, looked up along the class hierarchy.
+
+    Besides them: 1, problems were found; 2, usage; 70, a bug.
+    """
+    from netota_coap import errors
+
+    return {
+        errors.ConfigError: 2,
+        errors.InvalidDataError: 3,
+        errors.NotFoundError: 3,
+        errors.RepositoryError: 3,
+        errors.AddressError: 4,
+        errors.TransferError: 4,
+        errors.NetotaError: 3,
+        UnicodeError: 2,
+        OSError: 3,
+    }
+
+
+def report(error: Exception) -> int:
+    """Print what went wrong, and what to do about it; return the exit code."""
+    from netota_coap.errors import InvalidDataError, NetotaError
+
+    codes = exit_codes()
+    code = next((codes[cls] for cls in type(error).__mro__ if cls in codes), BUG)
+    lines = [str(error)]
+    hint = ""
+    if isinstance(error, NetotaError):
+        hint = error.hint
+        lines = [error.detail]
+        if isinstance(error, InvalidDataError):
+            lines = [str(issue) for issue in error.issues]
+    elif isinstance(error, UnicodeError):
+        lines = [f"text that cannot be encoded: {error}"]
+    elif isinstance(error, OSError):
+        lines = [": ".join(str(part) for part in (error.filename, error.strerror) if part)]
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        say(f"bug: {type(error).__name__} at {place}: {error}")
+        say("hint: please report it, with the command and this line")
+        return code
+    for line in lines:
+        say(f"error: {line}")
+    if hint:
+        say(f"hint: {hint}")
+    return code

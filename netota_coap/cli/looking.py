@@ -1,0 +1,214 @@
+"""Commands that look at a repository, a file or a document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from netota_coap.cli.frame import (
+    DIRECTORY,
+    STREAM,
+    command,
+    directory_argument,
+    json_option,
+    print_json,
+    progress,
+    stream_argument,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from netota_coap.model import Stream, StreamName
+
+
+@command("check fleet")
+@directory_argument
+@json_option
+def check(directory: Path, as_json: bool) -> int:
+    """Check a repository, its history, and what devices would get of it.
+
+    Exit code 1: it has errors, and would not be served.
+    """
+    from netota_coap import checks
+    from netota_coap.cli import plain, tables
+
+    findings = checks.check(directory)
+    if as_json:
+        print_json(plain.findings(findings))
+    else:
+        tables.findings(findings)
+    return 1 if findings.errors else 0
+
+
+@command("list fleet", name="list")
+@click.argument("source", metavar="DIR|URI")
+@json_option
+def list_(source: str, as_json: bool) -> None:
+    """List the streams of a repository, or of a server (`coap://HOST`)."""
+    from netota_coap import repository
+    from netota_coap.cli import plain, tables
+
+    if "://" in source:
+        import asyncio
+
+        rows = asyncio.run(_remote_rows(source))
+    else:
+        loaded = repository.Loader(Path(source)).load()
+        rows = [
+            plain.row(package_name, package.title or "", name, stream)
+            for package_name, package in sorted(loaded.packages.items())
+            for name, stream in sorted(package.streams.items())
+        ]
+    if as_json:
+        print_json(rows)
+    else:
+        tables.rows(rows)
+
+
+async def _remote_rows(uri: str) -> list[dict[str, Any]]:
+    from netota_coap.cli import plain
+    from netota_coap.client import Client
+
+    async with Client() as client:
+        return [
+            plain.row(package, entry.title, name, stream)
+            for package, entry in (await client.packages(uri)).items()
+            for name, stream in (await client.streams(uri, package)).items()
+        ]
+
+
+@command("show fleet sensor-node/stable --at 1")
+@click.argument("source", metavar="DIR|URI")
+@click.argument("name", metavar="[PKG/STREAM]", type=STREAM, required=False)
+@click.option("--at", metavar="SEQUENCE", type=int, help="Of an old state. [default: the present]")
+@json_option
+def show(source: str, name: StreamName | None, at: int | None, as_json: bool) -> None:
+    """Show a stream: of a repository, or of a server (`coap://HOST/p/PKG/s/STREAM`)."""
+    from netota_coap import publish, repository
+    from netota_coap.cli import plain, tables
+
+    if "://" in source:
+        if at is not None:
+            raise click.UsageError("a server has no history: --at goes with a repository")
+        import asyncio
+
+        stream = asyncio.run(_remote_stream(source))
+    elif name is None:
+        raise click.UsageError("a repository has many streams: name one as PKG/STREAM")
+    elif at is not None:
+        stream = repository.state_at(Path(source), name, at)
+    else:
+        stream = publish.existing(Path(source), name)
+    if as_json:
+        print_json(plain.stream(stream))
+    else:
+        tables.stream(stream)
+
+
+async def _remote_stream(uri: str) -> Stream:
+    from netota_coap.client import Client
+
+    async with Client() as client:
+        return await client.stream(uri)
+
+
+@command("log fleet sensor-node/stable")
+@directory_argument
+@stream_argument
+@json_option
+def log(directory: Path, name: StreamName, as_json: bool) -> None:
+    """Tell who changed a stream, when, to which version, and why; the last change first."""
+    from netota_coap import repository
+    from netota_coap.cli import plain, tables
+
+    states = repository.history(directory, name)
+    if as_json:
+        print_json([plain.entry(state) for state in states])
+    else:
+        tables.log(states)
+
+
+@command("diff fleet sensor-node/stable sensor-node/edge")
+@directory_argument
+@stream_argument
+@click.argument("other", metavar="[PKG/OTHER]", type=STREAM, required=False)
+@click.option("--from", "start", metavar="SEQUENCE", type=int, help="Of the state before.")
+@click.option("--to", "end", metavar="SEQUENCE", type=int, help="Of the state after.")
+@json_option
+def diff(
+    directory: Path,
+    name: StreamName,
+    other: StreamName | None,
+    start: int | None,
+    end: int | None,
+    as_json: bool,
+) -> None:
+    """Tell what changed for whom: by the last change of a stream, or from it to another one."""
+    from netota_coap.cli import plain, tables
+    from netota_coap.diff import compare
+
+    found = compare(directory, name, other, start=start, end=end)
+    if as_json:
+        print_json(plain.difference(found, dry_run=True))
+    else:
+        tables.difference(found)
+
+
+@command("inspect build/zephyr/zephyr.signed.bin")
+@click.argument("files", metavar="FILE…", type=DIRECTORY, nargs=-1, required=True)
+@json_option
+def inspect(files: Sequence[Path], as_json: bool) -> None:
+    """Tell what files are, as a publish would read them."""
+    from netota_coap import artefacts
+    from netota_coap.cli import plain, tables
+
+    total = sum(file.stat().st_size for file in files if file.is_file())
+    with progress("reading", total) as advance:
+        found = {str(file): artefacts.read(file, advance) for file in files}
+    if as_json:
+        print_json([plain.artefact(file, each) for file, each in found.items()])
+        return
+    for number, (file, each) in enumerate(found.items()):
+        if number:
+            click.echo()
+        tables.artefact(file, each)
+
+
+@command("spec wire")
+@click.argument("name", required=False)
+def spec(name: str | None) -> None:
+    """Print a document of the specification; without NAME, the list of them."""
+    import importlib.resources
+
+    documents = {
+        path.relative_to(root).as_posix(): path
+        for root in [Path(str(importlib.resources.files("netota_coap") / "spec"))]
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".md", ".cddl")
+    }
+    if name is None:
+        for document in documents:
+            click.echo(document)
+        return
+    found = documents.get(name) or documents.get(f"{name}.md") or documents.get(f"{name}.cddl")
+    if found is None:
+        raise click.UsageError(f"there is no document {name!r}: {', '.join(documents)}")
+    click.echo(found.read_text(encoding="utf-8").rstrip("\n"))
+
+
+@command("completion bash > ~/.local/share/bash-completion/completions/netota-coap")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands, options and streams."""
+    made = get_completion_class(shell)
+    assert made is not None
+    root = context.find_root().command
+    click.echo(made(root, {}, "netota-coap", "_NETOTA_COAP_COMPLETE").source())
+
+
+COMMANDS = (check, list_, show, log, diff, inspect, spec, completion)

@@ -1,0 +1,129 @@
+"""What `--json` prints: one function per shape. Described in `spec/cli.md`, rules L-….
+
+Sizes are in bytes, times RFC 3339, digests hexadecimal; what is not said is left out or null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from netota_coap.errors import Issue, printable
+from netota_coap.formats import Format
+from netota_coap.wire import encode
+
+if TYPE_CHECKING:
+    from netota_coap.artefacts import Artefact
+    from netota_coap.checks import Findings
+    from netota_coap.diff import Difference, Got
+    from netota_coap.model import Stream
+
+
+def time_text(time: datetime) -> str:
+    """Write a time as RFC 3339 has it, in UTC."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def findings(found: Findings) -> dict[str, Any]:
+    """Rule L-2: what a check found."""
+    return {"errors": _issues(found.errors), "warnings": _issues(found.warnings)}
+
+
+def _issues(found: Iterable[Issue]) -> list[dict[str, str]]:
+    return [
+        {"place": printable(i.place), "reason": printable(i.reason), "file": printable(i.file)}
+        for i in found
+    ]
+
+
+def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
+    """Rule L-3; `stream` is a `Stream` or a `StreamEntry`."""
+    return {
+        "package": package,
+        "title": title,
+        "stream": name,
+        "version": stream.version,
+        "sequence": stream.sequence,
+        "closed": stream.closed,
+    }
+
+
+def stream(state: Stream) -> dict[str, Any]:
+    """Rule L-4: as a server sends it, and what only the files have."""
+    plain: dict[str, Any] = json.loads(encode(state, Format.JSON))
+    for name in ("title", "author", "message"):
+        if getattr(state, name) is not None:
+            plain[name] = getattr(state, name)
+    if state.changed:
+        plain["changed"] = time_text(state.changed)
+    if state.removed:
+        plain["removed"] = True
+    return plain
+
+
+def entry(state: Stream) -> dict[str, Any]:
+    """Rule L-5: a state in the log."""
+    return {
+        "sequence": state.sequence,
+        "time": time_text(state.changed or state.published),
+        "version": state.version,
+        "closed": state.closed,
+        "removed": state.removed,
+        "replacement": "/".join(state.replacement) if state.replacement else None,
+        "author": state.author,
+        "message": state.message,
+    }
+
+
+def difference(found: Difference, *, dry_run: bool) -> dict[str, Any]:
+    """Rule L-6: what a change does, or would do."""
+    change = found.change
+    return {
+        "package": change.name[0],
+        "stream": change.name[1],
+        "dry_run": dry_run,
+        "before": entry(change.before) if change.before else None,
+        "after": entry(change.after),
+        "archives": [
+            {
+                "name": each.name,
+                "change": each.what,
+                "before_size": each.before.envelope.size if each.before else None,
+                "after_size": each.after.envelope.size if each.after else None,
+            }
+            for each in found.archives
+        ],
+        "devices": [
+            {"kind": dict(each.kind), "before": _got(each.before), "after": _got(each.after)}
+            for each in found.kinds
+        ],
+        "lost": list(found.lost),
+        "warnings": _issues(found.warnings),
+    }
+
+
+def _got(got: Got | None) -> dict[str, Any] | None:
+    if got is None:
+        return None
+    return {
+        "version": got.version,
+        "archive": got.archive.name if got.archive else None,
+        "size": got.archive.envelope.size if got.archive else None,
+        "notification": got.notification,
+        "more": got.more,
+    }
+
+
+def artefact(file: str, found: Artefact) -> dict[str, Any]:
+    """Rule L-7: what a file tells of itself."""
+    return {
+        "file": file,
+        "version": found.version,
+        "media_type": found.envelope.type,
+        "size": found.envelope.size,
+        "sha256": found.envelope.sha256.hex(),
+        "content": found.content.all(),
+        "facts": dict(found.facts),
+    }

@@ -1,0 +1,178 @@
+"""What the commands print for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netota_coap.cli.frame import console, table, text
+from netota_coap.cli.plain import time_text
+from netota_coap.diff import describe
+from netota_coap.selection import text_form
+
+if TYPE_CHECKING:
+    from netota_coap.artefacts import Artefact
+    from netota_coap.checks import Findings
+    from netota_coap.diff import Difference, Got
+    from netota_coap.errors import Issue
+    from netota_coap.model import Stream
+    from netota_coap.repository import Change
+
+
+def findings(found: Findings) -> None:
+    """Print what a check found, a line each."""
+    _issues("error", found.errors)
+    _issues("warning", found.warnings)
+    if found.hint:
+        click.echo(f"hint: {found.hint}")
+    click.echo(f"{len(found.errors)} errors, {len(found.warnings)} warnings")
+
+
+def _issues(kind: str, found: Iterable[Issue]) -> None:
+    for issue in found:
+        click.echo(f"{kind}: {issue}")
+
+
+def rows(found: Iterable[Mapping[str, Any]]) -> None:
+    """Print the streams of a repository or of a server."""
+    made = table("PACKAGE", "TITLE", "STREAM", "VERSION", "SEQUENCE", "")
+    for row in found:
+        state = "closed" if row["closed"] else ""
+        cells = [row["package"], row["title"], row["stream"], row["version"], row["sequence"]]
+        made.add_row(*map(text, cells), state)
+    console().print(made)
+
+
+def summary(change: Change) -> str:
+    """Say in a line what was done."""
+    after = change.after
+    return f"{'/'.join(change.name)}: {after.version}, sequence {after.sequence}, {_state(after)}"
+
+
+def _state(stream: Stream) -> str:
+    if stream.removed:
+        return "removed"
+    if not stream.closed:
+        return f"{len(stream.archives or ())} archives"
+    where = f", replacement {'/'.join(stream.replacement)}" if stream.replacement else ""
+    return f"closed{where}"
+
+
+def stream(state: Stream) -> None:
+    """Print a stream with its archives."""
+    facts = {
+        "title": state.title,
+        "version": state.version,
+        "sequence": state.sequence,
+        "published": time_text(state.published),
+        "changed": time_text(state.changed) if state.changed else None,
+        "closed": "yes" if state.closed else None,
+        "replacement": "/".join(state.replacement) if state.replacement else None,
+        "removed": "yes" if state.removed else None,
+        "poll": f"{state.poll_s} s" if state.poll_s else None,
+        "author": state.author,
+        "message": state.message,
+    }
+    _facts(facts)
+    made = table("ARCHIVE", "BYTES", "SHA-256", "CONTENT", "OFFERS")
+    for archive in state.archives or ():
+        content = [f"{name}={text_form(value)}" for name, value in archive.content.all().items()]
+        offers = [f"{offer.url} ({offer.metric})" for offer in archive.offers]
+        made.add_row(
+            *map(text, (archive.name, archive.envelope.size)),
+            archive.envelope.sha256.hex()[:16] + "…",
+            *map(text, ("\n".join(content), "\n".join(offers))),
+        )
+    console().print()
+    console().print(made)
+
+
+def _facts(facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        if value is not None:
+            console().print(f"{name:<12} {text(value)}")
+
+
+def log(states: Iterable[Stream]) -> None:
+    """Print the states that a stream held."""
+    made = table("SEQUENCE", "WHEN", "VERSION", "", "AUTHOR", "MESSAGE")
+    for state in states:
+        made.add_row(
+            str(state.sequence),
+            time_text(state.changed or state.published),
+            text(state.version),
+            _state(state) if state.closed or state.removed else "",
+            *map(text, (state.author or "", state.message or "")),
+        )
+    console().print(made)
+
+
+def difference(found: Difference) -> None:
+    """Print what a change means for archives and devices."""
+    change = found.change
+    before = _known_as(change.before) if change.before else "nothing"
+    click.echo(f"{'/'.join(change.name)}: {before} → {_known_as(change.after)}")
+    archives = table("ARCHIVE", "CHANGE", "BYTES")
+    for each in found.archives:
+        sizes = [str(a.envelope.size) for a in (each.before, each.after) if a]
+        archives.add_row(text(each.name), each.what, " → ".join(dict.fromkeys(sizes)))
+    devices = table("DEVICE", "VERSION", "DOWNLOAD", "NOTIFICATION")
+    for kind in found.kinds:
+        versions = dict.fromkeys((_version(kind.before), _version(kind.after)))
+        devices.add_row(text(describe(kind.kind)), text(" → ".join(versions)), *_sizes(kind.after))
+    for made in (archives, devices):
+        console().print()
+        console().print(made)
+    _issues("warning", found.warnings)
+    for target in found.lost:
+        click.echo(f"lost: nothing is left for {target}")
+
+
+def _known_as(state: Stream) -> str:
+    closed = ", removed" if state.removed else ", closed" if state.closed else ""
+    return f"{state.version}, sequence {state.sequence}{closed}"
+
+
+def _version(got: Got | None) -> str:
+    if got is None:
+        return "no stream"
+    return got.version if got.archive else "nothing suits"
+
+
+def _sizes(got: Got | None) -> tuple[str, str]:
+    if got is None:
+        return "", ""
+    download = f"{got.archive.envelope.size} bytes" if got.archive else ""
+    return download, f"{got.notification} bytes{', not all of it' if got.more else ''}"
+
+
+def artefact(file: str, found: Artefact) -> None:
+    """Print what a file tells of itself."""
+    content = {name: text_form(value) for name, value in found.content.all().items()}
+    _facts(
+        {
+            "file": file,
+            "version": found.version,
+            "media type": found.envelope.type,
+            "size": f"{found.envelope.size} bytes",
+            "SHA-256": found.envelope.sha256.hex(),
+            "content": " ".join(f"{name}={value}" for name, value in content.items()) or None,
+        }
+    )
+    for name, value in found.facts.items():
+        for line in _lines(value):
+            console().print(f"{name.replace('_', ' '):<12} {text(line)}")
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [" ".join(f"{k}={_one(v)}" for k, v in value.items())]
+    if isinstance(value, list):
+        return [line for item in value for line in _lines(item)]
+    return [_one(value)]
+
+
+def _one(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

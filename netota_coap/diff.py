@@ -1,0 +1,246 @@
+"""What a change of a stream means: for its archives, for each kind of device, and what it breaks.
+
+A kind of device is a set of content attributes that an archive says, before or after. What it gets
+is computed as a server would: by narrowing, into one datagram.
+Source: `spec/publishing.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from netota_coap import repository
+from netota_coap.catalog import in_one_datagram
+from netota_coap.errors import Issue
+from netota_coap.formats import Format
+from netota_coap.model import Archive, AttributeValue, Content, Stream, StreamName
+from netota_coap.repository import Change
+from netota_coap.selection import Selection, suits, text_form
+from netota_coap.wire import decode
+
+USABLE_SCHEMES = frozenset(
+    ("coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws", "http", "https")
+)
+"""Schemes that some device can be expected to speak."""
+
+_REQUEST_SCHEME = "coap"  # what a relative offer counts as, to a device
+
+
+@attrs.frozen
+class ArchiveChange:
+    """What happens to an archive, by its name.
+
+    Attributes:
+        name: Of the archive.
+        what: `added`, `removed`, `rebuilt` (other bytes), `described` (other content, type or
+            offers of the same bytes) or `kept`.
+        before: None if it is added.
+        after: None if it is removed.
+    """
+
+    name: str
+    what: str
+    before: Archive | None
+    after: Archive | None
+
+
+@attrs.frozen
+class Got:
+    """What a kind of device gets of a state.
+
+    Attributes:
+        version: Of the state.
+        archive: The one that it prefers; None if nothing suits.
+        notification: Bytes of CBOR that it is told in.
+        more: Whether something had to be left out of that.
+    """
+
+    version: str
+    archive: Archive | None
+    notification: int
+    more: bool
+
+
+@attrs.frozen
+class KindChange:
+    """What a change means for a kind of device.
+
+    Attributes:
+        kind: What the device says about itself.
+        before: None if there was no stream.
+        after: None if there will be none.
+    """
+
+    kind: Mapping[str, AttributeValue]
+    before: Got | None
+    after: Got | None
+
+
+@attrs.frozen
+class Difference:
+    """What a change of a stream means.
+
+    Attributes:
+        change: The change.
+        archives: By name: those that were there first, in their order, then the added ones.
+        kinds: Of devices, in the order of the archives.
+        lost: Architectures and machines that lose their build, as `arch=arm machine=x`.
+        warnings: What else would break, or is probably not meant.
+    """
+
+    change: Change
+    archives: tuple[ArchiveChange, ...]
+    kinds: tuple[KindChange, ...]
+    lost: tuple[str, ...]
+    warnings: tuple[Issue, ...]
+
+    @classmethod
+    def of(cls, change: Change) -> Difference:
+        """Compare the two states of a change."""
+        old, new = archives_of(change.before), archives_of(change.after)
+        kinds = tuple(_kind_changes(change))
+        return cls(
+            change,
+            tuple(_archive_changes(old, new)),
+            kinds,
+            lost(change),
+            tuple(_warnings(kinds, new)),
+        )
+
+
+def compare(
+    root: Path,
+    name: StreamName,
+    other: StreamName | None = None,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+) -> Difference:
+    """Compare two states of a stream, or a stream with another one.
+
+    Args:
+        root: Of the repository.
+        name: Of the stream.
+        other: The stream that is compared with it; None: another state of the same.
+        start: Sequence of the state before; None: the one before the last, or of `other` the
+            present one.
+        end: Sequence of the state after; None: the present or last one.
+
+    Raises:
+        NotFoundError: There is no such stream, or no such state.
+    """
+    states = repository.history(root, name)
+    if start is not None:
+        before: Stream | None = repository.state_at(root, name, start)
+    elif other:
+        before = states[0]
+    else:
+        before = next((s for s in states if s.sequence < (end or states[0].sequence)), None)
+    if end is not None:
+        after = repository.state_at(root, other or name, end)
+    else:
+        after = repository.history(root, other)[0] if other else states[0]
+    package, _ = repository.read(root, name)
+    return Difference.of(Change(name, package, before, after))
+
+
+def archives_of(stream: Stream | None) -> tuple[Archive, ...]:
+    """Return the archives that devices can get: none of a stream that is not there."""
+    return () if stream is None or stream.removed else stream.archives or ()
+
+
+def describe(attributes: Mapping[str, AttributeValue]) -> str:
+    """Write attributes as people read them."""
+    texts = (f"{name}={text_form(value)}" for name, value in attributes.items())
+    return " ".join(texts) or "any device"
+
+
+def lost(change: Change) -> tuple[str, ...]:
+    """Return the architectures and machines that had a build and would have none any more."""
+    new = archives_of(change.after)
+    targets = dict.fromkeys(_target(archive.content) for archive in archives_of(change.before))
+    return tuple(
+        describe(dict(target))
+        for target in targets
+        if not _suiting(new, Selection.of(dict(target)))
+    )
+
+
+def _target(content: Content) -> tuple[tuple[str, AttributeValue], ...]:
+    said = content.all()
+    return tuple((name, said[name]) for name in ("arch", "machine") if name in said)
+
+
+def _suiting(archives: Iterable[Archive], selection: Selection) -> bool:
+    return any(suits(archive, selection, _REQUEST_SCHEME) for archive in archives)
+
+
+def _archive_changes(
+    old: tuple[Archive, ...], new: tuple[Archive, ...]
+) -> Iterator[ArchiveChange]:
+    before = {archive.name: archive for archive in old}
+    after = {archive.name: archive for archive in new}
+    for name in before | after:
+        was, is_ = before.get(name), after.get(name)
+        yield ArchiveChange(name, _what(was, is_), was, is_)
+
+
+def _what(before: Archive | None, after: Archive | None) -> str:
+    if before is None:
+        return "added"
+    if after is None:
+        return "removed"
+    if before.envelope.sha256 != after.envelope.sha256:
+        return "rebuilt"
+    return "kept" if before == after else "described"
+
+
+def _kind_changes(change: Change) -> Iterator[KindChange]:
+    both = (*archives_of(change.before), *archives_of(change.after))
+    kinds = {Selection.of(archive.content.all()): archive.content.all() for archive in both}
+    poll_s = change.package.poll_s
+
+    def got(stream: Stream | None, selection: Selection) -> Got | None:
+        if stream is None or stream.removed:
+            return None
+        narrowed = selection.narrow(stream.archives or (), _REQUEST_SCHEME)
+        served = attrs.evolve(stream, archives=narrowed, poll_s=stream.poll_s or poll_s)
+        payload = in_one_datagram(served)
+        more = decode(Stream, payload, Format.CBOR).more
+        return Got(stream.version, next(iter(narrowed), None), len(payload), more)
+
+    for selection, kind in kinds.items():
+        yield KindChange(kind, got(change.before, selection), got(change.after, selection))
+
+
+def _warnings(kinds: Iterable[KindChange], archives: Iterable[Archive]) -> Iterator[Issue]:
+    for archive in archives:
+        schemes = {offer.scheme(_REQUEST_SCHEME) for offer in archive.offers}
+        if not schemes:
+            yield Issue(archive.name, "has no offer: nobody can download it")
+        elif not schemes & USABLE_SCHEMES:
+            yield Issue(archive.name, f"has no offer of a usable scheme, only {_list(schemes)}")
+    for each in kinds:
+        before, after, kind = each.before, each.after, describe(each.kind)
+        if not (after and after.archive):
+            if before and before.archive and after:
+                yield Issue(kind, "nothing suits such a device any more")
+            continue
+        if after.more and not (before and before.more):
+            reason = "more than one datagram holds: something is left out of the notification"
+            yield Issue(kind, reason)
+        if before and before.archive:
+            gone = _schemes(before.archive) - _schemes(after.archive)
+            if gone:
+                yield Issue(kind, f"its build has no offer by {_list(gone)} any more")
+
+
+def _schemes(archive: Archive) -> set[str]:
+    return {offer.scheme(_REQUEST_SCHEME) for offer in archive.offers}
+
+
+def _list(texts: Iterable[str]) -> str:
+    return ", ".join(sorted(texts))

@@ -1,0 +1,97 @@
+"""The lock of a repository: whoever writes holds it, and says so in it.
+
+It is a `flock`, which the kernel drops with the process that holds it: what a dead process left
+written in the file keeps nobody out.
+Source: rules R-20 and R-31.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from netota_coap.errors import RepositoryError, RepositoryLockedError, printable
+from netota_coap.files import at_once, writing
+
+FILE = ".lock"
+_LONGEST = 200  # bytes that are read of what a holder wrote
+_RETRY_S = 0.01
+
+
+def require_repository(root: Path) -> None:
+    """Raise a `RepositoryError` where there is no repository."""
+    if not (root / "repository.toml").is_file():
+        raise RepositoryError(
+            f"{root}: not a repository, it has no repository.toml",
+            hint=f"Make one: netota-coap init {root}",
+        )
+
+
+@contextlib.contextmanager
+def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
+    """Hold the lock of a repository.
+
+    Args:
+        root: Of the repository.
+        timeout_s: How long to wait for somebody else, seconds.
+
+    Raises:
+        RepositoryLockedError: Somebody else held it all the time; who, and since when.
+        RepositoryError: There is no repository, or it cannot be written to.
+    """
+    require_repository(root)
+    deadline = time.monotonic() + timeout_s
+    with writing(root), open(root / FILE, "ab", opener=at_once) as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    who = _holder(root)
+                    raise RepositoryLockedError(
+                        f"{root}: {who} has been writing, also after {timeout_s:g} s of waiting",
+                        hint="Try again when the other publisher is done.",
+                    ) from None
+                time.sleep(_RETRY_S)
+        lock.truncate(0)
+        lock.write(_signature().encode())
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def is_locked(root: Path) -> bool:
+    """Tell whether somebody is writing."""
+    try:
+        with open(root / FILE, "rb", opener=at_once) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _signature() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        user = str(os.getuid())
+    now = datetime.now(UTC)
+    return f"process {os.getpid()} of {user} on {socket.gethostname()}, since {now:%FT%TZ},"
+
+
+def _holder(root: Path) -> str:
+    with contextlib.suppress(OSError), open(root / FILE, "rb", opener=at_once) as lock:
+        return printable((lock.read(_LONGEST) or b"").decode(errors="replace")) or "somebody else"
+    return "somebody else"

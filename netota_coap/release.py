@@ -1,0 +1,219 @@
+"""The release file: all archives of one version, described once, to be kept beside the sources.
+
+Source: `spec/publishing.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+
+from netota_coap import artefacts
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.fields import Field, Many, One, Table
+from netota_coap.formats import Format, dump, load
+from netota_coap.model import (
+    LIMITS,
+    Content,
+    Envelope,
+    Offer,
+    Stream,
+    Value,
+    instance,
+    optional,
+    ruled,
+    several,
+    text,
+)
+from netota_coap.sources import DEFAULT_METRIC, ArchiveSource, Progress
+from netota_coap.wire import CONTENT, OFFER
+
+_DISK = frozenset({Format.TOML})
+_DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"
+_DRAFTED = ("**/zephyr/zephyr.signed.bin", "**/*.raucb")
+_DRAFT_HEAD = """\
+# What a version consists of. Publish it with:
+#   netota-coap publish DIR PKG/STREAM --release {file}
+# `file` is a path or a glob, from the directory of this file. What is said here wins over what the
+# files tell; leave it out to have it read. Put your own server into the offers.
+"""
+
+
+@attrs.frozen(kw_only=True)
+class ReleaseArchive(Value):
+    """One or more archives of a release.
+
+    Attributes:
+        file: Path or glob, relative to the release file.
+        name: Of the archive, a template if the glob finds several; None: as in `ArchiveSource`.
+        media_type: Of the file; None: as it is read.
+        content: What is said to be in it.
+        offers: Templates, instead of those of the release.
+    """
+
+    file: str = ruled(text("summary"))
+    name: str | None = ruled(optional(text("text")), default=None)
+    media_type: str | None = ruled(optional(Envelope.rules()["type"]), default=None)
+    content: Content = ruled(instance(Content, "content"), default=Content())
+    offers: tuple[Offer, ...] = ruled(several(Offer, "offers"), default=())
+
+
+@attrs.frozen(kw_only=True)
+class Release(Value):
+    """All archives of one version.
+
+    Attributes:
+        version: None: as the files tell.
+        message: Why, for the log.
+        offers: Templates, for each archive that has none of its own.
+        archives: At least one.
+    """
+
+    version: str | None = ruled(optional(Stream.rules()["version"]), default=None)
+    message: str | None = ruled(Stream.rules()["message"], default=None)
+    offers: tuple[Offer, ...] = ruled(several(Offer, "offers"), default=())
+    archives: tuple[ReleaseArchive, ...] = ruled(several(ReleaseArchive, "archives"))
+
+
+_ARCHIVE = Table(
+    ReleaseArchive,
+    "an archive of a release",
+    (
+        Field("file", None, formats=_DISK, required=_DISK),
+        Field("name", None, formats=_DISK),
+        Field("media_type", None, formats=_DISK),
+        Field("content", None, One(CONTENT), formats=_DISK),
+        Field("offers", None, Many(OFFER, "offers"), formats=_DISK),
+    ),
+)
+RELEASE = Table(
+    Release,
+    "a release",
+    (
+        Field("version", None, formats=_DISK),
+        Field("message", None, formats=_DISK),
+        Field("offers", None, Many(OFFER, "offers"), formats=_DISK),
+        Field("archives", None, Many(_ARCHIVE, "archives"), formats=_DISK, required=_DISK),
+    ),
+)
+"""The keys of a release file."""
+
+
+def read(path: Path) -> Release:
+    """Read a release file.
+
+    Raises:
+        InvalidDataError: It cannot be read, or breaks rules.
+    """
+    if not path.is_file():
+        raise InvalidDataError([Issue("", "is not a file", str(path))])
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(LIMITS["document"].value + 1)
+        return RELEASE.from_plain(load(data, Format.TOML), Format.TOML)
+    except OSError as error:
+        issue = Issue("", f"cannot be read: {error.strerror}", str(path))
+        raise InvalidDataError([issue]) from error
+    except InvalidDataError as error:
+        raise InvalidDataError(attrs.evolve(i, file=str(path)) for i in error.issues) from error
+
+
+def version_of(release: Release, given: str | None, *, force: bool = False) -> str | None:
+    """Return the version to be published: the given one, else that of the release, if any.
+
+    Raises:
+        InvalidDataError: They differ, and `force` is not given.
+    """
+    if given and release.version and given != release.version and not force:
+        issue = Issue("version", f"is {release.version} in the release file, not {given}")
+        raise InvalidDataError([issue], hint="If that is meant, give --force.")
+    return given or release.version
+
+
+def sources(release: Release, directory: Path) -> list[ArchiveSource]:
+    """Find the files of a release.
+
+    Args:
+        release: The release.
+        directory: That its globs start from.
+
+    Returns:
+        One per file, in the order of the release, those of a glob by path.
+
+    Raises:
+        InvalidDataError: There is no archive, or a glob finds nothing.
+    """
+    found = []
+    issues = [] if release.archives else [Issue("archives", "must be at least one")]
+    for index, archive in enumerate(release.archives):
+        files = list(_found(directory, archive.file))
+        if not files:
+            reason = f"there is no file {archive.file} in {directory}"
+            issues.append(Issue(f"archives[{index}].file", reason))
+        found += [
+            ArchiveSource(file, archive.name, archive.media_type, archive.content, archive.offers)
+            for file in files
+        ]
+    if issues:
+        raise InvalidDataError(issues)
+    return found
+
+
+def _found(directory: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files that a path or a glob finds, by path."""
+    path = directory / pattern
+    if path.exists():
+        yield path
+        return
+    anchor = Path(path.anchor or ".")
+    try:
+        yield from sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
+    except (ValueError, NotImplementedError, OSError):
+        return
+
+
+def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: None) -> str:
+    """Draft the release file for what builds have made.
+
+    Args:
+        builds: Directories with Zephyr builds or RAUC bundles in them, or files.
+        file: Where the release file will be; paths in it are relative to its directory.
+        progress: Called with the number of bytes read, again and again.
+
+    Returns:
+        The text of the release file: each file with what it tells, to be edited.
+
+    Raises:
+        InvalidDataError: A file cannot be read, or a build has nothing to be published.
+    """
+    found = [path for build in builds for path in _drafted(build)]
+    read_ = [(path, artefacts.read(path, progress)) for path in found]
+    archives = tuple(
+        ReleaseArchive(file=_relative(path, file.absolute().parent), content=artefact.content)
+        for path, artefact in read_
+    )
+    told = all(artefact.version for _, artefact in read_)
+    release = Release(archives=archives, offers=(Offer(url=_DRAFT_OFFER, metric=DEFAULT_METRIC),))
+    head = _DRAFT_HEAD.format(file=file)
+    if not told:
+        head += "# Not all files tell their version: give it here, or to the command.\n"
+        head += '# version = "1.0.0"\n'
+    return head + "\n" + dump(RELEASE.to_plain(release, Format.TOML), Format.TOML).decode()
+
+
+def _drafted(build: Path) -> list[Path]:
+    if build.is_file():
+        return [build]
+    found = [path for pattern in _DRAFTED for path in sorted(build.glob(pattern))]
+    if not found:
+        reason = f"there is nothing to publish: no {' and no '.join(_DRAFTED)}"
+        hint = "Name the files themselves, or write the release file by hand."
+        raise InvalidDataError([Issue("", reason, str(build))], hint=hint)
+    return found
+
+
+def _relative(path: Path, directory: Path) -> str:
+    absolute = path.absolute()
+    return str(absolute.relative_to(directory) if absolute.is_relative_to(directory) else absolute)

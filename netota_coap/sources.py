@@ -1,0 +1,276 @@
+"""From files, and what is said about them, to the archives of one version.
+
+Source: `spec/publishing.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import attrs
+
+from netota_coap import artefacts
+from netota_coap.artefacts import Artefact
+from netota_coap.artefacts import versions_differ as _differ
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.model import (
+    CONTENT_ATTRIBUTES,
+    LIMITS,
+    Archive,
+    AttributeValue,
+    Content,
+    Envelope,
+    Offer,
+    Stream,
+    StreamName,
+    clashes,
+    name_rule,
+    optional,
+)
+from netota_coap.selection import text_form
+
+DEFAULT_METRIC = 100
+
+Progress = Callable[[int], object]
+
+
+@attrs.frozen
+class ArchiveSource:
+    """A file to be published, and what is said about it; what is said wins over what it tells.
+
+    Attributes:
+        path: Of the file.
+        name: Of the archive, with templates as in offers; None: the machine of a Zephyr build,
+            with `-debug` where it is one, else the file's name without its suffix.
+        media_type: Of the file; None: as it is read.
+        content: What is said to be in it.
+        offers: Templates for this archive instead of those for all.
+    """
+
+    path: Path
+    name: str | None = None
+    media_type: str | None = None
+    content: Content = Content()
+    offers: tuple[Offer, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ArchiveSource:
+        """Read `FILE[,name=…,media-type=…,ATTRIBUTE=VALUE…]`.
+
+        `true` and `false` are booleans, decimal digits integers, anything else text, except where
+        the attribute is one of content's own.
+
+        Raises:
+            InvalidDataError: It is not of that form or breaks a rule of the model.
+        """
+        file, *settings = text.split(",")
+        given: dict[str, str] = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if not equals or key in given:
+                reason = "is there twice" if equals else "must be KEY=VALUE"
+                raise InvalidDataError([Issue(setting, reason, file)])
+            given[key] = value
+        name, media_type = given.pop("name", None), given.pop("media-type", None)
+        own = {key: _value(given.pop(key), key) for key in CONTENT_ATTRIBUTES if key in given}
+        free = {key: _value(value) for key, value in given.items()}
+        reasons = {
+            "name": name_rule(name) if name is not None and "{" not in name else None,
+            "media-type": optional(Envelope.rules()["type"])(media_type),
+        }
+        issues = [Issue(place, reason, file) for place, reason in reasons.items() if reason]
+        try:
+            content = Content(**own, attributes=free)  # type: ignore[arg-type]
+        except InvalidDataError as error:
+            raise InvalidDataError(
+                [*issues, *(attrs.evolve(issue, file=file) for issue in error.issues)]
+            ) from error
+        if issues:
+            raise InvalidDataError(issues)
+        return cls(Path(file), name, media_type, content)
+
+
+def _value(text: str, attribute: str = "") -> AttributeValue:
+    if text in ("true", "false") and attribute in ("", "debug"):
+        return text == "true"
+    if attribute == "" and _is_number(text):
+        return int(text)
+    return text
+
+
+def _is_number(text: str) -> bool:
+    # Python refuses to read thousands of digits; so many are left as text, which is too long.
+    # A leading zero is a sign that it is none: a serial, a date.
+    shaped = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+    return shaped and len(text) <= LIMITS["text"].value
+
+
+def parse_offer(text: str) -> Offer:
+    """Read `URL[,METRIC]`.
+
+    Raises:
+        InvalidDataError: It breaks a rule of offers.
+    """
+    url, comma, metric = text.rpartition(",")
+    if comma and _is_number(metric):
+        return Offer(url=url, metric=int(metric))
+    return Offer(url=text, metric=DEFAULT_METRIC)
+
+
+@attrs.frozen
+class _Build:
+    """A file that was read, with what was said about it."""
+
+    source: ArchiveSource
+    artefact: Artefact
+    content: Content
+
+    @classmethod
+    def read(cls, source: ArchiveSource, progress: Progress) -> _Build:
+        artefact = artefacts.read(source.path, progress)
+        told, said = artefact.content, source.content
+        merged = told.all() | said.all()
+        own = {name: merged.pop(name) for name in CONTENT_ATTRIBUTES if name in merged}
+        return cls(source, artefact, Content(**own, attributes=merged))  # type: ignore[arg-type]
+
+    @property
+    def file(self) -> str:
+        return str(self.source.path)
+
+    def contradictions(self, version: str) -> Iterator[Issue]:
+        """Find what is said and what the file itself states to be otherwise."""
+        told = self.artefact.content
+        for attribute in sorted(self.artefact.stated & set(CONTENT_ATTRIBUTES)):
+            said = self.source.content.get(attribute)
+            if said is not None and said != told.get(attribute):
+                reason = f"is {told.get(attribute)} in the file, not {said}"
+                yield Issue(attribute, reason, self.file)
+        stated = self.artefact.version
+        if stated and "version" in self.artefact.stated and _differ(stated, version):
+            yield Issue("version", f"is {stated} in the file, not {version}", self.file)
+
+    def archive(self, names: Mapping[str, str], templates: Sequence[Offer]) -> Archive:
+        """Describe the file, the templates filled in.
+
+        Args:
+            names: That templates can use besides those of the archive.
+            templates: Offers, unless the source has its own.
+        """
+        said = {name: text_form(value) for name, value in self.content.all().items()}
+        envelope = self.artefact.envelope
+        if self.source.media_type is not None:
+            envelope = attrs.evolve(envelope, type=self.source.media_type)
+        names = {**said, **names, "file": self.source.path.name, "stem": self.source.path.stem}
+        names["sha256"] = envelope.sha256.hex()
+        try:
+            name = self._name() if self.source.name is None else _fill(self.source.name, names)
+            filled = tuple(
+                attrs.evolve(offer, url=_fill(offer.url, names | {"name": name}, quoted=True))
+                for offer in self.source.offers or templates
+            )
+            return Archive(name=name, envelope=envelope, content=self.content, offers=filled)
+        except InvalidDataError as error:
+            issues = [attrs.evolve(issue, file=self.file) for issue in error.issues]
+            hint = "Give it a name: --archive FILE,name=NAME" if issues[0].place == "name" else ""
+            raise InvalidDataError(issues, hint=hint) from error
+
+    def _name(self) -> str:
+        if "zephyr" in self.artefact.facts and self.content.machine:
+            return self.content.machine + ("-debug" if self.content.debug else "")
+        return self.source.path.stem
+
+
+def _fill(template: str, names: Mapping[str, str], *, quoted: bool = False) -> str:
+    for name, value in names.items():
+        filling = quote(value, safe="+") if quoted else value
+        template = template.replace(f"{{{name}}}", filling)
+    if "{" in template or "}" in template:
+        known = ", ".join(f"{{{name}}}" for name in sorted(names))
+        raise InvalidDataError([Issue("offer", f"{template!r}: the templates are {known}")])
+    return template
+
+
+def describe(
+    sources: Sequence[ArchiveSource],
+    name: StreamName,
+    version: str | None,
+    templates: Sequence[Offer],
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> tuple[str, tuple[Archive, ...]]:
+    """Read files, and describe them as the archives of one version.
+
+    Args:
+        sources: One per archive.
+        name: Of the stream, for templates.
+        version: Of all archives; None: as the files tell.
+        templates: Offers, for each archive that has none of its own.
+        force: Whether what is said may contradict what the files state.
+        progress: Called with the number of bytes read, again and again.
+
+    Returns:
+        The version and the archives, in the order of the sources.
+
+    Raises:
+        InvalidDataError: A file cannot be read, or something breaks a rule or contradicts another.
+    """
+    # Before files are read, which may take long: what is wrong without them.
+    reason = Stream.rules()["version"](version) if version is not None else None
+    issues = [Issue("version", reason)] if reason else []
+    given = (source.name for source in sources if source.name and "{" not in source.name)
+    issues += clashes(given, "--archive {name}")
+    if issues:
+        raise InvalidDataError(issues)
+    builds = [_Build.read(source, progress) for source in sources]
+    version = version if version is not None else _told_version(builds)
+    if not force:
+        _refuse_contradictions(builds, version)
+    names = {"package": name[0], "stream": name[1], "version": version}
+    archives = tuple(build.archive(names, templates) for build in builds)
+    issues = clashes((archive.name for archive in archives), "--archive {name}")
+    issues += _shared_urls(archives)
+    if issues:
+        raise InvalidDataError(issues)
+    return version, archives
+
+
+def _told_version(builds: Sequence[_Build]) -> str:
+    """Return the version that the files tell."""
+    told = [build for build in builds if build.artefact.version]
+    if not told:
+        hints = [str(h) for build in builds if (h := build.artefact.facts.get("hint"))]
+        raise InvalidDataError(
+            [Issue("version", "must be given: no file tells it")], hint=" ".join(hints[:1])
+        )
+    first = told[0].artefact.version or ""
+    issues = [
+        Issue(
+            "version", f"is {build.artefact.version}, but {told[0].file} has {first}", build.file
+        )
+        for build in told
+        if _differ(build.artefact.version or "", first)
+    ]
+    if issues:
+        hint = "All archives of a stream have the same version: the same source, other builds."
+        raise InvalidDataError(issues, hint=hint)
+    return first
+
+
+def _refuse_contradictions(builds: Sequence[_Build], version: str) -> None:
+    issues = [issue for build in builds for issue in build.contradictions(version)]
+    if issues:
+        raise InvalidDataError(issues, hint="If that is meant, give --force.")
+
+
+def _shared_urls(archives: Iterable[Archive]) -> Iterator[Issue]:
+    """Find the URLs that would have to lead to two different files."""
+    seen: dict[str, Archive] = {}
+    for archive in archives:
+        for offer in archive.offers:
+            other = seen.setdefault(offer.url, archive)
+            if other.envelope.sha256 != archive.envelope.sha256:
+                reason = f"offers {offer.url}, as {other.name} does, but is another file"
+                yield Issue(archive.name, reason)

@@ -1,0 +1,57 @@
+"""Changes of streams as most tests make them: at one time, by nobody, builds may be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from netota_coap import publish as publishing
+from netota_coap.model import Offer, Stream, StreamName
+from netota_coap.publish import Edit
+from netota_coap.sources import ArchiveSource
+
+NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
+EDIT = Edit(now=NOW, allow_missing=True)
+
+
+def publish(
+    root: Path,
+    name: StreamName,
+    version: str | None,
+    sources: Sequence[ArchiveSource],
+    offers: Sequence[Offer] = (),
+    now: datetime = NOW,
+    **options: Any,
+) -> Stream:
+    """Publish, and return the new state."""
+    edit = attrs.evolve(EDIT, now=now)
+    return publishing.publish(root, name, version, sources, offers, edit=edit, **options).after
+
+
+def close(root: Path, name: StreamName, replacement: StreamName | None = None) -> Stream:
+    """Close, and return the new state."""
+    return publishing.close(root, name, replacement, edit=EDIT).after
+
+
+def reopen(root: Path, name: StreamName) -> Stream:
+    """Reopen, and return the new state."""
+    return publishing.reopen(root, name, edit=EDIT).after
+
+
+def remove(root: Path, name: StreamName) -> Stream:
+    """Remove, and return the state that says so."""
+    return publishing.remove(root, name, edit=EDIT).after
+
+
+def promote(root: Path, source: StreamName, target: StreamName) -> Stream:
+    """Promote, and return the new state of the target."""
+    return publishing.promote(root, source, target, edit=EDIT).after
+
+
+def rollback(root: Path, name: StreamName, to: int | None = None) -> Stream:
+    """Roll back, and return the new state."""
+    return publishing.rollback(root, name, to, edit=EDIT).after
