@@ -5,6 +5,7 @@ Source: `spec/publishing.md`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -182,14 +183,18 @@ class _Build:
         return self.source.path.stem
 
 
+_PLACE = re.compile(r"\{([^{}]*)\}|[{}]")
+
+
 def _fill(template: str, names: Mapping[str, str], *, quoted: bool = False) -> str:
-    for name, value in names.items():
-        filling = quote(value, safe="+") if quoted else value
-        template = template.replace(f"{{{name}}}", filling)
-    if "{" in template or "}" in template:
-        known = ", ".join(f"{{{name}}}" for name in sorted(names))
-        raise InvalidDataError([Issue("offer", f"{template!r}: the templates are {known}")])
-    return template
+    def filling(match: re.Match[str]) -> str:
+        value = names.get(match[1] or "")
+        if value is None:
+            known = ", ".join(f"{{{name}}}" for name in sorted(names))
+            raise InvalidDataError([Issue("offer", f"{template!r}: the templates are {known}")])
+        return quote(value, safe="+") if quoted else value
+
+    return _PLACE.sub(filling, template)
 
 
 def describe(

@@ -24,7 +24,7 @@ from netota_coap.errors import (
     RepositoryLockedError,
 )
 from netota_coap.formats import Format, load
-from netota_coap.model import Content, Offer, Stream, StreamName
+from netota_coap.model import Offer, Stream, StreamName
 from netota_coap.repository import Loader
 from netota_coap.sources import ArchiveSource, parse_offer
 from netota_coap.wire import encode
@@ -69,166 +69,6 @@ def history(root: Path, name: StreamName = NAME) -> list[int]:
 
 
 # ----------------------------------------------------------------------------------------------
-# What is given
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a.bin", ArchiveSource(Path("a.bin"))),
-        ("out/app.signed.bin", ArchiveSource(Path("out/app.signed.bin"))),
-        ("a.bin,name=b", ArchiveSource(Path("a.bin"), "b")),
-        (
-            "a b.raucb,name=os,media-type=application/x-rauc",
-            ArchiveSource(Path("a b.raucb"), "os", "application/x-rauc"),
-        ),
-        (
-            "a,type=zephyr-image,arch=arm,machine=m,debug=true,filesystem=ext4,compression=xz",
-            ArchiveSource(
-                Path("a"),
-                content=Content(
-                    type="zephyr-image",
-                    arch="arm",
-                    machine="m",
-                    debug=True,
-                    filesystem="ext4",
-                    compression="xz",
-                ),
-            ),
-        ),
-        (
-            "a,ram=512,secure=true,old=false,soc=nrf,neg=-1,eq=a=b,machine=528,arch=true",
-            ArchiveSource(
-                Path("a"),
-                content=Content(
-                    machine="528",
-                    arch="true",
-                    attributes={
-                        "ram": 512,
-                        "secure": True,
-                        "old": False,
-                        "soc": "nrf",
-                        "neg": "-1",
-                        "eq": "a=b",
-                    },
-                ),
-            ),
-        ),
-        ("a,debug=false", ArchiveSource(Path("a"), content=Content(debug=False))),
-    ],
-)
-def test_source_is_read(text: str, expected: ArchiveSource) -> None:
-    """Settings become name, media type, content's own attributes and free ones."""
-    assert expected == ArchiveSource.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "issues"),
-    [
-        ("a,debug", ["a: debug: must be KEY=VALUE"]),
-        ("a,", ["a: must be KEY=VALUE"]),
-        ("a,x=1,x=2", ["a: x=2: is there twice"]),
-        ("a,debug=1", ["a: debug: must be a boolean, not text"]),
-        ("a,head=1", ["a: head: is reserved"]),
-        ("a,scheme=coap", ["a: scheme: is reserved"]),
-        ("a,machine=", ["a: machine: must not be empty"]),
-        ("a,n=9223372036854775808", ["a: n: must be from -9223372036854775807"]),
-        ("a,n=" + "9" * 5_000, ["a: n: must be at most 64 bytes long, not 5000"]),
-        ("a,name=", ["a: name: must not be empty"]),
-        (
-            "a,name=b/c,media-type=,head=1",
-            [
-                "a: name: must consist of letters",
-                "a: media-type: must not be empty",
-                "a: head: is reserved",
-            ],
-        ),
-    ],
-)
-def test_source_is_refused(text: str, issues: list[str]) -> None:
-    """All that is wrong is told, with the file."""
-    with pytest.raises(InvalidDataError) as raised:
-        ArchiveSource.parse(text)
-    found = [str(issue) for issue in raised.value.issues]
-    assert len(issues) == len(found)
-    assert [True] * len(issues) == [f.startswith(i) for f, i in zip(found, issues, strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("https://example.com/{name}", ("https://example.com/{name}", 100)),
-        ("coap://example.com/a,5", ("coap://example.com/a", 5)),
-        ("/b/{sha256},0", ("/b/{sha256}", 0)),
-        ("https://example.com/a,b", ("https://example.com/a,b", 100)),
-        ("https://example.com/a,b,7", ("https://example.com/a,b", 7)),
-        ("https://example.com/a,-7", ("https://example.com/a,-7", 100)),
-    ],
-)
-def test_offer_is_read(text: str, expected: tuple[str, int]) -> None:
-    """What follows the last comma is the metric if it is a number."""
-    assert Offer(url=expected[0], metric=expected[1]) == parse_offer(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "url: must not be empty"),
-        ("example.com/a", "url: must be a URL with a scheme"),
-        ("https://example.com/a b", "url: must be a URL with a scheme"),
-        ("https://example.com/,65536", "metric: must be from 0 to 65535, not 65536"),
-        ("https://example.com/," + "9" * 5_000, "url: must be at most 255 bytes long"),
-    ],
-)
-def test_offer_is_refused(text: str, reason: str) -> None:
-    """What breaks a rule of offers is told."""
-    with pytest.raises(InvalidDataError, match=reason):
-        parse_offer(text)
-
-
-SHA256 = hashlib.sha256(b"firmware").hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("https://example.com/fixed.bin", "https://example.com/fixed.bin"),
-        ("coap://example.com/{name}/{version}", "coap://example.com/nrf52840dk/1%2F2+3%20%C3%A4"),
-        ("https://example.com/{file}?v={version}", None),
-        ("/b/{sha256}", f"/b/{SHA256}"),
-        ("/{name}{name}", "/nrf52840dknrf52840dk"),
-    ],
-)
-def test_template_is_filled_in(
-    release: Callable[..., Stream], template: str, expected: str | None
-) -> None:
-    """Each name in braces is replaced, quoted as part of a URL."""
-    version = "1/2+3 ä"
-    archives = release(version, offers=[Offer(url=template, metric=3)]).archives or ()
-    expected = expected or "https://example.com/nrf52840dk.bin?v=1%2F2+3%20%C3%A4"
-    assert [(Offer(url=expected, metric=3),)] == [archive.offers for archive in archives]
-
-
-KNOWN = "{file}, {name}, {package}, {sha256}, {stem}, {stream}, {version}"
-
-
-@pytest.mark.parametrize("template", ["/{arch}", "/{", "/}", "/{{name}}", "/{}", "/{NAME}"])
-def test_unknown_template_is_refused(release: Callable[..., Stream], template: str) -> None:
-    """Braces that stand for nothing are an error that names those that do."""
-    with pytest.raises(InvalidDataError) as raised:
-        release("2.5.0", offers=[Offer(url=template, metric=3)])
-    assert raised.value.detail.endswith("the templates are " + KNOWN)
-
-
-def test_too_long_url_is_refused(repository_dir: Path, release: Callable[..., Stream]) -> None:
-    """A template that grows too long when filled in changes nothing."""
-    template = "https://example.com/" + "{sha256}" * 4
-    with pytest.raises(InvalidDataError, match="url: must be at most 255 bytes long, not 276"):
-        release("2.5.0", offers=[Offer(url=template, metric=3)])
-    assert served(repository_dir).sequence == 17
-
-
-# ----------------------------------------------------------------------------------------------
 # Publishing
 
 
@@ -245,7 +85,7 @@ def test_publish_replaces_archives_and_version(
         archive.name,
         archive.envelope.size,
         archive.envelope.sha256.hex(),
-    ) == ("nrf52840dk", 8, SHA256)
+    ) == ("nrf52840dk", 8, hashlib.sha256(b"firmware").hexdigest())
     assert history(repository_dir) == [15, 16, 17, 18]
     written = (repository_dir / STABLE).read_bytes()
     assert written == (repository_dir / HISTORY.format(18)).read_bytes()

@@ -43,6 +43,7 @@ from netota_coap.model import (
 )
 from netota_coap.selection import Selection
 from netota_coap.wire import MEDIA_TYPES, TABLES, encode, selection_to_cbor
+from tools import spec_cli
 
 SPEC = Path(__file__).parent.parent / "netota_coap" / "spec"
 
@@ -372,6 +373,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
         _payload(_STREAM, "machine=nrf52840dk", ContentFormat.JSON), "Stream"
     ),
     "example:problem": _problem,
+    **spec_cli.PARTS,
 }
 """What can stand in a document, by the name in its marker."""
 

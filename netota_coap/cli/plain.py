@@ -1,4 +1,4 @@
-"""What `--json` prints: one function per shape. Described in `spec/cli.md`, rules L-….
+"""What `--json` prints: one function per shape, shown by example in `spec/cli.md`.
 
 Sizes are in bytes, times RFC 3339, digests hexadecimal; what is not said is left out or null.
 """
@@ -27,7 +27,7 @@ def time_text(time: datetime) -> str:
 
 
 def findings(found: Findings) -> dict[str, Any]:
-    """Rule L-2: what a check found."""
+    """What a check found."""
     return {"errors": _issues(found.errors), "warnings": _issues(found.warnings)}
 
 
@@ -39,7 +39,7 @@ def _issues(found: Iterable[Issue]) -> list[dict[str, str]]:
 
 
 def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
-    """Rule L-3; `stream` is a `Stream` or a `StreamEntry`."""
+    """A stream in the list of all; `stream` is a `Stream` or a `StreamEntry`."""
     return {
         "package": package,
         "title": title,
@@ -51,7 +51,7 @@ def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
 
 
 def stream(state: Stream) -> dict[str, Any]:
-    """Rule L-4: as a server sends it, and what only the files have."""
+    """A stream as a server sends it, and what only the files have."""
     plain: dict[str, Any] = json.loads(encode(state, Format.JSON))
     for name in ("title", "author", "message"):
         if getattr(state, name) is not None:
@@ -64,7 +64,7 @@ def stream(state: Stream) -> dict[str, Any]:
 
 
 def entry(state: Stream) -> dict[str, Any]:
-    """Rule L-5: a state in the log."""
+    """A state in the log."""
     return {
         "sequence": state.sequence,
         "time": time_text(state.changed or state.published),
@@ -78,7 +78,7 @@ def entry(state: Stream) -> dict[str, Any]:
 
 
 def difference(found: Difference, *, dry_run: bool) -> dict[str, Any]:
-    """Rule L-6: what a change does, or would do."""
+    """What a change does, or would do, for archives and for each kind of device."""
     change = found.change
     return {
         "package": change.name[0],
@@ -117,7 +117,7 @@ def _got(got: Got | None) -> dict[str, Any] | None:
 
 
 def artefact(file: str, found: Artefact) -> dict[str, Any]:
-    """Rule L-7: what a file tells of itself."""
+    """What a file tells of itself."""
     return {
         "file": file,
         "version": found.version,

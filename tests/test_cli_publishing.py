@@ -1,0 +1,235 @@
+"""The commands of release engineers, run as they run them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+
+from netota_coap import cli
+from netota_coap.repository import Loader
+from tests.serving import PROJECT, netota
+from tests.test_cli import ok
+
+SPEC = (PROJECT / "netota_coap/spec/cli.md").read_text()
+SHAPES = dict(re.findall(r"^```json-shape (\w+)\n(.*?)^```$", SPEC, re.MULTILINE | re.DOTALL))
+NAME = "sensor-node/stable"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    """What the sample's two boards are published from."""
+    machines = ("nrf52840dk", "nrf9160dk")
+    for machine in machines:
+        (tmp_path / f"{machine}.bin").write_text(f"image of {machine}")
+    said = "type=zephyr-image,arch=arm,debug=false"
+    return [f"--archive={tmp_path}/{m}.bin,machine={m},{said}" for m in machines]
+
+
+OFFER = "--offer=https://updates.example.com/{version}/{name}"
+
+
+async def test_a_release(sample: Path, images: list[str]) -> None:
+    """Dry run, publish, log, diff, rollback, promote, remove: one after the other."""
+    publish = ("publish", sample, NAME, "2.0", *images, OFFER)
+    told = await ok(*publish, "--dry-run")
+    assert told.splitlines()[0] == f"{NAME}: 1.0.0, sequence 1 → 2.0, sequence 2"
+    assert re.search(r"^nrf9160dk +rebuilt +43 → 18 *$", told, re.MULTILINE)
+    assert re.search(r"machine=nrf9160dk debug=false +1\.0\.0 → 2\.0 +18 bytes +\d+ by", told)
+    assert await ok("log", sample, NAME, "--json") == await ok("log", sample, NAME, "--json")
+    assert len(json.loads(await ok("log", sample, NAME, "--json"))) == 1
+
+    assert await ok(*publish, "-m", "New") == f"{NAME}: 2.0, sequence 2, 2 archives\n"
+    assert await ok("diff", sample, NAME) == told
+    assert await ok("rollback", sample, NAME) == f"{NAME}: 1.0.0, sequence 3, 2 archives\n"
+    promoted = await ok("promote", sample, "sensor-node/edge", NAME, "--message", "Good")
+    assert promoted == f"{NAME}: 1.1.0-rc1, sequence 4, 2 archives\n"
+    removed = await ok("remove", sample, "sensor-node/edge")
+    assert removed == "sensor-node/edge: 1.1.0-rc1, sequence 2, removed\n"
+    log = (await ok("log", sample, NAME)).splitlines()
+    assert [line.split()[0] for line in log[1:]] == ["4", "3", "2", "1"]
+    assert (log[1].rstrip().endswith("Good"), log[3].rstrip().endswith("New")) == (True, True)
+    assert "removed" in (await ok("log", sample, "sensor-node/edge")).splitlines()[1]
+    old = await ok("show", sample, NAME, "--at", "2")
+    assert "message      New" in old
+    assert await ok("check", sample) == "0 errors, 0 warnings\n"
+
+
+async def test_a_lost_build(sample: Path, images: list[str]) -> None:
+    """A build that would be missing is told, refused, and let go if that is said."""
+    publish = ("publish", sample, NAME, "2.0", images[0], OFFER)
+    code, out, _ = await netota(*publish, "-n")
+    assert (code, out.splitlines()[-1]) == (
+        1, "lost: nothing is left for arch=arm machine=nrf9160dk",
+    )  # fmt: skip
+    code, out, err = await netota(*publish)
+    assert (code, out) == (3, "")
+    assert err == (
+        f"error: {NAME}: nothing would be left for arch=arm machine=nrf9160dk\n"
+        "hint: Add the builds, or give --allow-missing if that is meant.\n"
+    )
+    code, _, err = await netota(*publish, "--allow-missing")
+    assert code == 0
+    assert err == (
+        "warning: type=zephyr-image arch=arm machine=nrf9160dk debug=false: "
+        "nothing suits such a device any more\n"
+    )
+    assert (await netota(*publish, "-n", "--allow-missing"))[0] == 0
+
+
+async def test_a_release_file(sample: Path, tmp_path: Path, images: list[str]) -> None:
+    """A draft is made, read back, and published; what is given besides wins or is refused."""
+    file = tmp_path / "release.toml"
+    drafted = await ok("release", *(re.findall("=(.*?),", image)[0] for image in images))
+    assert len(tomli.loads(drafted)["archives"]) == 2
+    assert await ok("release", tmp_path / "nrf52840dk.bin", "-o", file) == ""
+    text = file.read_text() + '\nversion = "2.0"\n'
+    assert (await netota("release", tmp_path / "nrf52840dk.bin", "-o", file))[0] == 2
+    file.write_text(
+        'version = "2.0"\nmessage = "From the file"\n'
+        '[[offers]]\nurl = "https://example.com/{stream}/{name}"\nmetric = 5\n'
+        '[[archives]]\nfile = "nrf*dk.bin"\n[archives.content]\narch = "arm"\n'
+    )
+    assert "release.toml" in text
+    publish = ("publish", sample, "new/stable")
+    assert await ok(*publish, "--release", file) == "new/stable: 2.0, sequence 1, 2 archives\n"
+    stream = Loader(sample).load().packages["new"].streams["stable"]
+    assert stream.message == "From the file"
+    urls = [archive.offers[0].url for archive in stream.archives or ()]
+    assert urls == [f"https://example.com/stable/{name}" for name in ("nrf52840dk", "nrf9160dk")]
+
+    code, _, err = await netota(*publish, "3.0", "--release", file)
+    assert code == 3
+    assert err == (
+        "error: version: is 2.0 in the release file, not 3.0\n"
+        "hint: If that is meant, give --force.\n"
+    )
+    said = await ok(*publish, "3.0", "--release", file, "--force", "-m", "Mine")
+    assert said == "new/stable: 3.0, sequence 2, 2 archives\n"
+    assert Loader(sample).load().packages["new"].streams["stable"].message == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["publish", "{root}", NAME, "--archive", "LICENSE"], 3, "version: must be given"),
+        (
+            ["publish", "{root}", NAME, "--release", "x", "--archive", "y"],
+            2,
+            "give either --archive",
+        ),
+        (["publish", "{root}", NAME, "--release", "x", "--offer", "/y"], 2, "no --offer with it"),
+        (["publish", "{root}", NAME, "--release", "nix"], 3, "error: nix: is not a file\n"),
+        (["release", "{root}"], 3, "there is nothing to publish"),
+        (["promote", "{root}", NAME, NAME], 3, "cannot be promoted to itself"),
+        (["rollback", "{root}", NAME], 3, "never held anything else"),
+        (["rollback", "{root}", NAME, "--to", "7"], 3, "has no sequence 7\nhint: See what it has"),
+        (["remove", "{root}", "sensor-node/nix"], 3, "there is no stream sensor-node/nix"),
+        (["close", "{root}", NAME, "-m", ""], 3, "message: must not be empty"),
+        (["log", "{root}", "sensor-node/nix"], 3, "and never was"),
+        (["show", "{root}", NAME, "--at", "9"], 3, "has no sequence 9"),
+        (["show", "coap://127.0.0.1/x", "--at", "9"], 2, "a server has no history"),
+        (["diff", "{root}", NAME, "--to", "x"], 2, "is not a valid integer"),
+        (["inspect", "nix"], 3, "error: nix: "),
+        (["completion", "tcsh"], 2, "is not one of"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+async def test_mistakes(arguments: list[str], code: int, said: str, sample: Path) -> None:
+    """Each mistake has its exit code, a line that says what, and one that helps."""
+    exited, out, err = await netota(*(text.format(root=sample) for text in arguments))
+    assert code == exited, err
+    assert said.format(root=sample) in out + err
+    assert "Traceback" not in err
+    assert Loader(sample).load().packages["sensor-node"].streams["stable"].sequence == 1
+
+
+async def test_inspect(tmp_path: Path) -> None:
+    """What a file tells is printed, for people and for scripts."""
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_text("text")
+    for_people = await ok("inspect", *files)
+    assert for_people.count("media type   application/octet-stream") == 2
+    plain = json.loads(await ok("inspect", *files, "--json"))
+    assert [(each["file"], each["size"]) for each in plain] == [(str(f), 4) for f in files]
+
+
+# ----------------------------------------------------------------------------------------------
+# JSON
+
+
+def keys(plain: Any) -> Any:
+    """Return what is called how, without the values; free attributes have no fixed names."""
+    if isinstance(plain, dict):
+        return {
+            key: keys(value) if key not in ("kind", "content", "facts") else {}
+            for key, value in plain.items()
+        }
+    return [keys(plain[0])] if isinstance(plain, list) and plain else None
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ("findings", ["check", "{root}"]),
+        ("row", ["list", "{root}"]),
+        ("stream", ["show", "{root}", NAME]),
+        ("entry", ["log", "{root}", NAME]),
+        ("difference", ["diff", "{root}", NAME]),
+        ("difference", ["close", "{root}", NAME]),
+        ("difference", ["promote", "{root}", "sensor-node/edge", NAME, "--allow-missing"]),
+    ],
+)
+async def test_shapes(sample: Path, images: list[str], shape: str, arguments: list[str]) -> None:
+    """What is printed has the keys that cli.md shows."""
+    shutil.copy(PROJECT / "LICENSE", sample / "LICENSE")
+    await ok("publish", sample, NAME, "2.0", *images, OFFER, "-m", "why")
+    expected = keys(json.loads(SHAPES[shape]))
+    printed = keys(json.loads(await ok(*(a.format(root=sample) for a in arguments), "--json")))
+    if arguments[0] in ("diff", "close", "promote"):
+        # Lists that are empty here have no keys to compare.
+        for plain in (expected, printed):
+            del plain["lost"], plain["warnings"]
+    assert expected == printed
+
+
+# ----------------------------------------------------------------------------------------------
+# Help and shells
+
+
+def test_each_command_has_an_example() -> None:
+    """Each example is a command line that exists, of the command that it stands at."""
+    for name, command in cli.cli.commands.items():
+        assert command.epilog is not None
+        assert command.epilog.startswith(f"Example: netota-coap {name} ")
+        options = {option for param in command.params for option in param.opts}
+        assert set(re.findall(r" (--?[a-z][a-z-]*)", command.epilog)) <= options, name
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_completion(shell: str) -> None:
+    """What a shell asks for is there."""
+    assert "_NETOTA_COAP_COMPLETE" in await ok("completion", shell)
+
+
+async def test_completion_knows_the_streams(sample: Path) -> None:
+    """A shell is told the streams of the repository that stands on the line."""
+    words = f"netota-coap show {sample} sensor-node/s"
+    complete = "_netota_coap_completion netota-coap"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", 'source <(netota-coap completion bash); '
+        f'COMP_WORDS=({words}); COMP_CWORD=3; {complete}; echo "${{COMPREPLY[@]}}"',
+        stdout=asyncio.subprocess.PIPE, cwd=PROJECT,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    assert out.decode().split() == ["sensor-node/stable"]
