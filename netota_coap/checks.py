@@ -2,14 +2,14 @@
 
 A server refuses what cannot be loaded; a check sees more: the history, what git has of it, and
 what a device would not get.
-Source: rules R-1 to R-12.
+Source: rules R-1 to R-14, P-42 to P-44.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -64,6 +64,7 @@ def check(root: Path) -> Findings:
             if target and not _exists(repository, target):
                 reason = f"there is no stream {'/'.join(target)}"
                 warnings.append(Issue("replacement", reason, file))
+    warnings += _lost(root, committed)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
@@ -94,6 +95,16 @@ def _git_issues(committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
         yield sequence_issue(highest, "which a commit before this one has", file)
     elif len(committed.get(sequence, ())) > 1:
         yield sequence_issue(sequence, "which commits have as different states", file)
+
+
+def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
+    """Find the streams that are gone with their history, as the revert of a first publish does."""
+    for (package, name), blobs in sorted(committed.items()):
+        history = f"packages/{package}/history/{name}"
+        files = (f"packages/{package}/streams/{name}.toml", f"{history}/{max(blobs):08}.toml")
+        if not any((root / file).exists() for file in files):
+            reason = "is gone: a new stream of this name would begin with sequences that were seen"
+            yield Issue("", reason, history)
 
 
 def _ignored(root: Path) -> Iterator[Issue]:

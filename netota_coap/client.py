@@ -18,6 +18,7 @@ import attrs
 from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.numbers.constants import Unreliable
+from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import Context, Request
 
 from netota_coap.catalog import DEFAULT_POLL_S, ContentFormat
@@ -37,9 +38,14 @@ from netota_coap.wire import decode, decode_list, decode_problem, selection_to_q
 T = TypeVar("T")
 
 EVERYTHING = Selection()
+LARGEST_BLOCK = 6
+"""Exponent of the size of CoAP's largest block, 1,024 bytes."""
+
 _DEFAULT_MAX_AGE_S = 60  # RFC 7252, section 5.10.5
 _ATTEMPTS = 5  # at a state that changes while it is fetched
 _LONGEST_RETRY_S = 60.0
+_LAST_BLOCK = 2**20 - 1  # RFC 7959, section 2.2
+_LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
 
 
 @attrs.frozen
@@ -55,6 +61,27 @@ class Fetched:
     format: int | None
     payload: bytes
     max_age_s: int
+
+
+@attrs.frozen
+class Block:
+    """A piece of a resource.
+
+    Attributes:
+        offset: Where it begins, bytes.
+        payload: The bytes.
+        more: Whether others follow.
+        exponent: Of its size, as the server wants it: 2^(exponent+4) bytes.
+        etag: Of the resource; None if the server gave none.
+        size: Of the whole resource, bytes; None if the server did not tell.
+    """
+
+    offset: int
+    payload: bytes
+    more: bool
+    exponent: int
+    etag: bytes | None
+    size: int | None
 
 
 class _ChangedError(Exception):
@@ -118,6 +145,33 @@ class Client:
             with contextlib.suppress(_ChangedError):
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
+
+    async def block(self, uri: str, offset: int, exponent: int = LARGEST_BLOCK) -> Block:
+        """Get one block of a resource, and the size of the whole if the server tells it.
+
+        Args:
+            uri: `coap://…`.
+            offset: A multiple of the block's size, bytes.
+            exponent: Of the block's size, 0 to 6: 2^(exponent+4) bytes. The server may choose a
+                smaller one.
+
+        Returns:
+            The block, at most as long as was asked for.
+
+        Raises:
+            IntegrityError: The answer is another block.
+            TransferError: As `get` does; or CoAP cannot reach that far into a resource.
+        """
+        number = offset >> exponent + 4
+        if number > _LAST_BLOCK:
+            raise TransferError(f"CoAP counts no block of it at {offset} bytes", uri=uri)
+        message = _message(uri, (), None)
+        message.opt.block2 = (number, False, exponent)
+        message.opt.size2 = 0  # RFC 7959, section 4: tell it
+        block = _block(uri, await self._answer(uri, self._send(message)), offset)
+        if block.exponent > exponent:
+            raise _another_block(uri)
+        return block
 
     async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
         """Get a resource, and return the text of link-format or the plain data of the others.
@@ -297,20 +351,15 @@ class Client:
     ) -> Fetched:
         payload, response = bytearray(), first
         while True:
-            block = response.opt.block2
-            if block is None and response is first:
-                payload += response.payload
-                break
-            short = block is not None and block.more and len(response.payload) != block.size
-            if block is None or block.start != len(payload) or short:
-                raise IntegrityError("answers with another block than was asked for", uri=uri)
-            payload += response.payload
+            block = _block(uri, response, len(payload))
+            payload += block.payload
             if len(payload) > LIMITS["document"].value:
                 raise IntegrityError("is longer than any document may be", uri=uri)
             if not block.more:
                 break
             message = _message(uri, query, accept)
-            message.opt.block2 = (len(payload) // block.size, False, block.size_exponent)
+            number = len(payload) >> block.exponent + 4
+            message.opt.block2 = (number, False, block.exponent)
             response = await self._answer(uri, self._send(message))
             if response.opt.etag != first.opt.etag:
                 raise _ChangedError
@@ -345,6 +394,22 @@ def _message(uri: str, query: Iterable[str], accept: ContentFormat | None) -> Me
     if accept is not None:
         message.opt.accept = accept
     return message
+
+
+def _block(uri: str, response: Message, offset: int) -> Block:
+    """Read an answer as the block that begins at an offset."""
+    # A resource that fits into one answer needs no option.
+    option = response.opt.block2 or BlockOption.BlockwiseTuple(0, False, LARGEST_BLOCK)
+    payload, etag, size = response.payload, response.opt.etag, response.opt.size2
+    if size is not None and size > _LARGEST_SIZE:
+        size = None
+    if option.start != offset or (option.more and len(payload) != option.size):
+        raise _another_block(uri)
+    return Block(offset, payload, bool(option.more), option.size_exponent, etag, size)
+
+
+def _another_block(uri: str) -> IntegrityError:
+    return IntegrityError("answers with another block than was asked for", uri=uri)
 
 
 def _max_age_s(message: Message) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from netota_coap.errors import RepositoryError
+
+_HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, then try again.")
 
 
 def at_once(path: str, flags: int) -> int:
@@ -22,7 +25,8 @@ def writing(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or root
-        raise RepositoryError(f"{place}: cannot be written: {error.strerror}") from error
+        detail = f"{place}: cannot be written: {error.strerror}"
+        raise RepositoryError(detail, hint=_HINTS.get(error.errno or 0, "")) from error
 
 
 def write(path: Path, data: bytes) -> None:

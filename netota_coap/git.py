@@ -11,12 +11,21 @@ from netota_coap.errors import printable
 from netota_coap.model import LIMITS
 
 _TIMEOUT_S = 60.0
+# What a user may have configured otherwise, to the loss of what is read here.
+_SETTINGS = (
+    "core.quotePath=false",
+    "log.diffMerges=separate",
+    "log.follow=false",
+    "log.showRoot=true",
+    "log.showSignature=false",
+)
 _RAW = re.compile(r":\d+ \d+ \w+ (?P<blob>\w+) (?P<status>\w)\t(?P<path>[^\t]+)")
 
 
 def _git(root: Path, *arguments: str) -> str:
     """Return what git prints; "" if it fails or is not there."""
-    command = ["git", "-c", "core.quotePath=false", "-C", str(root), *arguments]
+    settings = (argument for setting in _SETTINGS for argument in ("-c", setting))
+    command = ["git", *settings, "-C", str(root), *arguments]
     try:
         done = subprocess.run(
             command,
@@ -36,8 +45,8 @@ def author(root: Path) -> str | None:
     `GIT_AUTHOR_NAME` and `GIT_AUTHOR_EMAIL` win over git's configuration, as they do for git;
     where there is neither, in CI, it is the user that GitLab or GitHub name.
     """
-    lines = _git(root, "config", "--get-regexp", r"^user\.(name|email)$").splitlines()
-    configured = dict(line.split(" ", 1) for line in lines if " " in line)
+    told = _git(root, "config", "--null", "--get-regexp", r"^user\.(name|email)$").split("\0")
+    configured = dict(entry.split("\n", 1) for entry in told if "\n" in entry)
     name = os.environ.get("GIT_AUTHOR_NAME") or configured.get("user.name")
     email = os.environ.get("GIT_AUTHOR_EMAIL") or configured.get("user.email")
     name = name or os.environ.get("GITLAB_USER_NAME") or os.environ.get("GITHUB_ACTOR")

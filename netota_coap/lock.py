@@ -48,7 +48,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
     """
     require_repository(root)
     deadline = time.monotonic() + timeout_s
-    with writing(root), open(root / FILE, "ab", opener=at_once) as lock:
+    with writing(root), open(root / FILE, "ab", buffering=0, opener=at_once) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,8 +62,9 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
                     ) from None
                 time.sleep(_RETRY_S)
         lock.truncate(0)
-        lock.write(_signature().encode())
-        lock.flush()
+        # A full disk must not keep a change from being made for want of these words.
+        with contextlib.suppress(OSError):
+            lock.write(_signature().encode())
         try:
             yield
         finally:

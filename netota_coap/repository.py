@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import attrs
 
-from netota_coap import lock
+from netota_coap import lock, skeleton
 from netota_coap.errors import (
     InvalidDataError,
     Issue,
@@ -425,7 +425,7 @@ def _commit(root: Path, planned: Change) -> None:
             sync_directory(stream.parent)
         else:
             write(stream, data)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         if read(root, name)[1] == before:
             # Nobody has seen the new state. The disk may be full: what is removed is a relief.
             record.unlink(missing_ok=True)
@@ -523,10 +523,10 @@ def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None
 
 
 def init(root: Path, title: str | None = None) -> None:
-    """Make an empty repository.
+    """Make an empty repository, ready to be kept in git.
 
     Args:
-        root: A directory that is made if need be, and may hold other things.
+        root: A directory that is made if need be, and may hold other things, which stay.
         title: For people.
 
     Raises:
@@ -539,6 +539,9 @@ def init(root: Path, title: str | None = None) -> None:
     top = encode(Repository(format=FORMAT, title=title), Format.TOML)
     with writing(root):
         make_directory((root / "packages").absolute())
+        for name, data in skeleton.files(title).items():
+            if not (root / name).exists():
+                write(root / name, data)
         ignored = root / ".gitignore"
         lines = ignored.read_bytes().splitlines() if ignored.exists() else []
         lines += [line for line in _NOT_IN_GIT if line not in lines]

@@ -1,68 +1,107 @@
-"""Changes a repository and is killed on the way, once at each step; run by test_crash.py.
+"""Runs a command that changes a repository, again and again, each time into another trouble.
 
-Usage: python -m tests.crashing SCENARIO BASE OUT
-For each n a copy of BASE is made at OUT/<n>, changed by a child that ends without warning at its
-n-th step, and left for others to look at. A step is what the kernel is asked to do to a file; a
-step that writes ends with half of the bytes. The last copy is of the child that came to its end;
-the names of its steps are printed.
+Usage: python -m tests.crashing TROUBLE SCENARIO BASE OUT
+For each n a copy of BASE is changed by the command in a child, and left at OUT/<n>; the last one
+is of the command that came to its end. What became of them is printed as JSON. Troubles are
+* faults: the n-th step goes wrong. A step is what the kernel is asked to do to a file; one that
+  writes goes wrong half-way;
+* shortages: the copy is on a small disk, at OUT/disk, with n - 1 of something left on it. Once
+  there is room again, the same command runs once more; what it makes is at OUT/<n>-again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
 import io
+import itertools
+import json
 import os
+import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from netota_coap.sources import ArchiveSource
-from tests.publishing import close, publish, reopen
+import attrs
 
-STABLE = ("sensor-node", "stable")
+from netota_coap import cli
 
-
-def release(root: Path, name: tuple[str, str]) -> None:
-    """Publish the file beside the repository."""
-    image = root / "repository.toml"
-    publish(root, name, "9.9.9", [ArchiveSource(image, "image")])
-
-
-SCENARIOS: dict[str, Callable[[Path], object]] = {
-    "publish": lambda root: release(root, STABLE),
-    "first": lambda root: release(root, ("new", "stable")),
-    "again": lambda root: release(root, STABLE),
-    "close": lambda root: close(root, STABLE, ("sensor-node", "beta")),
-    "reopen": lambda root: reopen(root, ("sensor-node", "v1")),
+_BUILD = "9.9.9 --archive ROOT/repository.toml,name=image --allow-missing"
+SCENARIOS = {
+    "publish": f"publish ROOT sensor-node/stable {_BUILD}",
+    "first": f"publish ROOT new/stable {_BUILD}",
+    "again": f"publish ROOT sensor-node/stable {_BUILD}",
+    "by hand": f"publish ROOT sensor-node/stable {_BUILD}",
+    "release": "publish ROOT sensor-node/stable --release ROOT/.release.toml --allow-missing",
+    "promote": "promote ROOT sensor-node/beta sensor-node/stable --allow-missing",
+    "rollback": "rollback ROOT sensor-node/stable --allow-missing",
+    "remove": "remove ROOT sensor-node/stable",
+    "close": "close ROOT sensor-node/stable --replacement sensor-node/beta",
+    "reopen": "reopen ROOT sensor-node/v1",
+    "init": "init ROOT",
+    "sample": "init ROOT --sample",
+    "draft": "release ROOT/repository.toml -o ROOT/.draft.toml",
 }
+"""Commands; ROOT is the copy."""
+
+_MODULES = ("git", "publish", "release", "cli.plain", "cli.tables")  # not to be read in each child
 
 
+def _fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    "killed": lambda: signal.raise_signal(signal.SIGKILL),
+    "interrupted": lambda: signal.raise_signal(signal.SIGINT),
+    "full": lambda: _fail(errno.ENOSPC),
+    "broken": lambda: _fail(errno.EIO),
+}
+"""What happens at a step; broken is broken for all that follow, too."""
+
+SHORTAGES = ("pages", "inodes")
+
+
+@attrs.define
 class Steps:
-    """Counts the steps, and ends the process at one of them."""
+    """Counts the steps, and lets one of them go wrong.
 
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.names: list[str] = []
+    Attributes:
+        root: Of the repository.
+        last: The number of the step that goes wrong, from 1.
+        fault: How.
+        names: The steps so far.
+    """
 
-    def take(self, name: str, at_the_end: Callable[[], object] = lambda: None) -> None:
-        """Take a step, unless the process ends here."""
+    root: Path
+    last: int
+    fault: str
+    names: list[str] = attrs.field(factory=list)
+
+    def take(self, name: str, half: Callable[[], object] = lambda: None) -> None:
+        """Take a step, unless it goes wrong."""
         self.names.append(name)
-        if len(self.names) == self.last:
-            at_the_end()
-            os._exit(9)
+        count = len(self.names)
+        if count == self.last or (count > self.last and self.fault == "broken"):
+            half()
+            FAULTS[self.fault]()
 
-    def watch(self, name: str, describe: Callable[..., str]) -> None:
+    def watch(self, name: str) -> None:
         """Make each call of a function of `os` a step."""
         function = getattr(os, name)
 
-        def watched(*arguments: Any, **options: Any) -> Any:
-            self.take(f"{name} {describe(*arguments)}")
-            return function(*arguments, **options)
+        def watched(file: Any, *arguments: Any, **options: Any) -> Any:
+            path = Path(f"/proc/self/fd/{file}").readlink() if isinstance(file, int) else file
+            self.take(f"{name} {'ROOT' if path == self.root else Path(path).name}")
+            return function(file, *arguments, **options)
 
         setattr(os, name, watched)
 
-    def open(self, path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         """Open a file, one that is written so that each write is a step."""
         if mode != "wb":
             return OPEN(path, mode, *arguments, **options)
@@ -91,44 +130,103 @@ class Writer(io.BufferedWriter):
 OPEN = io.open
 
 
-def name_of(path: os.PathLike[str] | str, *_: object) -> str:
-    """Return the last part of a path."""
-    return Path(path).name
+@attrs.frozen
+class End:
+    """How a command ended.
+
+    Attributes:
+        code: Its exit code, or minus the signal that killed it.
+        err: What it printed to standard error.
+        steps: That it took; none if it was killed.
+    """
+
+    code: int
+    err: str = ""
+    steps: tuple[str, ...] = ()
 
 
-def run(scenario: str, root: Path, last: int) -> list[str] | None:
-    """Change a repository in a child that ends at a step; None if it did."""
+def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
+    """Run a command in a child."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        steps = Steps(last)
-        steps.watch("mkdir", name_of)
-        steps.watch("replace", name_of)
-        steps.watch("unlink", name_of)
-        steps.watch("fsync", lambda fd: Path(f"/proc/self/fd/{fd}").readlink().name)
-        io.open = steps.open  # type: ignore[assignment]
-        SCENARIOS[scenario](root)
-        os.write(writing, "\n".join(steps.names).encode())
-        os._exit(0)
+        arguments = shlex.split(SCENARIOS[scenario].replace("ROOT", str(root)))
+        sys.argv = ["netota-coap", *arguments]
+        sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+        if steps:
+            for name in ("mkdir", "replace", "unlink", "fsync"):
+                steps.watch(name)
+            io.open = steps.open  # type: ignore[assignment]
+        try:
+            cli.main()
+        except SystemExit as end:
+            names = steps.names if steps else []
+            told = {"code": end.code or 0, "err": sys.stderr.getvalue(), "steps": names}
+            os.write(writing, json.dumps(told).encode())
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
-        names = stream.read().splitlines()
+        told = stream.read()
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code not in (0, 9):
-        raise AssertionError(f"the child failed: {code}")
-    return None if code else names
+    return End(**json.loads(told)) if told else End(os.waitstatus_to_exitcode(status))
 
 
-def main(scenario: str, base: str, out: str) -> None:
-    """Make the copies until a child comes to its end."""
-    names, last = None, 0
-    while names is None:
-        last += 1
-        root = Path(out) / f"{last:03}"
+def fault(name: str, scenario: str, base: Path, out: Path) -> Iterator[End]:
+    """Let each step go wrong."""
+    for last in itertools.count(1):
+        root = out / f"{last:03}"
         shutil.copytree(base, root)
-        names = run(scenario, root, last)
-    sys.stdout.write("\n".join(names))
+        end = run(scenario, root, Steps(root, last, name))
+        yield end
+        if end.code >= 0 and len(end.steps) < last:
+            return
+
+
+def shortage(what: str, scenario: str, base: Path, out: Path) -> Iterator[tuple[End, End]]:
+    """Let a disk have less and less room."""
+    disk = out / "disk"
+    for left in itertools.count():
+        root = disk / "repository"
+        shutil.copytree(base, root)
+        fill(disk / "filler", what, left)
+        end = run(scenario, root)
+        shutil.copytree(root, out / f"{left + 1:03}")
+        shutil.rmtree(disk / "filler")
+        again = run(scenario, root) if end.code else end
+        shutil.copytree(root, out / f"{left + 1:03}-again")
+        shutil.rmtree(root)
+        yield end, again
+        if end.code == 0:
+            return
+
+
+def fill(place: Path, what: str, left: int) -> None:
+    """Leave so many pages or inodes on a disk."""
+    place.mkdir()
+    page = bytes(os.sysconf("SC_PAGE_SIZE"))
+    count = 0
+    with contextlib.suppress(OSError), (place / "pages").open("wb", buffering=0) as file:
+        while what == "pages":
+            file.write(page)
+            count += 1
+    if what == "pages":
+        os.truncate(place / "pages", max(count - left, 0) * len(page))
+    with contextlib.suppress(OSError):
+        while what == "inodes":
+            (place / str(count)).touch()
+            count += 1
+    if what == "inodes":
+        for number in range(left):
+            (place / str(number)).unlink()
+
+
+def main(trouble: str, scenario: str, base: str, out: str) -> None:
+    """Run the command until it comes to its end."""
+    for module in _MODULES:
+        importlib.import_module(f"netota_coap.{module}")
+    what = fault if trouble in FAULTS else shortage
+    ends = what(trouble, scenario, Path(base), Path(out))
+    sys.stdout.write(json.dumps(list(ends), default=attrs.asdict))
 
 
 if __name__ == "__main__":

@@ -225,14 +225,18 @@ def test_init_makes_an_empty_repository(tmp_path: Path) -> None:
         findings.warnings,
     ) == ("Ours", {}, (), ())
     assert (root / ".gitignore").read_text() == "/.lock\n/blobs/\n.*.tmp\n"
+    assert "*.toml text eol=lf merge\n" in (root / ".gitattributes").read_text()
+    assert (root / "README.md").read_text().startswith("# Ours\n")
 
 
 def test_init_keeps_what_is_there(tmp_path: Path) -> None:
-    """A directory in use is not robbed of its own .gitignore."""
+    """A directory in use is not robbed of its own files."""
     (tmp_path / ".gitignore").write_text("*.o")
+    (tmp_path / ".gitattributes").write_text("")
     (tmp_path / "README.md").write_text("Mine")
     repository.init(tmp_path)
     assert (tmp_path / ".gitignore").read_text() == "*.o\n/.lock\n/blobs/\n.*.tmp\n"
+    assert (tmp_path / ".gitattributes").read_text() == ""
     assert (tmp_path / "README.md").read_text() == "Mine"
 
 

@@ -10,6 +10,7 @@ import pytest
 from netota_coap.errors import InvalidDataError
 from netota_coap.model import Archive, Content, Offer
 from netota_coap.sources import ArchiveSource, describe, parse_offer
+from tests import artefact_files as files
 
 NAME = ("sensor-node", "stable")
 
@@ -269,3 +270,80 @@ def test_two_archives_of_one_name(image: Path, given: tuple[str | None, str | No
     missing = [ArchiveSource(image.with_name("none"), name) for name in ("a", "A")]
     with pytest.raises(InvalidDataError, match="--archive A: 'A' differs from 'a' only in case"):
         describe(missing, NAME, "1", [])
+
+
+# ----------------------------------------------------------------------------------------------
+# What files tell themselves
+
+
+@pytest.fixture(scope="module")
+def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real MCUboot image of version 1.2.3+4."""
+    return files.image(tmp_path_factory.mktemp("mcuboot") / "firmware.bin")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real ELF file, for the machine of the test."""
+    return files.elf(tmp_path_factory.mktemp("elf") / "program")
+
+
+def test_nothing_but_the_file_need_be_named(firmware: Path) -> None:
+    """An MCUboot image tells version, media type and what it is."""
+    version, archive = described(ArchiveSource(firmware), version=None)
+    assert (version, archive.name) == ("1.2.3+4", "firmware")
+    assert archive.envelope.type == "application/vnd.mcuboot.image"
+    assert archive.content == Content(type="mcuboot-image")
+
+
+def test_what_is_said_wins(firmware: Path) -> None:
+    """Each attribute that is said stands, beside those that are told."""
+    content = Content(type="zephyr-image", machine="m", attributes={"ram": 64})
+    source = ArchiveSource(firmware, "a", "a/b", content)
+    version, archive = described(source, version="1.2.3+4")
+    assert (version, archive.content, archive.envelope.type) == ("1.2.3+4", content, "a/b")
+
+
+@pytest.mark.parametrize("version", ["1.2.4", "1.2.3", "v1.2.3+4"])
+def test_contradicted_version(firmware: Path, version: str) -> None:
+    """Another version than the file's is an error, unless it is forced."""
+    with pytest.raises(InvalidDataError) as raised:
+        described(ArchiveSource(firmware), version=version)
+    assert raised.value.detail == f"{firmware}: version: is 1.2.3+4 in the file, not {version}"
+    assert raised.value.hint == "If that is meant, give --force."
+    forced, _ = describe([ArchiveSource(firmware)], NAME, version, [], force=True)
+    assert version == forced
+
+
+def test_contradicted_attribute(program: Path) -> None:
+    """An architecture that the file is not made for is an error, unless it is forced."""
+    content = Content(arch="xtensa", machine="m")
+    with pytest.raises(InvalidDataError, match=r"program: arch: is \w+ in the file, not xtensa"):
+        described(ArchiveSource(program, content=content))
+    source = ArchiveSource(program, content=content)
+    _, (archive,) = describe([source], NAME, "1", [], force=True)
+    assert content == archive.content
+
+
+def test_versions_agree(firmware: Path, program: Path, tmp_path: Path) -> None:
+    """Files that tell their version tell the same; the others take it."""
+    other = files.image(tmp_path / "other.bin", version="1.2.4")
+    version, archives = describe([ArchiveSource(p) for p in (program, firmware)], NAME, None, [])
+    assert (version, len(archives)) == ("1.2.3+4", 2)
+    with pytest.raises(InvalidDataError) as raised:
+        describe([ArchiveSource(p) for p in (firmware, other)], NAME, None, [])
+    assert raised.value.detail == f"{other}: version: is 1.2.4, but {firmware} has 1.2.3+4"
+    assert raised.value.hint.startswith("All archives of a stream have the same version")
+
+
+@pytest.mark.parametrize(("debug", "expected"), [("n", "board"), ("y", "board-debug")])
+def test_a_zephyr_build_names_itself(tmp_path: Path, debug: str, expected: str) -> None:
+    """The archive of a Zephyr build is called by its machine, whatever the file is called."""
+    image = files.image(tmp_path / "zephyr.signed.bin")
+    config = f'CONFIG_BOARD="board"\nCONFIG_ARCH="arm64"\nCONFIG_DEBUG={debug}\n'
+    (tmp_path / ".config").write_text(config)
+    _, archive = described(ArchiveSource(image), version=None)
+    assert expected == archive.name
+    assert archive.content == Content(
+        type="zephyr-image", arch="aarch64", machine="board", debug=debug == "y"
+    )

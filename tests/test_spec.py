@@ -19,12 +19,12 @@ from tools import make_spec
 
 CODE = Path(netota_coap.__file__).parent
 DOCUMENTS = sorted(make_spec.SPEC.rglob("*.md"))
-RULE = re.compile(r"\b[RWC]-[0-9]+\b")
-STATED = re.compile(r"^- \*\*([RWC]-[0-9]+)\*\* \S", re.MULTILINE)
+RULE = re.compile(r"\b[RPWC]-[0-9]+\b")
+STATED = re.compile(r"^- \*\*([RPWC]-[0-9]+)\*\* \S", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-PREFIXES = {"repository.md": "R", "wire.md": "W", "resources.md": "C"}
+PREFIXES = {"repository.md": "R", "publishing.md": "P", "wire.md": "W", "resources.md": "C"}
 
 
 def rules() -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_rules_begin_an_item() -> None:
     """A bold id is a statement; nothing else is written like one."""
     for path in DOCUMENTS:
         text = read(path)
-        assert re.findall(r"\*\*([RWC]-[0-9]+)\*\*", text) == STATED.findall(text)
+        assert re.findall(r"\*\*([RPWC]-[0-9]+)\*\*", text) == STATED.findall(text)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
+from netota_coap.artefacts import Artefact
 from netota_coap.checks import Findings
 from netota_coap.cli import cli, plain
 from netota_coap.cli.frame import BUG, exit_codes
 from netota_coap.diff import Difference
+from netota_coap.download import Report
 from netota_coap.errors import Issue
 from netota_coap.model import Archive, Content, Envelope, Offer, Package, Stream
 from netota_coap.repository import Change
@@ -101,6 +104,20 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
     yield plain.entry, "`log`, an array, the last first", [plain.entry(AFTER)]
     found = plain.difference(Difference.of(change), dry_run=True)
     yield plain.difference, f"`diff`, {changing}", found
+    archive = (AFTER.archives or ())[0]
+    offer = archive.offers[0]
+    image = Artefact(
+        envelope=archive.envelope,
+        content=archive.content,
+        version=AFTER.version,
+        facts={"format": "mcuboot", "signatures": ["ecdsa-p256"], "encrypted": False},
+    )
+    yield plain.artefact, "`inspect`, an array", [plain.artefact("zephyr.signed.bin", image)]
+    missing = Report(offer.url, archive.envelope, problem="404 Not Found")
+    place = f"{'/'.join(NAME)}: {archive.name}"
+    yield plain.offers, "`check`, as `offers`", plain.offers([(place, missing)])
+    got = plain.downloaded(Path("app.bin"), archive, offer)
+    yield plain.downloaded, "`download`", got
 
 
 def _changes(command: click.Command) -> bool:

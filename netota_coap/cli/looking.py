@@ -22,26 +22,57 @@ from netota_coap.cli.frame import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netota_coap.model import Stream, StreamName
+    from netota_coap.download import Report
+    from netota_coap.model import Repository, Stream, StreamName
 
 
-@command("check fleet")
+@command("check fleet --online --server coap://gateway.local")
 @directory_argument
+@click.option("--online", is_flag=True, help="Ask each offer whether it is there, of that size.")
+@click.option("--digest", is_flag=True, help="Download from each offer, and compare.")
+@click.option("--server", metavar="URI", help="That relative offers are meant for.")
 @json_option
-def check(directory: Path, as_json: bool) -> int:
+def check(directory: Path, online: bool, digest: bool, server: str | None, as_json: bool) -> int:
     """Check a repository, its history, and what devices would get of it.
 
-    Exit code 1: it has errors, and would not be served.
+    Exit code 1: it has errors, and would not be served; or an offer is bad.
     """
     from netota_coap import checks
     from netota_coap.cli import plain, tables
 
     findings = checks.check(directory)
+    reports = []
+    if findings.repository and (online or digest):
+        reports = _ask_offers(findings.repository, server, digest=digest)
     if as_json:
-        print_json(plain.findings(findings))
+        print_json(plain.findings(findings) | {"offers": plain.offers(reports)})
     else:
         tables.findings(findings)
-    return 1 if findings.errors else 0
+        tables.offers(reports)
+    return 1 if findings.errors or any(report.problem for _, report in reports) else 0
+
+
+def _ask_offers(
+    repository: Repository, server: str | None, *, digest: bool
+) -> list[tuple[str, Report]]:
+    """Ask each offer; return which archive it is of, and what came of it."""
+    import asyncio
+
+    from netota_coap.download import check_offers, resolve
+
+    offers = [
+        (f"{package_name}/{name}: {archive.name}", resolve(offer.url, server), archive.envelope)
+        for package_name, package in sorted(repository.packages.items())
+        for name, stream in sorted(package.streams.items())
+        for archive in stream.archives or ()
+        for offer in archive.offers
+    ]
+    wanted = list(dict.fromkeys((url, envelope) for _, url, envelope in offers))
+    total = sum(envelope.size for _, envelope in wanted) if digest else 0
+    with progress("downloading", total) as advance:
+        reports = asyncio.run(check_offers(wanted, digest=digest, progress=advance))
+    found = {(report.url, report.envelope): report for report in reports}
+    return [(place, found[url, envelope]) for place, url, envelope in offers]
 
 
 @command("list fleet", name="list")

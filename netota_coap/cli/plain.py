@@ -15,10 +15,13 @@ from netota_coap.formats import Format
 from netota_coap.wire import encode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from netota_coap.artefacts import Artefact
     from netota_coap.checks import Findings
     from netota_coap.diff import Difference, Got
-    from netota_coap.model import Stream
+    from netota_coap.download import Report
+    from netota_coap.model import Archive, Offer, Stream
 
 
 def time_text(time: datetime) -> str:
@@ -126,4 +129,28 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
         "sha256": found.envelope.sha256.hex(),
         "content": found.content.all(),
         "facts": dict(found.facts),
+    }
+
+
+def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:
+    """Offers that were asked; `problem` is empty where all is well."""
+    return [
+        {
+            "archive": place,
+            "url": found.url,
+            "problem": printable(found.problem),
+            "size": found.size,
+        }
+        for place, found in reports
+    ]
+
+
+def downloaded(file: Path, archive: Archive, offer: Offer | None) -> dict[str, Any]:
+    """A file that was downloaded, and where from: null if it was there already."""
+    return {
+        "file": str(file),
+        "archive": archive.name,
+        "size": archive.envelope.size,
+        "sha256": archive.envelope.sha256.hex(),
+        "url": offer.url if offer else None,
     }

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from netota_coap.cli.frame import (
+    DIRECTORY,
+    STREAM,
     command,
     directory_argument,
     json_option,
     print_json,
+    progress,
     say,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from netota_coap.catalog import ContentFormat
     from netota_coap.errors import TransferError
-    from netota_coap.model import Stream
+    from netota_coap.model import Archive, Stream, StreamName
     from netota_coap.selection import Selection
 
 
@@ -140,4 +143,82 @@ def _one_line(stream: Stream) -> str:
     return ", ".join(parts)
 
 
-COMMANDS = (serve, get, watch)
+def _selecting(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options by which a device says what it is."""
+    attributes = (*("type", "arch", "machine", "debug", "filesystem", "compression"), "scheme")
+
+    @functools.wraps(function)
+    def run(query: Sequence[str], **given: Any) -> None:
+        from netota_coap.wire import selection_from_query
+
+        said = [f"{name}={value}" for name in attributes for value in given.pop(name)]
+        function(selection=selection_from_query([*said, *query]), **given)
+
+    wrapped: Callable[..., None] = click.option(
+        "--query", metavar="KEY=VALUE", multiple=True, help="Any other attribute. Again for each."
+    )(run)
+    for name in reversed(attributes):
+        text = "Of offers." if name == "scheme" else "Of the device; the first is preferred."
+        option = click.option(f"--{name}", metavar="VALUE", multiple=True, help=text)
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@command("download coap://gateway.local sensor-node/stable --machine nrf9160dk -o app.bin")
+@click.argument("source", metavar="DIR|URI")
+@click.argument("name", metavar="PKG/STREAM", type=STREAM)
+@click.option("-o", "--output", metavar="FILE", type=DIRECTORY, required=True)
+@_selecting
+@click.option("--server", metavar="URI", help="That relative offers of DIR are meant for.")
+@json_option
+def download(
+    source: str,
+    name: StreamName,
+    output: Path,
+    selection: Selection,
+    server: str | None,
+    as_json: bool,
+) -> None:
+    """Download the best archive for a device, as a repository or a server (`coap://HOST`) has it.
+
+    What is there of an interrupted download is used; what arrives is verified.
+    """
+    import asyncio
+
+    from netota_coap.cli import plain
+    from netota_coap.download import download as fetch
+
+    archive = asyncio.run(_best(source, name, selection))
+    relative_to = source if "://" in source else server
+    with progress("downloading", archive.envelope.size) as advance:
+        offer = asyncio.run(fetch(archive, output, server=relative_to, progress=advance))
+    if as_json:
+        print_json(plain.downloaded(output, archive, offer))
+    else:
+        origin = f"from {offer.url}" if offer else "was there already"
+        click.echo(f"{output}: {archive.name}, {archive.envelope.size} bytes, {origin}")
+
+
+async def _best(source: str, name: StreamName, selection: Selection) -> Archive:
+    from netota_coap import publish
+    from netota_coap.client import Client
+    from netota_coap.errors import NotFoundError
+    from netota_coap.wire import selection_to_query
+
+    if "://" in source:
+        async with Client() as client:
+            uri = f"{source.rstrip('/')}/p/{name[0]}/s/{name[1]}"
+            archives = (await client.stream(uri, selection)).archives or ()
+    else:
+        archives = publish.existing(Path(source), name).archives or ()
+        archives = selection.narrow(archives, "coap")
+    if not archives:
+        said = " ".join(selection_to_query(selection))
+        raise NotFoundError(
+            f"nothing of {'/'.join(name)} suits {said or 'any device'}",
+            hint=f"See what there is: netota-coap show {source} {'/'.join(name)}",
+        )
+    return archives[0]
+
+
+COMMANDS = (serve, get, watch, download)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,12 +10,14 @@ import click
 from netota_coap.cli.frame import console, table, text
 from netota_coap.cli.plain import time_text
 from netota_coap.diff import describe
+from netota_coap.errors import printable
 from netota_coap.selection import text_form
 
 if TYPE_CHECKING:
     from netota_coap.artefacts import Artefact
     from netota_coap.checks import Findings
     from netota_coap.diff import Difference, Got
+    from netota_coap.download import Report
     from netota_coap.errors import Issue
     from netota_coap.model import Stream
     from netota_coap.repository import Change
@@ -33,6 +35,16 @@ def findings(found: Findings) -> None:
 def _issues(kind: str, found: Iterable[Issue]) -> None:
     for issue in found:
         click.echo(f"{kind}: {issue}")
+
+
+def offers(reports: Sequence[tuple[str, Report]]) -> None:
+    """Print a line for each offer that was asked."""
+    bad = 0
+    for place, report in reports:
+        bad += bool(report.problem)
+        click.echo(printable(f"{report.problem or 'fine'}: {place}: {report.url}"))
+    if reports:
+        click.echo(f"{len(reports)} offers, {bad} bad")
 
 
 def rows(found: Iterable[Mapping[str, Any]]) -> None:
@@ -90,9 +102,10 @@ def stream(state: Stream) -> None:
 
 
 def _facts(facts: Mapping[str, Any]) -> None:
-    for name, value in facts.items():
-        if value is not None:
-            console().print(f"{name:<12} {text(value)}")
+    lines = [(name, line) for name, value in facts.items() for line in _lines(value)]
+    width = max(12, *(len(name) for name, _ in lines))
+    for name, line in lines:
+        console().print(f"{name:<{width}} {text(line)}")
 
 
 def log(states: Iterable[Stream]) -> None:
@@ -150,7 +163,7 @@ def _sizes(got: Got | None) -> tuple[str, str]:
 
 def artefact(file: str, found: Artefact) -> None:
     """Print what a file tells of itself."""
-    content = {name: text_form(value) for name, value in found.content.all().items()}
+    facts = {name.replace("_", " "): value for name, value in found.facts.items()}
     _facts(
         {
             "file": file,
@@ -158,20 +171,18 @@ def artefact(file: str, found: Artefact) -> None:
             "media type": found.envelope.type,
             "size": f"{found.envelope.size} bytes",
             "SHA-256": found.envelope.sha256.hex(),
-            "content": " ".join(f"{name}={value}" for name, value in content.items()) or None,
+            "content": {n: text_form(value) for n, value in found.content.all().items()} or None,
         }
+        | {name: value for name, value in facts.items() if name != "version"}
     )
-    for name, value in found.facts.items():
-        for line in _lines(value):
-            console().print(f"{name.replace('_', ' '):<12} {text(line)}")
 
 
 def _lines(value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [" ".join(f"{k}={_one(v)}" for k, v in value.items())]
+        return [" ".join(f"{name}={_one(item)}" for name, item in value.items())]
     if isinstance(value, list):
         return [line for item in value for line in _lines(item)]
-    return [_one(value)]
+    return [] if value is None else [_one(value)]
 
 
 def _one(value: Any) -> str:

@@ -1,0 +1,415 @@
+"""Asks offers whether they hold what they promise, and downloads archives: CoAP, HTTP, HTTPS.
+
+A source (`transports.py`) speaks a protocol; a sink takes what comes, to a file or to nowhere.
+Between them stands the one loop that resumes, starts over and verifies, so that a check with
+digest takes the way that a download takes. What is kept of a file in memory is its size and hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import attrs
+
+from netota_coap.download.transports import ChangedError, Source, sources_of, spoken
+from netota_coap.errors import (
+    ConfigError,
+    IntegrityError,
+    NetotaError,
+    PeerError,
+    TransferError,
+    printable,
+)
+from netota_coap.files import sync_directory
+from netota_coap.model import Archive, Envelope, Offer
+
+DEFAULT_TIMEOUT_S = 30.0
+_PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take for ever
+_STARTS = 3  # from the first byte, at a file that changes while it is downloaded
+
+Progress = Callable[[int], object]
+
+
+@attrs.frozen
+class Report:
+    """What one offer turned out to be.
+
+    Attributes:
+        url: Absolute, as asked.
+        envelope: What it promises.
+        size: What its server told, bytes; None if it did not.
+        problem: "" if it is fine; else what is wrong, one line.
+    """
+
+    url: str
+    envelope: Envelope
+    size: int | None = None
+    problem: str = ""
+
+
+def resolve(url: str, server: str | None) -> str:
+    """Return the absolute form of an offer's URL.
+
+    Args:
+        url: Of the offer.
+        server: URI of the server that a relative reference (`/…`) means; its path is ignored.
+
+    Raises:
+        ConfigError: The URL is relative, and the server is not given or no URI.
+    """
+    if not url.startswith("/"):
+        return url
+    if server is None:
+        raise ConfigError(f"{url}: relative to a server", hint="Say which: --server URI")
+    try:
+        parts = urlsplit(server)
+    except ValueError:
+        parts = urlsplit("")
+    if not parts.scheme or not parts.netloc:
+        raise ConfigError(f"{server}: not the URI of a server", hint="As in coap://[::1]")
+    return f"{parts.scheme}://{parts.netloc}{url}"
+
+
+async def check_offers(
+    wanted: Iterable[tuple[str, Envelope]],
+    *,
+    digest: bool = False,
+    concurrency: int = 8,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    on_report: Callable[[Report], object] = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> list[Report]:
+    """Ask offers whether they exist, and have the size or the bytes that they promise.
+
+    Without `digest`, a server that tells no size passes: `Report.size` is None then.
+
+    Args:
+        wanted: Absolute URLs and what they promise; those that are there twice are asked once.
+        digest: Whether to download each, and compare SHA-256. Nothing is stored.
+        concurrency: How many to ask at a time.
+        timeout_s: How long to wait for an answer, and for each next KiB of it, seconds.
+        on_report: Called with each report as it comes.
+        progress: Called with the number of bytes received, again and again; below 0 where an
+            offer is begun anew.
+
+    Returns:
+        One report per distinct pair, in the order given.
+    """
+    distinct = list(dict.fromkeys(wanted))
+    reports: dict[int, Report] = {}
+    todo = enumerate(distinct)
+
+    async def work(sources: Mapping[str, Source]) -> None:
+        for index, (url, envelope) in todo:
+            report = await _checked(sources, url, envelope, digest, timeout_s, progress)
+            reports[index] = report
+            on_report(report)
+
+    async with sources_of((url for url, _ in distinct), timeout_s) as sources:
+        workers = [asyncio.create_task(work(sources)) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+    return [reports[index] for index in range(len(distinct))]
+
+
+async def _checked(
+    sources: Mapping[str, Source],
+    url: str,
+    envelope: Envelope,
+    digest: bool,
+    timeout_s: float,
+    progress: Progress,
+) -> Report:
+    sink = _Sink(envelope, progress)
+    try:
+        source = spoken(sources, url)
+        if digest:
+            await _fetch(source, url, sink, timeout_s)
+        else:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    sink.told = await source.size(url, envelope.size)
+            except TimeoutError:
+                raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
+            _require_size(url, sink)
+    except NetotaError as error:
+        return Report(url, envelope, sink.told, _reason(url, error))
+    return Report(url, envelope, sink.told)
+
+
+async def download(
+    archive: Archive,
+    target: Path,
+    *,
+    server: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    progress: Progress = lambda _: None,
+) -> Offer | None:
+    """Download an archive from the first of its offers that holds what it promises.
+
+    What has arrived is kept beside the target, as `.NAME.<16 digits of SHA-256>.part`; the next
+    call, or the next offer, goes on from there. The target is put in place in one step, when its
+    size and SHA-256 are right, and is never anything else.
+
+    Args:
+        archive: What to download.
+        target: The file to make or to replace.
+        server: URI of the server that relative offers mean.
+        timeout_s: How long to wait for an answer, and for each next KiB of it, seconds.
+        progress: Called with the number of bytes by which the file grew, again and again; the
+            first time with those that were there, below 0 where it is begun anew.
+
+    Returns:
+        The offer that the last bytes came from; None if all of them were there already.
+
+    Raises:
+        ConfigError: The target is there, and no regular file.
+        IntegrityError: No offer worked, and at least one holds something else.
+        TransferError: No offer worked; or another process downloads the same to the same place.
+        OSError: The file cannot be written.
+    """
+    if await asyncio.to_thread(_holds, target, archive.envelope):
+        return None
+    part = await asyncio.to_thread(_Part.open, target, archive.envelope, progress)
+    with contextlib.closing(part):
+        progress(part.size)
+        offer = None
+        if not part.is_right():
+            if part.size == archive.envelope.size:
+                part.restart()
+            offer = await _first(archive, part, server, timeout_s)
+        await asyncio.to_thread(part.finish, target)
+    return offer
+
+
+async def _first(archive: Archive, part: _Part, server: str | None, timeout_s: float) -> Offer:
+    """Complete a part from the first offer that can; return that."""
+    failed: list[NetotaError] = []
+    reasons: list[str] = []
+    async with sources_of([server or "", *(o.url for o in archive.offers)], timeout_s) as sources:
+        for offer in sorted(archive.offers, key=lambda offer: offer.metric):
+            url = offer.url
+            try:
+                url = resolve(url, server)
+                await _fetch(spoken(sources, url), url, part, timeout_s)
+            except NetotaError as error:
+                failed.append(error)
+                reasons.append(f"{url}: {_reason(url, error)}")
+            else:
+                return offer
+    wrong = any(isinstance(error, IntegrityError) for error in failed)
+    raise (IntegrityError if wrong else TransferError)(
+        "; ".join(reasons) or "has no offer",
+        uri=archive.name,
+        hint=next((error.hint for error in failed if error.hint), ""),
+    )
+
+
+def _reason(url: str, error: NetotaError) -> str:
+    return printable(error.detail.removeprefix(f"{url}: "))
+
+
+# ----------------------------------------------------------------------------------------------
+# From a source to a sink
+
+
+async def _fetch(source: Source, url: str, sink: _Sink, timeout_s: float) -> None:
+    """Complete a sink from one URL, and verify it."""
+    sink.tag = None
+    for _ in range(_STARTS):
+        with contextlib.suppress(ChangedError):
+            return await _complete(source, url, sink, timeout_s)
+        sink.restart()
+    raise IntegrityError("changed again and again while it was downloaded", uri=url)
+
+
+async def _complete(source: Source, url: str, sink: _Sink, timeout_s: float) -> None:
+    """Receive until nothing is missing; resume as long as each time brings something new."""
+    furthest = sink.size
+    while True:
+        try:
+            start = await _receive(source, url, sink, timeout_s)
+        except (PeerError, IntegrityError):
+            raise
+        except TransferError:
+            if sink.size < furthest + _PROGRESS:
+                raise
+            furthest = sink.size
+        else:
+            return _verify(url, sink, start)
+
+
+def _verify(url: str, sink: _Sink, start: int) -> None:
+    """Refuse what is wrong; `start` is where the last piece of it began."""
+    if sink.is_right():
+        return
+    if start > 0:
+        # What was there before may be the wrong half, and somebody else's.
+        raise ChangedError
+    digest = sink.digest().hex()
+    sink.restart()
+    raise IntegrityError(f"SHA-256 is {digest}, not {sink.envelope.sha256.hex()}", uri=url)
+
+
+async def _receive(source: Source, url: str, sink: _Sink, timeout_s: float) -> int:
+    """Receive what is missing; return the offset that the source began at."""
+    now, awaited = asyncio.get_running_loop().time, "answer"
+    try:
+        async with (
+            asyncio.timeout(timeout_s) as patience,
+            source.open(url, sink.size, sink.tag) as body,
+            contextlib.aclosing(body.chunks),
+        ):
+            awaited, sink.told = "progress", body.size
+            _require_size(url, sink)
+            if body.start != sink.size:
+                sink.restart()
+            sink.tag = body.tag
+            last = sink.size
+            async for chunk in body.chunks:
+                if sink.size + len(chunk) > sink.envelope.size:
+                    sink.restart()
+                    raise IntegrityError(f"has more than {sink.envelope.size} bytes", uri=url)
+                sink.write(chunk)
+                if sink.size >= last + _PROGRESS:
+                    last = sink.size
+                    patience.reschedule(now() + timeout_s)
+    except TimeoutError:
+        raise TransferError(f"no {awaited} in {timeout_s:g} s", uri=url) from None
+    if sink.size < sink.envelope.size:
+        detail = f"ended after {sink.size} of {sink.envelope.size} bytes"
+        raise TransferError(detail, uri=url)
+    return body.start
+
+
+def _require_size(url: str, sink: _Sink) -> None:
+    if sink.told not in (None, sink.envelope.size):
+        raise IntegrityError(f"has {sink.told} bytes, not {sink.envelope.size}", uri=url)
+
+
+# ----------------------------------------------------------------------------------------------
+# Sinks
+
+
+@attrs.define
+class _Sink:
+    """Counts and hashes what arrives.
+
+    Attributes:
+        envelope: What is to arrive.
+        progress: Called with the change of `size`.
+        size: Bytes that have arrived.
+        tag: ETag of the file that they are of, by the server that is asked; None: not known.
+        told: Size of the whole that the server told last, bytes.
+    """
+
+    envelope: Envelope
+    progress: Progress
+    size: int = 0
+    tag: bytes | None = None
+    told: int | None = None
+    _hash: Any = attrs.field(factory=hashlib.sha256)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._hash.update(chunk)
+        self.size += len(chunk)
+        self.progress(len(chunk))
+
+    def restart(self) -> None:
+        """Forget what has arrived."""
+        self.progress(-self.size)
+        self.size, self.tag, self._hash = 0, None, hashlib.sha256()
+
+    def digest(self) -> bytes:
+        """Return SHA-256 of what has arrived."""
+        digest: bytes = self._hash.digest()
+        return digest
+
+    def is_right(self) -> bool:
+        """Tell whether all has arrived, and nothing else."""
+        return self.size == self.envelope.size and self.digest() == self.envelope.sha256
+
+
+@attrs.define(kw_only=True)
+class _Part(_Sink):
+    """A sink that keeps what arrives in a file beside the target."""
+
+    _path: Path
+    _stream: BinaryIO
+
+    @classmethod
+    def open(cls, target: Path, envelope: Envelope, progress: Progress) -> _Part:
+        """Open the file, with what is there of an earlier time, and let nobody else do so."""
+        path = target.with_name(f".{target.name}.{envelope.sha256.hex()[:16]}.part")
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(open(path, "r+b", opener=_made))
+            if not _is_ours(stream, path):
+                detail = "is being downloaded by another process"
+                raise TransferError(detail, uri=str(target))
+            if os.fstat(stream.fileno()).st_size > envelope.size:
+                stream.truncate(0)
+            hashed = hashlib.file_digest(stream, "sha256")
+            stack.pop_all()
+        return cls(envelope, progress, stream.tell(), hash=hashed, path=path, stream=stream)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes; they are there after this process is killed."""
+        self._stream.write(chunk)
+        self._stream.flush()
+        super().write(chunk)
+
+    def restart(self) -> None:
+        """Forget what has arrived."""
+        self._stream.seek(0)
+        self._stream.truncate()
+        super().restart()
+
+    def finish(self, target: Path) -> None:
+        """Put the file in place, to stay."""
+        os.fsync(self._stream.fileno())
+        self._path.replace(target)
+        sync_directory(target.parent)
+
+    def close(self) -> None:
+        """Let others have the file; one without bytes is of no use to them."""
+        if self.size == 0:
+            self._path.unlink(missing_ok=True)
+        self._stream.close()
+
+
+def _made(path: str, flags: int) -> int:
+    # Its name can be guessed: somebody else's link must not lead elsewhere.
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _is_ours(stream: BinaryIO, path: Path) -> bool:
+    """Lock a file, unless somebody else has it, or has put it in place just now."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(stream.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _holds(target: Path, envelope: Envelope) -> bool:
+    """Tell whether the target is what is wanted already."""
+    if not target.exists():
+        return False
+    if not target.is_file():
+        raise ConfigError(f"{target}: is there, and no regular file", hint="Name another file.")
+    if target.stat().st_size != envelope.size:
+        return False
+    with target.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest() == envelope.sha256

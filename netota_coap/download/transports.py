@@ -1,0 +1,297 @@
+"""The protocols that files are had by: a URL is opened at an offset, or asked for its size.
+
+Source: RFC 7959; RFC 9110, sections 13 to 15.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import attrs
+import httpx
+
+from netota_coap import __version__
+from netota_coap.client import Block, Client
+from netota_coap.errors import ConfigError, IntegrityError, PeerError, TransferError
+
+_REDIRECTS = 10  # followed
+_COAP_BLOCK = 1024
+_LONGEST_CAUSE = 120  # characters of what a library says, which may hold what a server sent
+
+
+class ChangedError(Exception):
+    """What is there and what would come are not of one file."""
+
+
+@attrs.frozen
+class Body:
+    """What a source sends.
+
+    Attributes:
+        start: Where it begins: as asked, or at 0.
+        size: Of the whole, bytes; None: not told.
+        tag: ETag; None: there is none that can be relied on.
+        chunks: The bytes, not all of them at a time.
+    """
+
+    start: int
+    size: int | None
+    tag: bytes | None
+    chunks: AsyncGenerator[bytes, None]
+
+
+class Source(Protocol):
+    """A protocol that files are had by."""
+
+    async def size(self, url: str, wanted: int) -> int | None:
+        """Return the size of a file; None: the server does not tell.
+
+        Args:
+            url: Of the file.
+            wanted: The size that it should have, where only that can be asked for.
+        """
+        ...
+
+    def open(
+        self, url: str, start: int, tag: bytes | None
+    ) -> contextlib.AbstractAsyncContextManager[Body]:
+        """Open a file at an offset, or at 0 if the server cannot, or has another one now.
+
+        Args:
+            url: Of the file.
+            start: Offset, bytes.
+            tag: ETag of what was there before the offset; None: not known.
+        """
+        ...
+
+
+@contextlib.asynccontextmanager
+async def sources_of(urls: Iterable[str], timeout_s: float) -> AsyncIterator[Mapping[str, Source]]:
+    """Make the sources that URLs need; by scheme."""
+    schemes = {_scheme(url) for url in urls}
+    made: dict[str, Source] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        if "coap" in schemes:
+            client = await stack.enter_async_context(Client(timeout_s=timeout_s))
+            made["coap"] = _Coap(client)
+        if schemes & {"http", "https"}:
+            http = httpx.AsyncClient(
+                headers={
+                    "User-Agent": f"netota-coap/{__version__}",
+                    "Accept-Encoding": "identity",
+                },
+                timeout=None,  # noqa: S113 - the one for all protocols is in `_receive`
+                verify=ssl.create_default_context(),  # the system's authorities, not httpx's
+            )
+            made["http"] = made["https"] = _Http(await stack.enter_async_context(http))
+        yield made
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()
+
+
+def spoken(sources: Mapping[str, Source], url: str) -> Source:
+    """Return the source of a URL.
+
+    Raises:
+        ConfigError: There is none for its scheme.
+    """
+    source = sources.get(_scheme(url))
+    if source is None:
+        raise ConfigError(f"{url}: scheme {_scheme(url)} is not spoken here")
+    return source
+
+
+@attrs.frozen
+class _Coap:
+    """Block-wise, one block at a time."""
+
+    _client: Client
+
+    async def size(self, url: str, wanted: int) -> int | None:
+        """Return the size that the first block tells, or the block that should be the last."""
+        block = await self._client.block(url, 0)
+        length = 16 << block.exponent
+        offset = max(wanted - 1, 0) // length * length
+        if _told(block) is None and offset:
+            block = await self._last(url, offset, block.exponent, wanted)
+        if _told(block) is None:
+            raise IntegrityError(f"has more than {wanted} bytes", uri=url)
+        return _told(block)
+
+    async def _last(self, url: str, offset: int, exponent: int, wanted: int) -> Block:
+        """Return the block that should be the last."""
+        shorter = IntegrityError(f"has fewer than {wanted} bytes", uri=url)
+        try:
+            block = await self._client.block(url, offset, exponent)
+        except PeerError as error:
+            raise shorter if error.code in _PAST_THE_END else error from error
+        if not block.payload:
+            raise shorter
+        return block
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: str, start: int, tag: bytes | None) -> AsyncIterator[Body]:
+        """Open at the block that holds the offset."""
+        begin = start // _COAP_BLOCK * _COAP_BLOCK
+        first = await self._client.block(url, begin)
+        if tag is not None and first.etag != tag:
+            raise ChangedError
+        yield Body(start, _told(first), first.etag, self._chunks(url, first, start - begin))
+
+    async def _chunks(self, url: str, first: Block, skip: int) -> AsyncGenerator[bytes, None]:
+        block = first
+        while True:
+            yield block.payload[skip:]
+            skip = max(skip - len(block.payload), 0)
+            if not block.more:
+                return
+            offset = block.offset + len(block.payload)
+            block = await self._client.block(url, offset, block.exponent)
+            if block.etag != first.etag:
+                raise ChangedError
+
+
+_PAST_THE_END = ("4.00", "4.02")
+"""What servers answer to a block past the end: RFC 7959, section 2.4, leaves it open."""
+
+
+def _told(block: Block) -> int | None:
+    """Return the size of the whole, as far as a block tells it."""
+    return block.size if block.more else block.offset + len(block.payload)
+
+
+@attrs.frozen
+class _Http:
+    """HTTP and HTTPS, with ranges."""
+
+    _client: httpx.AsyncClient
+
+    async def size(self, url: str, _wanted: int) -> int | None:
+        """Return the size that HEAD tells, or the first byte."""
+        async with self._answer("HEAD", url) as response:
+            if response.status_code == 200 and (told := _whole(response)) is not None:
+                _refuse(url, response)
+                return told
+        # Some refuse HEAD, or tell less in answer to it.
+        async with self._answer("GET", url, {"Range": "bytes=0-0"}) as response:
+            if response.status_code == 416 and (told := _whole(response)) is not None:
+                return told
+            _refuse(url, response)
+            return _whole(response)
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: str, start: int, tag: bytes | None) -> AsyncIterator[Body]:
+        """Open by Range, if it is still the same file."""
+        asked = {"Range": f"bytes={start}-"} if start else {}
+        if start and tag is not None:
+            asked["If-Range"] = tag.decode("ascii")
+        async with self._answer("GET", url, asked) as response:
+            if start and response.status_code == 416:
+                raise ChangedError
+            _refuse(url, response)
+            found = _tag(response)
+            if response.status_code == 200:
+                start = 0
+            elif tag is not None and found != tag:
+                raise ChangedError
+            elif _begin(response) != start:
+                raise IntegrityError("answers with another range than was asked for", uri=url)
+            yield Body(start, _whole(response), found, _chunks(url, response))
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> AsyncIterator[httpx.Response]:
+        """Follow redirects to an answer, of which nothing has been read."""
+        with _failures(url):
+            request = self._client.build_request(method, url, headers=headers)
+        for _ in range(1 + _REDIRECTS):
+            with _failures(url):
+                response = await self._client.send(request, stream=True)
+            try:
+                following = response.next_request
+                if following is None:
+                    yield response
+                    return
+            finally:
+                await response.aclose()
+            if request.url.scheme == "https" != following.url.scheme:
+                raise TransferError(f"redirects to {following.url}, which is not safe", uri=url)
+            request = following
+        raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
+
+
+async def _chunks(url: str, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    with _failures(url):
+        async for chunk in response.aiter_raw():
+            yield chunk
+
+
+def _refuse(url: str, response: httpx.Response) -> None:
+    """Refuse an answer that is not the file."""
+    status = response.status_code
+    if status not in (200, 206):
+        detail = httpx.codes.get_reason_phrase(status) or "Unknown"
+        raise PeerError(detail + _elsewhere(url, response), uri=url, code=str(status))
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise IntegrityError(f"is sent as {encoding[:20]}, and not as it is", uri=url)
+
+
+def _elsewhere(url: str, response: httpx.Response) -> str:
+    return f" at {response.url}" if response.url != url else ""
+
+
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d{1,19}|\*)/(?:(\d{1,19})|\*)", re.ASCII)
+
+
+def _begin(response: httpx.Response) -> int | None:
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return int(found[1]) if found and found[1] else None
+
+
+def _whole(response: httpx.Response) -> int | None:
+    """Return the size of the whole file, as far as an answer tells it."""
+    if response.status_code == 200:
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return int(found[2]) if found and found[2] else None
+
+
+def _tag(response: httpx.Response) -> bytes | None:
+    """Return a strong ETag: only by such a one can files be told apart byte by byte."""
+    tag = response.headers.get("ETag", "")
+    return tag.encode() if tag.isascii() and tag.startswith('"') else None
+
+
+@contextlib.contextmanager
+def _failures(url: str) -> Iterator[None]:
+    """Turn what httpx raises into our own errors."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError, ExceptionGroup) as error:
+        # The last two come from below, for host names and ports that cannot be any.
+        raise TransferError("is, or redirects to, what is no URL of HTTP", uri=url) from error
+    except httpx.HTTPError as error:
+        raise TransferError(_cause(error), uri=url) from error
+
+
+def _cause(error: httpx.HTTPError) -> str:
+    """Find out what the system said: httpx has it below what it says itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused: {cause.verify_message}"
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)[:_LONGEST_CAUSE] or type(error).__name__

@@ -1,0 +1,70 @@
+"""What a new repository has besides its own files: for git, and for the people who find it.
+
+Source: rules P-40 and P-41.
+"""
+
+from __future__ import annotations
+
+_ATTRIBUTES = """\
+# Files are the same bytes on each system. Streams are merged as text, whatever git is told
+# elsewhere: two branches that changed the same one conflict, and a file with the marks of a
+# conflict in it is malformed, so that no server takes it.
+*.toml text eol=lf merge
+*.md text eol=lf
+"""
+
+_README = """\
+# {title}
+
+What devices are supposed to run, as plain files: a repository of netota-coap, which serves this
+directory and tells devices of each change. A package has streams, and a stream holds one version:
+
+- `packages/<package>/streams/<stream>.toml`: what the stream holds now;
+- `packages/<package>/history/<stream>/<sequence>.toml`: every state that it ever held.
+
+## Day by day
+
+```sh
+netota-coap list .
+netota-coap publish . PKG/STREAM --release release.toml -m 'why'
+netota-coap rollback . PKG/STREAM -m 'why'
+netota-coap check .
+git add --all && git commit
+```
+
+With `--dry-run`, publish and rollback only say what would change, and for which devices. Check
+before each push. `netota-coap spec publishing` tells the rest.
+
+## History is write-once
+
+Each change of a stream raises its `sequence`, and devices ignore a sequence that they have seen.
+So never edit or delete what is in `history/`, and never take back a commit that others have seen.
+
+- To go back to what a stream held before: `netota-coap rollback`, not `git revert`.
+- A publish was reverted all the same: revert the revert, then `netota-coap rollback`.
+
+## Branches
+
+Branches that changed different streams merge. Two that changed the same stream conflict, for both
+took the same sequence. Take one side (of a stream that one of them removed, the other) and publish
+what is wanted anew:
+
+```sh
+git checkout --ours -- packages/PKG && git add --all && git commit
+netota-coap publish . PKG/STREAM --release release.toml -m 'why'
+netota-coap check .
+git add --all && git commit
+```
+"""
+
+_UNTITLED = "A repository of netota-coap"
+
+
+def files(title: str | None) -> dict[str, bytes]:
+    """Return the files that a new repository begins with, by name.
+
+    Args:
+        title: Of the repository, or None.
+    """
+    texts = {".gitattributes": _ATTRIBUTES, "README.md": _README.format(title=title or _UNTITLED)}
+    return {name: text.encode() for name, text in texts.items()}
