@@ -7,6 +7,7 @@ Source: rules R-1 to R-14, P-42 to P-44.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ import attrs
 from netota_coap import git
 from netota_coap.catalog import advice
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import Repository, StreamName
+from netota_coap.formats import Format
+from netota_coap.model import Repository, Stream, StreamName
 from netota_coap.repository import (
     HISTORY_NAME,
     Loader,
@@ -25,6 +27,7 @@ from netota_coap.repository import (
     sequence_hint,
     sequence_issue,
 )
+from netota_coap.wire import decode
 
 
 @attrs.frozen
@@ -59,7 +62,8 @@ def check(root: Path) -> Findings:
             wrong, odd = history_issues(root, (package_name, name), stream)
             errors += wrong
             warnings += odd
-            errors += _git_issues(committed.get((package_name, name), {}), stream.sequence, file)
+            blobs = committed.get((package_name, name), {})
+            errors += _git_issues(root, blobs, stream.sequence, file)
             target = stream.replacement
             if target and not _exists(repository, target):
                 reason = f"there is no stream {'/'.join(target)}"
@@ -88,13 +92,22 @@ def _committed(root: Path) -> dict[StreamName, _Blobs]:
     return found
 
 
-def _git_issues(committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
+def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
     """Find what a revert or a merge did to the sequence of a stream. Source: rule R-13."""
     highest = max(committed, default=0)
     if highest > sequence:
         yield sequence_issue(highest, "which a commit before this one has", file)
-    elif len(committed.get(sequence, ())) > 1:
+    elif _are_different(root, committed.get(sequence, set())):
         yield sequence_issue(sequence, "which commits have as different states", file)
+
+
+def _are_different(root: Path, blobs: set[str]) -> bool:
+    """Tell whether files are of different states; what is of none, as a conflict, is no matter."""
+    states: list[Stream] = []
+    for blob in blobs if len(blobs) > 1 else ():
+        with contextlib.suppress(InvalidDataError):
+            states.append(decode(Stream, git.blob(root, blob), Format.TOML).essence())
+    return any(state != states[0] for state in states)
 
 
 def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:

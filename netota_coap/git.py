@@ -72,3 +72,8 @@ def committed(root: Path, pattern: str) -> dict[str, set[str]]:
         if match and match["status"] in "AM":
             found.setdefault(match["path"], set()).add(match["blob"])
     return found
+
+
+def blob(root: Path, name: str) -> bytes:
+    """Return the text that a blob holds."""
+    return _git(root, "cat-file", "blob", name).encode()

@@ -165,6 +165,16 @@ def test_one_side_is_not_enough(fleet: Path, ours: Step, theirs: Step, side: str
     ]
 
 
+def test_another_spelling_is_no_other_state(fleet: Path) -> None:
+    """A comment in a history file, or a conflict that was committed, is nothing devices saw."""
+    history = fleet / FILE.replace("streams/stable", "history/stable/00000002")
+    text = history.read_text()
+    for spelling in (f"# Why\n{text}", f"<<<<<<< ours\n{text}", text):
+        history.write_text(spelling)
+        commit(fleet, "spelling")
+    assert clean(fleet)["stable"].sequence == 2
+
+
 def test_the_readme_tells_how_to_merge(fleet: Path) -> None:
     """What the README of a repository tells to do about such a merge can be typed as it stands."""
     readme = (fleet / "README.md").read_text()
