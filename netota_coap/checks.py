@@ -17,12 +17,13 @@ import attrs
 
 from netota_coap import git
 from netota_coap.catalog import advice
-from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 from netota_coap.formats import Format
 from netota_coap.model import Repository, Stream, StreamName
 from netota_coap.repository import (
     HISTORY_NAME,
     Loader,
+    history,
     history_issues,
     sequence_hint,
     sequence_issue,
@@ -68,6 +69,7 @@ def check(root: Path) -> Findings:
             if target and not _exists(repository, target):
                 reason = f"there is no stream {'/'.join(target)}"
                 warnings.append(Issue("replacement", reason, file))
+    warnings += _bereft(root)
     warnings += _lost(root, committed)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
@@ -110,14 +112,26 @@ def _are_different(root: Path, blobs: set[str]) -> bool:
     return any(state != states[0] for state in states)
 
 
+def _bereft(root: Path) -> Iterator[Issue]:
+    """Find the histories that have no stream any more, and do not say that it was removed."""
+    for directory in sorted(root.glob("packages/*/history/*/")):
+        package, name = directory.parent.parent, directory.name
+        if (package / "streams" / f"{name}.toml").exists():
+            continue
+        with contextlib.suppress(InvalidDataError, NotFoundError):
+            if not history(root, (package.name, name))[0].removed:
+                reason = "has no stream: its file was deleted, or its first publish interrupted"
+                yield Issue("", reason, directory.relative_to(root).as_posix())
+
+
 def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
     """Find the streams that are gone with their history, as the revert of a first publish does."""
     for (package, name), blobs in sorted(committed.items()):
-        history = f"packages/{package}/history/{name}"
-        files = (f"packages/{package}/streams/{name}.toml", f"{history}/{max(blobs):08}.toml")
+        place = f"packages/{package}/history/{name}"
+        files = (f"packages/{package}/streams/{name}.toml", f"{place}/{max(blobs):08}.toml")
         if not any((root / file).exists() for file in files):
             reason = "is gone: a new stream of this name would begin with sequences that were seen"
-            yield Issue("", reason, history)
+            yield Issue("", reason, place)
 
 
 def _ignored(root: Path) -> Iterator[Issue]:

@@ -204,17 +204,20 @@ class Loader:
             issues.append(Issue("", "is missing", "repository.toml"))
         names = _collect(issues, lambda: _packages(self._real))
         issues += _name_issues(tuple(names), "packages/{name}")
-        packages = {name: self._package(name, known, issues) for name in names}
+        loaded = {name: self._package(name, known, issues) for name in names}
+        packages = {name: package for name, package in loaded.items() if package}
         if issues or top is None:
             raise InvalidDataError(issues, hint=sequence_hint(issues))
         for name, package in packages.items():
             self._seen.update({(name, stream): state for stream, state in package.streams.items()})
         return attrs.evolve(top, packages=packages)
 
-    def _package(self, name: str, known: _Files, issues: list[Issue]) -> Package:
+    def _package(self, name: str, known: _Files, issues: list[Issue]) -> Package | None:
         place = f"packages/{name}"
-        package = self._file(Package, f"{place}/package.toml", known, issues) or Package()
+        package = self._file(Package, f"{place}/package.toml", known, issues)
         entries = _collect(issues, lambda: _streams(self._real, name))
+        if package is None and not entries:
+            return None
         names = tuple(entry.name[:-5] for entry in entries)
         issues += _name_issues(names, f"{place}/streams/{{name}}.toml")
         streams = {}
@@ -227,7 +230,7 @@ class Loader:
                 seen = self._seen.get((name, own), stream)
                 if seen is not stream:
                     issues += _sequence_issues(seen, stream, file)
-        return attrs.evolve(package, streams=streams)
+        return attrs.evolve(package or Package(), streams=streams)
 
     def _file(
         self,
@@ -455,7 +458,11 @@ def history(root: Path, name: StreamName) -> list[Stream]:
     for sequence in sorted(sequences, reverse=True):
         path = _history_file(root, name, sequence)
         past.append(_read(Stream, path, path.relative_to(root).as_posix())[1])
-    return [present, *past] if present else past
+    if present:
+        return [present, *past]
+    # What follows a removal and left no stream file was interrupted.
+    end = next((at for at, state in enumerate(past) if state.removed), 0)
+    return past[end:]
 
 
 def history_issues(

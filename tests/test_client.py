@@ -424,3 +424,45 @@ async def test_hosts_that_are_none(host: str) -> None:
     async with Client() as client:
         with pytest.raises((ConfigError, TransferError), match=host[:9]):
             await client.get(f"coap://{host}/p")
+
+
+async def test_block(sample: Path) -> None:
+    """A block can be had alone, from anywhere; a server may want it smaller."""
+    crowd(sample, 20)
+    async with serving(sample) as (uri,), Client() as client:
+        path = f"{uri}{PATH}?full"
+        whole = (await client.get(path)).payload
+        first = await client.block(path, 0)
+        later = await client.block(path, 512, 4)
+        last = await client.block(path, len(whole) // 64 * 64, 2)
+        with pytest.raises(PeerError, match=r"4\.00"):
+            await client.block(path, 1 << 20)
+
+    assert (whole[:1024], True) == (first.payload, first.more)
+    assert (whole[512:768], True, first.etag) == (later.payload, later.more, later.etag)
+    assert (whole[-(len(whole) % 64) :], False) == (last.payload, last.more)
+
+
+@pytest.mark.parametrize(
+    ("offset", "option", "payload"),
+    [
+        (0, block(1, True), b"x" * 16),
+        (32, block(1, True), b"x" * 16),
+        (16, (coap.BLOCK2, coap.Block(0, False, 1).encode()), b"x" * 32),
+        (0, (coap.BLOCK2, coap.Block(0, True, 1).encode()), b"x" * 32),
+        (0, block(0, True), b"short"),
+        (16, CBOR, b"x" * 16),
+    ],
+)
+async def test_another_block(offset: int, option: coap.Option, payload: bytes) -> None:
+    """What is not the block that was asked for is refused."""
+    async with puppet(lambda _: ("2.05", [option], payload)) as uri, Client() as client:
+        with pytest.raises(IntegrityError, match="another block"):
+            await client.block(uri, offset, 0)
+
+
+async def test_a_block_past_all() -> None:
+    """A block that the option cannot number is not asked for."""
+    async with Client() as client:
+        with pytest.raises(TransferError, match="counts no block"):
+            await client.block("coap://127.0.0.1:1", 1 << 30)

@@ -174,7 +174,8 @@ def test_killed_at_every_step(base: Path, scenario: str, tmp_path: Path) -> None
         assert next_.sequence > (after if done else before)
         assert attrs.evolve(next_, changed=None) == stream_of(loader.load(), name)
         again = check(root)
-        assert (again.errors, again.warnings) == ((), ())
+        assert again.errors == ()
+        assert [issue for issue in again.warnings if "/history/" in issue.file] == []
         assert temporaries(root) == []
 
 

@@ -23,9 +23,20 @@ import sys
 from pathlib import Path
 from netota_coap import lock
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
 with lock.locked(Path(sys.argv[1])):
     print(lock.is_locked(Path(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+"""
+
+TELLING = """
+import sys
+from pathlib import Path
+from netota_coap import lock
+
+with lock.locked(Path(sys.argv[1])):
+    print((Path(sys.argv[1]) / ".lock").read_text())
 """
 
 
@@ -99,6 +110,18 @@ async def test_lock_without_words(repository_dir: Path) -> None:
     command = await start(sys.executable, "-c", HELD, repository_dir)
     assert await end(command) == (0, "True\n", "")
     assert (repository_dir / ".lock").read_bytes() == b""
+
+
+async def test_holder_without_a_name(repository_dir: Path) -> None:
+    """Where a user has a number and no name, as in many containers, the lock tells the number."""
+    within = ("unshare", "-U", "--map-user=4242")
+    if (await end(await start(*within, "true")))[0]:
+        pytest.skip("no user namespace can be made")
+    nameless = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    command = await start(*within, sys.executable, "-c", TELLING, repository_dir, **nameless)
+    code, out, err = await end(command)
+    assert (code, err) == (0, "")
+    assert f"process {command.pid} of 4242 on " in out
 
 
 async def test_ctrl_c_while_python_starts(tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ class RepositoryMachine(RuleBasedStateMachine):
         last = present.sequence if present else 2**32
         older = sorted(n for n in self.history[name] if n < last)
         states = [self.history[name][n] for n in reversed(older)]
+        if not present:
+            # What is above the removal was interrupted.
+            end = next((at for at, state in enumerate(states) if state.removed), 0)
+            states = states[end:]
         versions = [state.version for state in states if not state.removed]
         wanted = next((v for v in versions if not present or v != present.version), None)
         if name in self.damaged:
@@ -288,7 +292,12 @@ class RepositoryMachine(RuleBasedStateMachine):
             for sequence in self.history[name]
             if sequence > state.sequence
         }
-        assert interrupted == {issue.file for issue in findings.warnings}
+        bereft = {
+            f"packages/{name[0]}/history/{name[1]}"
+            for name, states in self.history.items()
+            if states and name not in self.disk and not any(s.removed for s in states.values())
+        }
+        assert interrupted | bereft == {issue.file for issue in findings.warnings}
 
 
 RepositoryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)

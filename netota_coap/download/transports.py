@@ -165,7 +165,7 @@ _PAST_THE_END = ("4.00", "4.02")
 
 def _told(block: Block) -> int | None:
     """Return the size of the whole, as far as a block tells it."""
-    return block.size if block.more else block.offset + len(block.payload)
+    return block.size or None if block.more else block.offset + len(block.payload)
 
 
 @attrs.frozen
