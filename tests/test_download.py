@@ -361,7 +361,7 @@ async def test_bytes_that_drip(target: Path) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n")
-        while not reader.at_eof():
+        while not (reader.at_eof() or writer.is_closing()):
             writer.write(b"x")
             await asyncio.sleep(0.01)  # slower than a KiB in the time-out
         writer.close()
