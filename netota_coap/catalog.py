@@ -27,8 +27,9 @@ from netota_coap.model import (
     StreamEntry,
     Value,
 )
-from netota_coap.selection import Selection, vocabulary_of
+from netota_coap.selection import Index, Selection
 from netota_coap.wire import (
+    StreamEncoder,
     encode,
     encode_list,
     selection_from_cbor,
@@ -232,7 +233,8 @@ class StreamResource(Resource):
     default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
     shelf: Shelf = attrs.field(kw_only=True)
-    _vocabularies: dict[str, dict[str, set[str]]] = attrs.field(init=False, factory=dict)
+    _indexes: dict[str, Index] = attrs.field(init=False, factory=dict)
+    _encoder: StreamEncoder | None = attrs.field(init=False, default=None)
 
     @classmethod
     def of(cls, path: Path, source: Stream, poll_s: int | None, shelf: Shelf) -> StreamResource:
@@ -274,19 +276,24 @@ class StreamResource(Resource):
         if view == _DEFAULT and fmt is ContentFormat.CBOR:
             return self.default
         full = view.full or fmt is not ContentFormat.CBOR
-        archives = self.stream.archives or ()
+        if scheme not in self._indexes:
+            self._indexes[scheme] = Index.of(self.stream.archives or (), scheme)
+        index = self._indexes[scheme]
         # What a client says beyond the vocabulary makes no difference, and has no bound.
-        if scheme not in self._vocabularies:
-            self._vocabularies[scheme] = vocabulary_of(archives, scheme)
-        selection = view.selection.within(self._vocabularies[scheme])
+        selection = view.selection.within(index.vocabulary)
 
         def render() -> Representation:
             if view.head:
                 return _represent(fmt, encode(self._with(None), _CODECS[fmt]))
-            narrowed = self._with(selection.narrow(archives, scheme))
+            narrowed = index.narrow(selection)
             if full:
-                return _represent(fmt, encode(narrowed, _CODECS[fmt]))
-            return _represent(fmt, in_one_datagram(narrowed))
+                return _represent(fmt, encode(self._with(narrowed), _CODECS[fmt]))
+            if self._encoder is None:
+                self._encoder = StreamEncoder(self.stream)
+            whole = self._encoder.encode(narrowed)
+            if len(whole) > LIMITS["datagram"].value:
+                whole = _in_one_datagram(self._with(narrowed), whole)
+            return _represent(fmt, whole)
 
         view_key = "head" if view.head else (selection, full, scheme if selection.schemes else "")
         return self.shelf.get((self.path, self.fingerprint, fmt, view_key), render)

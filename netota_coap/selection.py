@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import attrs
 
@@ -76,7 +76,7 @@ class Selection:
         ranked.sort(key=lambda pair: (pair[0], pair[1].name))
         return tuple(archive for _, archive in ranked)
 
-    def within(self, vocabulary: Mapping[str, Set[str]]) -> Selection:
+    def within(self, vocabulary: Mapping[str, Collection[str]]) -> Selection:
         """Leave out what makes no difference, so that selections that narrow alike are equal.
 
         Args:
@@ -87,7 +87,7 @@ class Selection:
             for attribute, texts in self.attributes
             if attribute in vocabulary
         )
-        schemes = tuple(sorted(vocabulary.get("scheme", set()) & set(self.schemes)))
+        schemes = tuple(sorted(set(vocabulary.get("scheme", ())) & set(self.schemes)))
         return Selection(attributes, schemes or (self.schemes and ("",)))
 
     def _rank(self, content: Content) -> tuple[int, ...] | None:
@@ -111,15 +111,55 @@ class Selection:
         return tuple(sorted(usable, key=lambda offer: offer.metric))
 
 
-def vocabulary_of(archives: Iterable[Archive], request_scheme: str) -> dict[str, set[str]]:
-    """Return the attributes that archives say, and `scheme` of their offers, with their texts."""
-    vocabulary: dict[str, set[str]] = {}
-    for archive in archives:
-        for attribute, value in archive.content.all().items():
-            vocabulary.setdefault(attribute, set()).add(text_form(value))
-        for offer in archive.offers:
-            vocabulary.setdefault("scheme", set()).add(offer.scheme(request_scheme))
-    return vocabulary
+@attrs.frozen(eq=False)
+class Index:
+    """Archives, prepared to be narrowed again and again.
+
+    Attributes:
+        archives: Their offers in order, the best first.
+        request_scheme: What a relative offer counts as.
+        vocabulary: Attributes that archives say, and `scheme` of their offers; their texts; for
+            each text the archives that say it, a bit each.
+        saying: Attributes, and the archives that say any of their texts.
+    """
+
+    archives: tuple[Archive, ...]
+    request_scheme: str
+    vocabulary: Mapping[str, Mapping[str, int]]
+    saying: Mapping[str, int]
+
+    @classmethod
+    def of(cls, archives: tuple[Archive, ...], request_scheme: str) -> Index:
+        """Look at each archive once."""
+        vocabulary: dict[str, dict[str, int]] = {}
+        saying: dict[str, int] = {}
+
+        def add(attribute: str, text: str, bit: int) -> None:
+            texts = vocabulary.setdefault(attribute, {})
+            texts[text] = texts.get(text, 0) | bit
+            saying[attribute] = saying.get(attribute, 0) | bit
+
+        for number, archive in enumerate(archives):
+            for attribute, value in archive.content.all().items():
+                add(attribute, text_form(value), 1 << number)
+            for offer in archive.offers:
+                add("scheme", offer.scheme(request_scheme), 1 << number)
+        return cls(archives, request_scheme, vocabulary, saying)
+
+    def narrow(self, selection: Selection) -> tuple[Archive, ...]:
+        """Return what `Selection.narrow` does, without looking at what cannot suit."""
+        suiting = (1 << len(self.archives)) - 1
+        for attribute, texts in selection.attributes:
+            said = self.vocabulary.get(attribute, {})
+            # An archive says one text at the most, so the bits of two have none in common.
+            suiting &= ~self.saying.get(attribute, 0) | sum(said.get(text, 0) for text in texts)
+        return selection.narrow(self._chosen(suiting), self.request_scheme)
+
+    def _chosen(self, bits: int) -> Iterator[Archive]:
+        while bits:
+            lowest = bits & -bits
+            yield self.archives[lowest.bit_length() - 1]
+            bits ^= lowest
 
 
 def _each(values: SelectionValue) -> Iterable[AttributeValue]:

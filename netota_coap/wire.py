@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import attrs
+
 from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.fields import Field, Form, Many, One, Table
 from netota_coap.formats import Format, dump, load, refuse
@@ -176,6 +178,7 @@ _ARCHIVE = Table(
         Field("offers", 4, Many(OFFER, "offers")),
     ),
 )
+_ARCHIVES_KEY = 3
 _STREAM = Table(
     Stream,
     "a stream",
@@ -191,7 +194,7 @@ _STREAM = Table(
         Field("title", None, formats=_DISK),
         Field("author", None, formats=_DISK),
         Field("message", None, formats=_DISK),
-        Field("archives", 3, Many(_ARCHIVE, "archives"), required=_DISK),
+        Field("archives", _ARCHIVES_KEY, Many(_ARCHIVE, "archives"), required=_DISK),
         Field("more", 8, formats=_BINARY),
     ),
 )
@@ -258,6 +261,35 @@ def encode(value: Value, fmt: Format) -> bytes:
         The document. CBOR is as in `wire.cddl`.
     """
     return dump(TABLES[type(value)].to_plain(value, fmt), fmt)
+
+
+@attrs.frozen(eq=False)
+class StreamEncoder:
+    """A stream, prepared to be encoded in CBOR again and again, each time with other archives.
+
+    Attributes:
+        stream: All but its archives is what is encoded.
+    """
+
+    stream: Stream
+    _plain: dict[int, Any] = attrs.field(init=False)
+    _archives: dict[int, Any] = attrs.field(init=False)  # by identity: they live as long as this
+
+    @_plain.default
+    def _all_but_archives(self) -> dict[int, Any]:
+        plain: dict[int, Any] = _STREAM.to_plain(self.stream, Format.CBOR)
+        plain.pop(_ARCHIVES_KEY, None)
+        return plain
+
+    @_archives.default
+    def _each_archive(self) -> dict[int, Any]:
+        return {id(a): _ARCHIVE.to_plain(a, Format.CBOR) for a in self.stream.archives or ()}
+
+    def encode(self, archives: Iterable[Archive]) -> bytes:
+        """Encode the stream with these archives; quickest with those that are its own."""
+        known = self._archives
+        plain = [known.get(id(a)) or _ARCHIVE.to_plain(a, Format.CBOR) for a in archives]
+        return dump({**self._plain, _ARCHIVES_KEY: plain}, Format.CBOR)
 
 
 def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap.model import Archive, Content, Envelope, Offer
-from netota_coap.selection import Selection, preferred, suits, text_form, vocabulary_of
+from netota_coap.selection import Index, Selection, preferred, suits, text_form
 from tests.strategies import archives, selections
 
 ENVELOPE = Envelope(type="application/x", size=1, sha256=bytes(32))
@@ -244,7 +244,18 @@ def test_narrow_twice(given_in: list[Archive], selection: Selection, scheme: str
 @given(st.lists(archives, max_size=4), selections, st.sampled_from(("coap", "https")))
 def test_within_narrows_alike(given_in: list[Archive], selection: Selection, scheme: str) -> None:
     """What is left out because no archive says it makes no difference."""
-    within = selection.within(vocabulary_of(given_in, scheme))
+    vocabulary = Index.of(tuple(given_in), scheme).vocabulary
+    within = selection.within(vocabulary)
 
     assert selection.narrow(given_in, scheme) == within.narrow(given_in, scheme)
-    assert within == within.within(vocabulary_of(given_in, scheme))
+    assert within == within.within(vocabulary)
+
+
+@given(st.lists(archives, max_size=6), selections, st.sampled_from(("coap", "https")))
+def test_an_index_narrows_alike(
+    given_in: list[Archive], selection: Selection, scheme: str
+) -> None:
+    """What an index does not look at would not have suited."""
+    index = Index.of(tuple(given_in), scheme)
+
+    assert selection.narrow(given_in, scheme) == index.narrow(selection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import cbor2
 import pytest
 from hypothesis import given
@@ -28,6 +29,7 @@ from netota_coap.selection import Selection
 from netota_coap.wire import (
     MEDIA_TYPES,
     TABLES,
+    StreamEncoder,
     decode,
     decode_list,
     decode_problem,
@@ -82,6 +84,18 @@ def test_json_round_trip(rule: str, data: st.DataObject) -> None:
     """JSON is read as what was written."""
     value = data.draw(VALUES[rule])
     assert value == decode(type(value), encode(value, Format.JSON), Format.JSON)
+
+
+@given(strategies.streams(), strategies.archive_lists, st.data())
+def test_encoder_of_a_stream(
+    stream: Stream, others: tuple[Archive, ...], data: st.DataObject
+) -> None:
+    """A prepared stream has the bytes that it has with any archives, its own or others."""
+    chosen = data.draw(st.lists(st.sampled_from((*(stream.archives or ()), *others, None))))
+    unique = {a.name.casefold(): a for a in chosen if a}
+    archives = tuple(unique.values())
+    expected = encode(attrs.evolve(stream, archives=archives), Format.CBOR)
+    assert expected == StreamEncoder(stream).encode(archives)
 
 
 @given(strategies.streams(on_disk=True))

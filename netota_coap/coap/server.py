@@ -60,16 +60,15 @@ class _Request:
 
     @classmethod
     def of(cls, options: tuple[Option, ...]) -> _Request:
-        for number in (coap.PROXY_URI, coap.PROXY_SCHEME):
-            if any(option[0] == number for option in options):
+        values: dict[int, list[bytes]] = {}
+        for number, value in options:
+            if number in (coap.PROXY_URI, coap.PROXY_SCHEME):
                 raise _RefusedError(Code.PROXYING_NOT_SUPPORTED, "this server is no proxy")
+            if coap.fits((number, value)):
+                values.setdefault(number, []).append(value)
         reason = coap.refusal(options)
         if reason is not None:
             raise _RefusedError(Code.BAD_OPTION, reason)
-        values: dict[int, list[bytes]] = {}
-        for number, value in options:
-            if coap.fits((number, value)):
-                values.setdefault(number, []).append(value)
 
         def uint(number: int) -> int | None:
             return coap.decode_uint(values[number][0]) if number in values else None
