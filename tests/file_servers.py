@@ -195,11 +195,24 @@ def certificate(directory: Path) -> Path:
 @contextlib.contextmanager
 def coap_fileserver(root: Path) -> Iterator[str]:
     """Run the real `aiocoap-fileserver` over a directory; its URI."""
+    with _coap_server(lambda port: [FILESERVER, "--bind", f"127.0.0.1:{port}", root]) as uri:
+        yield uri
+
+
+@contextlib.contextmanager
+def libcoap_server() -> Iterator[str]:
+    """Run libcoap's real server, which keeps what is put to it; its URI."""
+    arguments = ["-d", "9", "-A", "127.0.0.1"]
+    with _coap_server(lambda port: ["coap-server-notls", *arguments, "-p", str(port)]) as uri:
+        yield uri
+
+
+@contextlib.contextmanager
+def _coap_server(command: Callable[[int], list[str | Path]]) -> Iterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [FILESERVER, "--bind", f"127.0.0.1:{port}", root]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command(port), stderr=subprocess.PIPE) as process:
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ping:
                 ping.connect(("127.0.0.1", port))
@@ -212,7 +225,7 @@ def coap_fileserver(root: Path) -> Iterator[str]:
                     except OSError:
                         time.sleep(0.025)
                 else:
-                    raise AssertionError("aiocoap-fileserver does not answer")
+                    raise AssertionError(f"{command(port)[0]} does not answer")
             yield f"coap://127.0.0.1:{port}"
         finally:
             process.kill()
