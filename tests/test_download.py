@@ -236,6 +236,41 @@ async def test_nobody_there(url: str, match: str) -> None:
     assert re.search(match, (await check(url)).problem)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("HTTP_PROXY", "nonsense://127.0.0.1:1"),
+        ("HTTPS_PROXY", "http://[::1"),
+        ("NO_PROXY", "[::1"),
+    ],
+)
+async def test_a_proxy_that_is_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the environment says wrong of proxies is told as such."""
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="proxy of the environment") as caught:
+        await check("http://127.0.0.1:1/x")
+
+    assert name in caught.value.hint
+
+
+async def test_urls_without_end() -> None:
+    """A URL that a server sent is shown in part."""
+
+    def reply(request: Request) -> Response:
+        far = "/" + "x" * 20_000
+        return Response("404 X", {"Content-Length": "0"}) if request.path == far else to(far)
+
+    async with http_server(reply) as it:
+        problem = (await check(it.url)).problem
+
+    assert problem.startswith("404 Not Found at http://127")
+    assert len(problem) < 300
+
+
 async def test_reports(good: HttpServer) -> None:
     """Each distinct offer is asked once, a few at a time; reports are in the order given."""
     urls = [f"{good.url}?{number}" for number in range(20)]

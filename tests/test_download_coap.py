@@ -233,6 +233,24 @@ async def test_resume_in_small_blocks(left: int, target: Path) -> None:
     assert target.read_bytes() == SHORT
 
 
+@pytest.mark.parametrize("code", ["4.00", "4.02", "4.08"])
+async def test_a_server_that_begins_at_the_first_block_only(code: str, target: Path) -> None:
+    """What refuses to go on with a part of an earlier run is downloaded from its begin."""
+    part_of(target, SHORT).write_bytes(SHORT[:5000])
+    numbers: list[int] = []
+
+    def reply(request: Answer) -> Reply:
+        numbers.append(asked(request).number)
+        begins = numbers[-1] == 0 or numbers[-1] - 1 in numbers
+        return piece(request) if begins else (code, [], b"")
+
+    async with puppet(reply) as uri:
+        await download(archive(uri, data=SHORT), target)
+
+    assert numbers[:3] == [4, 0, 1]
+    assert target.read_bytes() == SHORT
+
+
 async def test_silence_in_the_middle(target: Path) -> None:
     """What came before a server fell silent need not come again."""
     numbers: list[int] = []

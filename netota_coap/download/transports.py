@@ -22,6 +22,7 @@ from netota_coap.errors import ConfigError, IntegrityError, PeerError, TransferE
 
 _REDIRECTS = 10  # followed
 _COAP_BLOCK = 1024
+_LONGEST_URL = 255  # shown of one that a server sent
 _LONGEST_CAUSE = 120  # characters of what a library says, which may hold what a server sent
 
 
@@ -81,16 +82,24 @@ async def sources_of(urls: Iterable[str], timeout_s: float) -> AsyncIterator[Map
             client = await stack.enter_async_context(Client(timeout_s=timeout_s))
             made["coap"] = _Coap(client)
         if schemes & {"http", "https"}:
-            http = httpx.AsyncClient(
-                headers={
-                    "User-Agent": f"netota-coap/{__version__}",
-                    "Accept-Encoding": "identity",
-                },
-                timeout=None,  # noqa: S113 - the one for all protocols is in `_receive`
-                verify=ssl.create_default_context(),  # the system's authorities, not httpx's
-            )
-            made["http"] = made["https"] = _Http(await stack.enter_async_context(http))
+            made["http"] = made["https"] = _Http(await stack.enter_async_context(_http_client()))
         yield made
+
+
+def _http_client() -> httpx.AsyncClient:
+    headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
+    try:
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # noqa: S113 - the one for all protocols is in `_receive`
+            verify=ssl.create_default_context(),  # the system's authorities, not httpx's
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        # The first is for SOCKS, which httpx speaks only with another package.
+        raise ConfigError(
+            f"the proxy of the environment cannot be used: {error}",
+            hint="See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
+        ) from error
 
 
 def _scheme(url: str) -> str:
@@ -141,7 +150,12 @@ class _Coap:
     async def open(self, url: str, start: int, tag: bytes | None) -> AsyncIterator[Body]:
         """Open at the block that holds the offset."""
         begin = start // _COAP_BLOCK * _COAP_BLOCK
-        first = await self._client.block(url, begin)
+        try:
+            first = await self._client.block(url, begin)
+        except PeerError as error:
+            if begin and error.code in _NOT_FROM_THERE:
+                raise ChangedError from error
+            raise
         if tag is not None and first.etag != tag:
             raise ChangedError
         yield Body(start, _told(first), first.etag, self._chunks(url, first, start - begin))
@@ -161,6 +175,9 @@ class _Coap:
 
 _PAST_THE_END = ("4.00", "4.02")
 """What servers answer to a block past the end: RFC 7959, section 2.4, leaves it open."""
+
+_NOT_FROM_THERE = (*_PAST_THE_END, "4.08")
+"""The same, and what those answer that send blocks only one after the other, from the first."""
 
 
 def _told(block: Block) -> int | None:
@@ -224,7 +241,8 @@ class _Http:
             finally:
                 await response.aclose()
             if request.url.scheme == "https" != following.url.scheme:
-                raise TransferError(f"redirects to {following.url}, which is not safe", uri=url)
+                detail = f"redirects to {_shown(following)}, which is not safe"
+                raise TransferError(detail, uri=url)
             request = following
         raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
 
@@ -247,7 +265,11 @@ def _refuse(url: str, response: httpx.Response) -> None:
 
 
 def _elsewhere(url: str, response: httpx.Response) -> str:
-    return f" at {response.url}" if response.url != url else ""
+    return f" at {_shown(response)}" if response.url != url else ""
+
+
+def _shown(it: httpx.Request | httpx.Response) -> str:
+    return str(it.url)[:_LONGEST_URL]
 
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d{1,19}|\*)/(?:(\d{1,19})|\*)", re.ASCII)
