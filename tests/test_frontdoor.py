@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib.metadata
@@ -16,17 +17,27 @@ from aiocoap.messagemanager import MessageManager
 from aiocoap.numbers.codes import Code
 from aiocoap.protocol import Context
 from aiocoap.transports.udp6 import MessageInterfaceUDP6
+from aiocoap.util.asyncio.recvmsg import RecvmsgSelectorDatagramTransport
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap.catalog import Catalog
 from netota_coap.coap import frontdoor
 from netota_coap.coap import options as coap
-from netota_coap.coap.frontdoor import open_sockets, parse_bind, uri_of, vet
-from netota_coap.errors import AddressError, ConfigError
+from netota_coap.coap.frontdoor import (
+    FrontDoor,
+    ReadyAnswers,
+    vet,
+)
+from netota_coap.coap.server import Responder, Site
+from netota_coap.model import Repository
+from netota_coap.repository import Loader
 from tests.conftest import NOW
-from tests.device import ACK, CON, GET, NON, RST, device
+from tests.device import ACK, CON, FETCH, GET, NON, RST, device
 from tests.publishing import publish
 from tests.serving import run, serving
+
+EMPTY = Repository(format=1)
 
 
 def test_private_names() -> None:
@@ -47,74 +58,11 @@ def test_private_names() -> None:
     ]
     for name in ("_next_message_id", "_store_response_for_duplicates"):
         assert callable(getattr(MessageManager, name))
+    assert "self._recent_messages" in inspect.getsource(MessageManager.__init__)
+    # The door takes the reader away that this one adds, and reads itself.
+    assert "loop.add_reader" in inspect.getsource(RecvmsgSelectorDatagramTransport.__init__)
     for name in ("send", "error_received"):
         assert callable(getattr(MessageInterfaceUDP6, name))
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:1234", ("127.0.0.1", 1234)),
-        ("127.0.0.1", ("127.0.0.1", 5683)),
-        ("[::1]:1234", ("::1", 1234)),
-        ("[::1]", ("::1", 5683)),
-        ("::1", ("::1", 5683)),
-        ("localhost:0", ("localhost", 0)),
-        (":1234", ("::", 1234)),
-        ("[fe80::1%lo]:1", ("fe80::1%lo", 1)),
-    ],
-)
-def test_parse_bind(text: str, address: tuple[str, int]) -> None:
-    """Hosts, ports, both or one."""
-    assert address == parse_bind(text)
-
-
-@pytest.mark.parametrize("text", ["[::1", "[::1]x", "h:65536", "h:-1", "h:x", "h:\uff11"])
-def test_parse_bind_refused(text: str) -> None:
-    """What is no address is named."""
-    with pytest.raises(ConfigError, match="must be"):
-        parse_bind(text)
-
-
-def test_port_is_not_shared() -> None:
-    """A second server on a port fails, instead of taking half of the datagrams."""
-    (first,) = open_sockets("127.0.0.1:0")
-    with first, pytest.raises(AddressError, match="Address already in use") as caught:
-        open_sockets(f"127.0.0.1:{first.getsockname()[1]}")
-
-    assert "choose another --bind" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("bind", "match"), [("192.0.2.99:0", "Cannot assign"), ("no.such.host.invalid:0", "no.such")]
-)
-def test_foreign_address(bind: str, match: str) -> None:
-    """An address of another machine, or of none, is named."""
-    with pytest.raises(AddressError, match=match):
-        open_sockets(bind)
-
-
-def test_no_ipv6_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without AF_INET6 the error says what to allow."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
-
-    monkeypatch.setattr(frontdoor.socket, "socket", refuse)
-    with pytest.raises(AddressError, match="not supported") as caught:
-        open_sockets("127.0.0.1:0")
-
-    assert "RestrictAddressFamilies" in caught.value.hint
-
-
-@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "[::]:0"])
-def test_uri(bind: str) -> None:
-    """The URI says address and port."""
-    (opened,) = open_sockets(bind)
-    with opened:
-        host, port = bind.rsplit(":", 1)[0], opened.getsockname()[1]
-
-        assert f"coap://{host}:{port}" == uri_of(opened)
 
 
 async def test_answers_from_the_address_that_was_asked(sample: Path) -> None:
@@ -331,3 +279,111 @@ def test_options_that_mean_nothing_are_not_handed_on() -> None:
     crowd = vet(head + coap.encode([(18, b"x")] * 65))
     assert not isinstance(crowd, bytes)
     assert crowd.code == Code.BAD_OPTION
+
+
+# ----------------------------------------------------------------------------------------------
+# Ready answers
+
+
+def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used leave at a number of entries, or of bytes; all leave at a swap."""
+    before, after = Responder(Catalog.of(EMPTY)), Responder(Catalog.of(EMPTY))
+    ready = ReadyAnswers()
+    table = ready.of(before)
+    monkeypatch.setattr(frontdoor, "_READY_ENTRIES", 3)
+    for number in range(3):
+        ready.put(bytes((number,)), Code.CONTENT, b"tail")
+    table.move_to_end(b"\0")
+    ready.put(b"\3", Code.VALID, b"tail")
+    assert list(table) == [b"\2", b"\0", b"\3"]
+    ready.put(b"\3", Code.VALID, b"tail")
+    monkeypatch.setattr(frontdoor, "_READY_BYTES", 2 * (300 + 1 + 4))
+    ready.put(b"\4", Code.CONTENT, b"tail")
+    assert list(table) == [b"\3", b"\4"]
+    assert ready.of(before) is table
+    assert list(ready.of(after)) == []
+    monkeypatch.setattr(frontdoor, "_READY_BYTES", 305)
+    ready.put(b"\5", Code.CONTENT, b"tail")
+    assert list(table) == [b"\5"]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "[::]:0", "0.0.0.0:0"])
+@pytest.mark.parametrize("kind", [CON, NON])
+async def test_ready_answers(sample: Path, bind: str, kind: int) -> None:
+    """What was asked before is answered alike, from any socket, until a swap."""
+    path = "p/sensor-node/s/stable?head"
+    async with serving(sample, bind) as (uri,), device(uri.replace("[::]", "127.0.0.1")) as it:
+        answers = [await it.ask(GET, path, kind=kind, token=bytes(n)) for n in (0, 8, 3)]
+        assert {answer.payload for answer in answers} == {answers[0].payload}
+        assert [len(answer.token) for answer in answers] == [0, 8, 3]
+        assert {answer.kind for answer in answers} == {ACK if kind == CON else NON}
+        assert len({answer.message_id for answer in answers}) == 3
+        publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
+        async with asyncio.timeout(5):
+            while (await it.ask(GET, path)).payload == answers[0].payload:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+
+async def test_what_is_refused_is_not_kept(sample: Path) -> None:
+    """Only what was answered well is ready; asking for what is not there fills nothing."""
+    site = Site(Responder(Catalog.of(Loader(sample).load())))
+    door = await FrontDoor.open(site, ["127.0.0.1:0"])
+    async with device(door.uris[0]) as it:
+        for path in ("p", "p/none", "p?x", "p/sensor-node/s/stable?sequence=x&full"):
+            await it.ask(GET, path)
+        await it.ask(GET, "p?y", payload=b"x")
+        await it.ask(GET, "p?z", options=[(coap.OBSERVE, b"\x01")])
+        await it.ask(FETCH, "p/sensor-node/s/stable", options=[(coap.CONTENT_FORMAT, b"\x3c")],
+                     payload=b"\xa0")  # fmt: skip
+    (manager,) = door._context.request_interfaces
+    table = manager.token_interface.message_interface._ready.of(site.responder)
+    assert sorted(table) == [
+        coap.encode([(coap.URI_PATH, b"p")]),
+        coap.encode([(coap.URI_PATH, b"p"), (coap.URI_QUERY, b"x")]),
+    ]
+    # Of all these, aiocoap was given one.
+    assert len(manager.token_interface._recent_messages) == 1
+    await door.close()
+
+
+async def test_what_aiocoap_would_have_to_remember_is_bounded(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the limit, who asks for more than an answer shall come again; others are served."""
+    monkeypatch.setattr(frontdoor, "_MOST_REMEMBERED", 2)
+    async with serving(sample) as (uri,), device(uri) as it:
+        for number in range(2):
+            await it.observe("p", token=bytes((number,)))
+        refused = await it.observe("p", token=b"x")
+        assert (refused.code, refused.uint(coap.MAX_AGE)) == ("5.03", 10)
+        assert (await it.ask(GET, "p")).code == "2.05"
+
+
+async def test_dead_peers_cost_the_living_no_answer(sample: Path) -> None:
+    """Requests of closed ports, with their ICMP errors, lose nobody an answer."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        for _ in range(50):
+            async with device(uri) as dead:
+                dead.send(dead.message(GET, "p"))
+            assert (await it.ask(GET, "p")).code == "2.05"
+
+
+async def test_a_burst_starves_nobody(sample: Path) -> None:
+    """While one asks without end, an observer is told of a publish, and timers run."""
+    async with serving(sample) as (uri,), device(uri) as crowd, device(uri) as observer:
+        await observer.observe("p/sensor-node/s/stable")
+        asking = True
+
+        async def burst() -> None:
+            while asking:
+                for _ in range(200):
+                    with contextlib.suppress(BlockingIOError):
+                        crowd.send(crowd.message(GET, "p"))
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(burst())
+        publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
+        told = await observer.notification()
+        asking = False
+        await task
+        assert b"2.0" in told.payload

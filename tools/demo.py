@@ -19,7 +19,7 @@ from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.protocol import Context
 
-from netota_coap.coap.frontdoor import DEFAULT_PORT, open_sockets
+from netota_coap.coap.sockets import DEFAULT_PORT, open_sockets
 from netota_coap.errors import AddressError
 from netota_coap.formats import Format
 from netota_coap.model import Stream

@@ -46,7 +46,7 @@ def serve(directory: Path, binds: Sequence[str]) -> None:
     import logging
     import sys
 
-    from netota_coap.coap.frontdoor import DEFAULT_BIND
+    from netota_coap.coap.sockets import DEFAULT_BIND
     from netota_coap.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
