@@ -56,6 +56,8 @@ def check(root: Path) -> Findings:
         return Findings(None, error.issues, (), error.hint)
     errors: list[Issue] = []
     warnings = list(_ignored(root))
+    if doubt := git.doubt(root):
+        warnings.append(Issue("", doubt, str(root)))
     committed = _committed(root)
     for package_name, package in repository.packages.items():
         for name, stream in package.streams.items():

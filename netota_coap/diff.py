@@ -7,7 +7,7 @@ Source: `spec/publishing.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -16,9 +16,9 @@ from netota_coap import repository
 from netota_coap.catalog import in_one_datagram
 from netota_coap.errors import Issue
 from netota_coap.formats import Format
-from netota_coap.model import Archive, AttributeValue, Content, Stream, StreamName
+from netota_coap.model import Archive, AttributeValue, Content, Package, Stream, StreamName
 from netota_coap.repository import Change
-from netota_coap.selection import Selection, suits, text_form
+from netota_coap.selection import Index, Selection, text_form
 from netota_coap.wire import decode
 
 USABLE_SCHEMES = frozenset(
@@ -89,6 +89,7 @@ class Difference:
         kinds: Of devices, in the order of the archives.
         lost: Architectures and machines that lose their build, as `arch=arm machine=x`.
         warnings: What else would break, or is probably not meant.
+        other: The stream that the state after is of, if it is another one.
     """
 
     change: Change
@@ -96,10 +97,11 @@ class Difference:
     kinds: tuple[KindChange, ...]
     lost: tuple[str, ...]
     warnings: tuple[Issue, ...]
+    other: StreamName | None = None
 
     @classmethod
-    def of(cls, change: Change) -> Difference:
-        """Compare the two states of a change."""
+    def of(cls, change: Change, other: StreamName | None = None) -> Difference:
+        """Compare the two states of a change, or a stream with another one."""
         old, new = archives_of(change.before), archives_of(change.after)
         kinds = tuple(_kind_changes(change))
         return cls(
@@ -108,6 +110,7 @@ class Difference:
             kinds,
             lost(change),
             tuple(_warnings(kinds, new)),
+            other,
         )
 
 
@@ -144,7 +147,7 @@ def compare(
     else:
         after = repository.history(root, other)[0] if other else states[0]
     package, _ = repository.read(root, name)
-    return Difference.of(Change(name, package, before, after))
+    return Difference.of(Change(name, package, before, after), other)
 
 
 def archives_of(stream: Stream | None) -> tuple[Archive, ...]:
@@ -160,22 +163,18 @@ def describe(attributes: Mapping[str, AttributeValue]) -> str:
 
 def lost(change: Change) -> tuple[str, ...]:
     """Return the architectures and machines that had a build and would have none any more."""
-    new = archives_of(change.after)
+    index = Index.of(archives_of(change.after), _REQUEST_SCHEME)
     targets = dict.fromkeys(_target(archive.content) for archive in archives_of(change.before))
     return tuple(
         describe(dict(target))
         for target in targets
-        if not _suiting(new, Selection.of(dict(target)))
+        if not index.narrow(Selection.of(dict(target)))
     )
 
 
 def _target(content: Content) -> tuple[tuple[str, AttributeValue], ...]:
     said = content.all()
     return tuple((name, said[name]) for name in ("arch", "machine") if name in said)
-
-
-def _suiting(archives: Iterable[Archive], selection: Selection) -> bool:
-    return any(suits(archive, selection, _REQUEST_SCHEME) for archive in archives)
 
 
 def _archive_changes(
@@ -201,24 +200,30 @@ def _what(before: Archive | None, after: Archive | None) -> str:
 def _kind_changes(change: Change) -> Iterator[KindChange]:
     both = (*archives_of(change.before), *archives_of(change.after))
     kinds = {Selection.of(archive.content.all()): archive.content.all() for archive in both}
-    poll_s = change.package.poll_s
-
-    def got(stream: Stream | None, selection: Selection) -> Got | None:
-        if stream is None or stream.removed:
-            return None
-        narrowed = selection.narrow(stream.archives or (), _REQUEST_SCHEME)
-        served = attrs.evolve(stream, archives=narrowed, poll_s=stream.poll_s or poll_s)
-        payload = in_one_datagram(served)
-        more = decode(Stream, payload, Format.CBOR).more
-        return Got(stream.version, next(iter(narrowed), None), len(payload), more)
-
+    before, after = (_getting(stream, change.package) for stream in (change.before, change.after))
     for selection, kind in kinds.items():
-        yield KindChange(kind, got(change.before, selection), got(change.after, selection))
+        yield KindChange(kind, before(selection), after(selection))
+
+
+def _getting(stream: Stream | None, package: Package) -> Callable[[Selection], Got | None]:
+    """Return what tells what a device gets of a state."""
+    if stream is None or stream.removed:
+        return lambda _: None
+    served = attrs.evolve(stream, poll_s=stream.poll_s or package.poll_s)
+    index = Index.of(served.archives or (), _REQUEST_SCHEME)
+
+    def got(selection: Selection) -> Got:
+        narrowed = index.narrow(selection)
+        payload = in_one_datagram(attrs.evolve(served, archives=narrowed))
+        more = decode(Stream, payload, Format.CBOR).more
+        return Got(served.version, next(iter(narrowed), None), len(payload), more)
+
+    return got
 
 
 def _warnings(kinds: Iterable[KindChange], archives: Iterable[Archive]) -> Iterator[Issue]:
     for archive in archives:
-        schemes = {offer.scheme(_REQUEST_SCHEME) for offer in archive.offers}
+        schemes = _schemes(archive)
         if not schemes:
             yield Issue(archive.name, "has no offer: nobody can download it")
         elif not schemes & USABLE_SCHEMES:

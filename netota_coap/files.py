@@ -36,6 +36,8 @@ def write(path: Path, data: bytes) -> None:
     """
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
+    if temporary.is_symlink():
+        temporary.unlink()  # it could lead to any file of the user
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

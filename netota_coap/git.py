@@ -55,6 +55,25 @@ def author(root: Path) -> str | None:
     return printable(whole).encode()[: LIMITS["title"].value].decode(errors="ignore") or None
 
 
+def doubt(root: Path) -> str:
+    """Return why git may not tell all that it should, or "" if it does, or has nothing to tell."""
+    real = Path(os.path.realpath(root))
+    kept = "GIT_DIR" in os.environ or any(
+        os.path.exists(directory / ".git")  # noqa: PTH110 - never raises
+        for directory in (real, *real.parents)
+    )
+    if not kept:
+        return ""
+    shallow = _git(root, "rev-parse", "--is-shallow-repository").strip()
+    if shallow == "false":
+        return ""
+    if shallow == "true":
+        return (
+            "is a shallow clone: what was published before it is not seen (git fetch --unshallow)"
+        )
+    return "is kept in git, which cannot be asked: git status says why"
+
+
 def committed(root: Path, pattern: str) -> dict[str, set[str]]:
     """Return what the commits that led to this one have put at paths, merged branches included.
 

@@ -48,7 +48,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
     """
     require_repository(root)
     deadline = time.monotonic() + timeout_s
-    with writing(root), open(root / FILE, "ab", buffering=0, opener=at_once) as lock:
+    with writing(root), open(root / FILE, "ab", buffering=0, opener=_own) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +81,11 @@ def is_locked(root: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _own(path: str, flags: int) -> int:
+    """Open the lock itself: a link in its place could lead to any file of the user."""
+    return at_once(path, flags | os.O_NOFOLLOW)
 
 
 def _signature() -> str:

@@ -17,6 +17,7 @@ import attrs
 from netota_coap import repository
 from netota_coap.diff import lost
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
+from netota_coap.lock import require_repository
 from netota_coap.model import (
     Archive,
     Content,
@@ -59,7 +60,7 @@ class Edit:
         Args:
             root: Of the repository.
             name: Of the stream.
-            make: As in `repository.change`; author and message are added.
+            make: As in `repository.change`; its message stands if the edit has none.
             keep_builds: Whether to refuse the loss of a build, unless it is allowed.
 
         Raises:
@@ -68,7 +69,8 @@ class Edit:
 
         def signed(package: Package, present: Stream | None) -> Stream:
             state = make(package, present)
-            return attrs.evolve(state, author=self.author, message=self.message)
+            message = state.message if self.message is None else self.message
+            return attrs.evolve(state, author=self.author, message=message)
 
         if self.dry_run:
             return repository.plan(root, name, signed)
@@ -109,7 +111,8 @@ def publish(
         sources: One per archive.
         offers: Templates, for each archive that has none of its own; none: those of the package.
         edit: How.
-        force: Whether what is said may contradict what the files state.
+        force: Whether what is said may contradict what the files state, and the stream may hold
+            the same already.
         progress: Called with the number of bytes read, again and again.
 
     Returns:
@@ -117,7 +120,8 @@ def publish(
 
     Raises:
         InvalidDataError: Something given breaks a rule, or contradicts the files.
-        RepositoryConflictError: The stream is closed, or a build would be lost.
+        RepositoryConflictError: The stream is closed, holds the same already, or would lose a
+            build.
         RepositoryError: It could not be written; nothing changed.
     """
     package, present = repository.read(root, name)
@@ -127,7 +131,15 @@ def publish(
     templates = tuple(offers) or package.offers
     version, archives = describe(sources, name, version, templates, force=force, progress=progress)
     state = Stream(version=version, sequence=1, published=edit.now, archives=archives)
-    return _replace(root, name, lambda: state, edit)
+
+    def make(present: Stream | None) -> Stream:
+        if not force:
+            _refuse_same(
+                state, present, name, hint="If it is to be published again, give --force."
+            )
+        return state
+
+    return _replace(root, name, make, edit)
 
 
 def _rules_of_note(edit: Edit) -> Iterator[Issue]:
@@ -136,13 +148,15 @@ def _rules_of_note(edit: Edit) -> Iterator[Issue]:
             yield Issue(field, reason)
 
 
-def _replace(root: Path, name: StreamName, make: Callable[[], Stream], edit: Edit) -> Change:
+def _replace(
+    root: Path, name: StreamName, make: Callable[[Stream | None], Stream], edit: Edit
+) -> Change:
     """Replace version and archives; title and poll_s are the stream's own, and stay."""
 
     def replaced(_package: Package, present: Stream | None) -> Stream:
         _refuse_closed(root, name, present)
         return attrs.evolve(
-            make(),
+            make(present),
             published=edit.now, changed=None, closed=False, replacement=None, removed=False,
             title=present.title if present else None,
             poll_s=present.poll_s if present else None,
@@ -177,10 +191,10 @@ def promote(root: Path, source: StreamName, target: StreamName, *, edit: Edit) -
     if source == target:
         raise RepositoryConflictError(f"{'/'.join(source)} cannot be promoted to itself")
 
-    def make() -> Stream:
+    def make(present: Stream | None) -> Stream:
         state = existing(root, source)
-        _refuse_same(state, repository.read(root, target)[1], target)
-        return state
+        _refuse_same(state, present, target)
+        return attrs.evolve(state, message=None)
 
     return _replace(root, target, make, edit)
 
@@ -202,34 +216,36 @@ def rollback(root: Path, name: StreamName, to: int | None = None, *, edit: Edit)
         RepositoryError: It could not be written; nothing changed.
     """
 
-    def make() -> Stream:
-        states = repository.history(root, name)
-        present = repository.read(root, name)[1]
-        if to is not None:
-            state = repository.state_at(root, name, to)
-        else:
-            older = (s for s in states if not s.removed and (not present or not _same(s, present)))
-            found = next(older, None)
-            if found is None:
-                raise NotFoundError(f"{'/'.join(name)} never held anything else")
-            state = found
-        if state.removed:
-            raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
+    def make(present: Stream | None) -> Stream:
+        state = _state_to_restore(root, name, to)
         _refuse_same(state, present, name)
-        return state
+        return attrs.evolve(state, message=f"rollback to sequence {state.sequence}")
 
     return _replace(root, name, make, edit)
+
+
+def _state_to_restore(root: Path, name: StreamName, to: int | None) -> Stream:
+    if to is not None:
+        state = repository.state_at(root, name, to)
+        if state.removed:
+            raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
+        return state
+    present = repository.read(root, name)[1]
+    states = (s for s in repository.history(root, name) if not s.removed)
+    found = next((s for s in states if not (present and _same(s, present))), None)
+    if found is None:
+        raise NotFoundError(f"{'/'.join(name)} never held anything else")
+    return found
 
 
 def _same(one: Stream, other: Stream) -> bool:
     return (one.version, one.archives) == (other.version, other.archives)
 
 
-def _refuse_same(state: Stream, present: Stream | None, name: StreamName) -> None:
+def _refuse_same(state: Stream, present: Stream | None, name: StreamName, hint: str = "") -> None:
     if present and _same(state, present):
-        raise RepositoryConflictError(
-            f"{'/'.join(name)} holds {state.version} with these archives already"
-        )
+        detail = f"{'/'.join(name)} holds {state.version} with these archives already"
+        raise RepositoryConflictError(detail, hint=hint)
 
 
 def close(
@@ -292,7 +308,7 @@ def _alter(root: Path, name: StreamName, make: Callable[[Stream], Stream], edit:
     def altered(_package: Package, present: Stream | None) -> Stream:
         if present is None:
             raise _no_stream(root, name)
-        return attrs.evolve(make(present), changed=edit.now)
+        return attrs.evolve(make(present), changed=edit.now, message=None)
 
     return edit.apply(root, name, altered, keep_builds=False)
 
@@ -303,6 +319,7 @@ def existing(root: Path, name: StreamName) -> Stream:
     Raises:
         NotFoundError: There is no such stream.
     """
+    require_repository(root)
     present = repository.read(root, name)[1]
     if present is None:
         raise _no_stream(root, name)

@@ -5,6 +5,7 @@ Source: `spec/publishing.md`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -132,12 +133,12 @@ def version_of(release: Release, given: str | None, *, force: bool = False) -> s
     return given or release.version
 
 
-def sources(release: Release, directory: Path) -> list[ArchiveSource]:
+def sources(release: Release, file: Path) -> list[ArchiveSource]:
     """Find the files of a release.
 
     Args:
         release: The release.
-        directory: That its globs start from.
+        file: Where it was read from: globs start from its directory.
 
     Returns:
         One per file, in the order of the release, those of a glob by path.
@@ -145,20 +146,21 @@ def sources(release: Release, directory: Path) -> list[ArchiveSource]:
     Raises:
         InvalidDataError: There is no archive, or a glob finds nothing.
     """
-    found = []
-    issues = [] if release.archives else [Issue("archives", "must be at least one")]
+    described: list[ArchiveSource] = []
+    directory = file.parent
+    issues = [] if release.archives else [Issue("archives", "must be at least one", str(file))]
     for index, archive in enumerate(release.archives):
-        files = list(_found(directory, archive.file))
-        if not files:
+        paths = list(_found(directory, archive.file))
+        if not paths:
             reason = f"there is no file {archive.file} in {directory}"
-            issues.append(Issue(f"archives[{index}].file", reason))
-        found += [
-            ArchiveSource(file, archive.name, archive.media_type, archive.content, archive.offers)
-            for file in files
+            issues.append(Issue(f"archives[{index}].file", reason, str(file)))
+        described += [
+            ArchiveSource(path, archive.name, archive.media_type, archive.content, archive.offers)
+            for path in paths
         ]
     if issues:
         raise InvalidDataError(issues)
-    return found
+    return described
 
 
 def _found(directory: Path, pattern: str) -> Iterator[Path]:
@@ -167,9 +169,11 @@ def _found(directory: Path, pattern: str) -> Iterator[Path]:
     if path.exists():
         yield path
         return
-    anchor = Path(path.anchor or ".")
+    # What stands before the pattern is no part of it, whatever characters it has.
+    start = Path(path.anchor) if Path(pattern).is_absolute() else directory
     try:
-        yield from sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
+        relative = str(Path(pattern).relative_to(path.anchor)) if start != directory else pattern
+        yield from sorted(found for found in start.glob(relative) if found.is_file())
     except (ValueError, NotImplementedError, OSError):
         return
 
@@ -188,8 +192,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
     Raises:
         InvalidDataError: A file cannot be read, or a build has nothing to be published.
     """
-    found = [path for build in builds for path in _drafted(build)]
-    read_ = [(path, artefacts.read(path, progress)) for path in found]
+    read_ = [(path, artefacts.read(path, progress)) for path in found(builds)]
     archives = tuple(
         ReleaseArchive(file=_relative(path, file.absolute().parent), content=artefact.content)
         for path, artefact in read_
@@ -203,17 +206,27 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
     return head + "\n" + dump(RELEASE.to_plain(release, Format.TOML), Format.TOML).decode()
 
 
-def _drafted(build: Path) -> list[Path]:
+def found(builds: Iterable[Path]) -> list[Path]:
+    """Return what builds have made to be published: MCUboot images of Zephyr, RAUC bundles.
+
+    Raises:
+        InvalidDataError: A build has nothing to be published.
+    """
+    return [path for build in builds for path in _made(build)]
+
+
+def _made(build: Path) -> list[Path]:
     if build.is_file():
         return [build]
-    found = [path for pattern in _DRAFTED for path in sorted(build.glob(pattern))]
-    if not found:
+    paths = [path for pattern in _DRAFTED for path in sorted(build.glob(pattern))]
+    if not paths:
         reason = f"there is nothing to publish: no {' and no '.join(_DRAFTED)}"
         hint = "Name the files themselves, or write the release file by hand."
         raise InvalidDataError([Issue("", reason, str(build))], hint=hint)
-    return found
+    # Of an image that is encrypted, too, that one is meant.
+    encrypted = (path.with_name("zephyr.signed.encrypted.bin") for path in paths)
+    return [e if e.exists() else p for p, e in zip(paths, encrypted, strict=True)]
 
 
 def _relative(path: Path, directory: Path) -> str:
-    absolute = path.absolute()
-    return str(absolute.relative_to(directory) if absolute.is_relative_to(directory) else absolute)
+    return os.path.relpath(path.absolute(), directory)

@@ -420,9 +420,8 @@ def _commit(root: Path, planned: Change) -> None:
     stream, record = _stream_file(root, name), _history_file(root, name, after.sequence)
     try:
         write(record, data)
-        for leftover in history:
-            if before and leftover > before.sequence:
-                _history_file(root, name, leftover).unlink()
+        for leftover in _interrupted(root, name, before, history):
+            _history_file(root, name, leftover).unlink()
         if after.removed:
             stream.unlink()
             sync_directory(stream.parent)
@@ -435,6 +434,24 @@ def _commit(root: Path, planned: Change) -> None:
         raise
 
 
+def _interrupted(
+    root: Path, name: StreamName, present: Stream | None, sequences: list[int]
+) -> list[int]:
+    """Return what of a history is the trace of changes that were interrupted. Source: R-11.
+
+    Without a stream file it is what follows a removal; a history that begins without one is taken
+    for that of a file that was deleted (decision 0003).
+    """
+    if present:
+        return [each for each in sequences if each > present.sequence]
+    after: list[int] = []
+    for sequence in reversed(sequences):
+        if _state(root, name, sequence).removed:
+            return after
+        after.append(sequence)
+    return []
+
+
 def history(root: Path, name: StreamName) -> list[Stream]:
     """Return the states that a stream held, the present or last one first.
 
@@ -444,25 +461,30 @@ def history(root: Path, name: StreamName) -> list[Stream]:
         NotFoundError: There never was such a stream.
         InvalidDataError: A name, or one of the files, is wrong.
     """
-    require_repository(root)
+    sequences = _sequences(root, name)
     present = read(root, name)[1]
-    sequences = set(_history(root, name))
-    if present:
-        sequences = {each for each in sequences if each < present.sequence}
-    elif not sequences:
+    past = [
+        _state(root, name, each) for each in sequences if not present or each < present.sequence
+    ]
+    return [present, *past] if present else past
+
+
+def _sequences(root: Path, name: StreamName) -> list[int]:
+    """Return the sequences that a stream held, the last one first; its own may be missing."""
+    require_repository(root)
+    present, found = read(root, name)[1], _history(root, name)
+    if not present and not found:
         raise NotFoundError(
             f"{root}: there is no stream {'/'.join(name)}, and never was",
             hint=f"See what there is: netota-coap list {root}",
         )
-    past = []
-    for sequence in sorted(sequences, reverse=True):
-        path = _history_file(root, name, sequence)
-        past.append(_read(Stream, path, path.relative_to(root).as_posix())[1])
-    if present:
-        return [present, *past]
-    # What follows a removal and left no stream file was interrupted.
-    end = next((at for at, state in enumerate(past) if state.removed), 0)
-    return past[end:]
+    traces = _interrupted(root, name, present, found)
+    return [each for each in reversed(found) if each not in traces]
+
+
+def _state(root: Path, name: StreamName, sequence: int) -> Stream:
+    path = _history_file(root, name, sequence)
+    return _read(Stream, path, path.relative_to(root).as_posix())[1]
 
 
 def history_issues(
@@ -507,13 +529,16 @@ def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
         NotFoundError: It never held it, or the history lacks it.
         InvalidDataError: As `history` does.
     """
-    found = next((s for s in history(root, name) if s.sequence == sequence), None)
-    if found is None:
+    sequences = _sequences(root, name)
+    present = read(root, name)[1]
+    if present and present.sequence == sequence:
+        return present
+    if sequence not in sequences:
         raise NotFoundError(
             f"{root}: the history of {'/'.join(name)} has no sequence {sequence}",
             hint=f"See what it has: netota-coap log {root} {'/'.join(name)}",
         )
-    return found
+    return _state(root, name, sequence)
 
 
 def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None:

@@ -72,7 +72,8 @@ class ArchiveSource:
             key, equals, value = setting.partition("=")
             if not equals or key in given:
                 reason = "is there twice" if equals else "must be KEY=VALUE"
-                raise InvalidDataError([Issue(setting, reason, file)])
+                hint = "" if equals else "A path with a comma in it goes into a release file."
+                raise InvalidDataError([Issue(setting, reason, file)], hint=hint)
             given[key] = value
         name, media_type = given.pop("name", None), given.pop("media-type", None)
         own = {key: _value(given.pop(key), key) for key in CONTENT_ATTRIBUTES if key in given}
@@ -166,15 +167,19 @@ class _Build:
         names = {**said, **names, "file": self.source.path.name, "stem": self.source.path.stem}
         names["sha256"] = envelope.sha256.hex()
         try:
-            name = self._name() if self.source.name is None else _fill(self.source.name, names)
+            name = (
+                self._name()
+                if self.source.name is None
+                else _fill(self.source.name, names, "name")
+            )
             filled = tuple(
-                attrs.evolve(offer, url=_fill(offer.url, names | {"name": name}, quoted=True))
+                attrs.evolve(offer, url=_fill(offer.url, names | {"name": name}, "url"))
                 for offer in self.source.offers or templates
             )
             return Archive(name=name, envelope=envelope, content=self.content, offers=filled)
         except InvalidDataError as error:
             issues = [attrs.evolve(issue, file=self.file) for issue in error.issues]
-            hint = "Give it a name: --archive FILE,name=NAME" if issues[0].place == "name" else ""
+            hint = _NAME_HINT if issues[0].place == "name" else ""
             raise InvalidDataError(issues, hint=hint) from error
 
     def _name(self) -> str:
@@ -183,16 +188,17 @@ class _Build:
         return self.source.path.stem
 
 
+_NAME_HINT = "Give it a name: --archive FILE,name=NAME, or name in a release file."
 _PLACE = re.compile(r"\{([^{}]*)\}|[{}]")
 
 
-def _fill(template: str, names: Mapping[str, str], *, quoted: bool = False) -> str:
+def _fill(template: str, names: Mapping[str, str], place: str) -> str:
     def filling(match: re.Match[str]) -> str:
         value = names.get(match[1] or "")
         if value is None:
             known = ", ".join(f"{{{name}}}" for name in sorted(names))
-            raise InvalidDataError([Issue("offer", f"{template!r}: the templates are {known}")])
-        return quote(value, safe="+") if quoted else value
+            raise InvalidDataError([Issue(place, f"{template!r}: the templates are {known}")])
+        return quote(value, safe="") if place == "url" else value
 
     return _PLACE.sub(filling, template)
 
@@ -238,7 +244,9 @@ def describe(
     issues = clashes((archive.name for archive in archives), "--archive {name}")
     issues += _shared_urls(archives)
     if issues:
-        raise InvalidDataError(issues)
+        raise InvalidDataError(
+            issues, hint=_NAME_HINT if clashes(a.name for a in archives) else ""
+        )
     return version, archives
 
 

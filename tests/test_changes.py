@@ -98,7 +98,7 @@ def test_rollback_is_a_new_publish_of_an_old_state(repository_dir: Path) -> None
     state = publishing.rollback(repository_dir, NAME, edit=edit).after
     expected = attrs.evolve(
         present, version=old.version, archives=old.archives, sequence=18,
-        published=LATER, author=None, message=None,
+        published=LATER, author=None, message="rollback to sequence 16",
     )  # fmt: skip
     assert expected == state == served(repository_dir)
     assert (
@@ -216,6 +216,28 @@ def test_changes_refuse(
     with pytest.raises(error, match=detail):
         call(repository_dir)
     assert check(repository_dir).errors == ()
+
+
+def test_publishing_the_same_again(repository_dir: Path, release: Callable[..., Stream]) -> None:
+    """What is there already is not published once more, unless it is forced."""
+    assert release("3.0").sequence == 18
+    with pytest.raises(RepositoryConflictError) as raised:
+        release("3.0")
+    assert raised.value.hint == "If it is to be published again, give --force."
+    assert release("3.0", force=True).sequence == 19
+
+
+def test_what_follows_a_removal_and_was_interrupted(repository_dir: Path) -> None:
+    """It is no state of the stream, before the next publish nor after it."""
+    remove(repository_dir, EDGE)
+    left = attrs.evolve(served(repository_dir), sequence=215, version="left")
+    file = "packages/sensor-node/history/edge/00000215.toml"
+    (repository_dir / file).write_bytes(encode(left, Format.TOML))
+    assert repository.history(repository_dir, EDGE)[0].removed
+    state = rollback(repository_dir, EDGE)
+    assert (state.sequence, state.version == "left") == (216, False)
+    assert [s.sequence for s in repository.history(repository_dir, EDGE)][:2] == [216, 214]
+    assert not (repository_dir / file).exists()
 
 
 # ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import tomli
 
 from netota_coap import cli
 from netota_coap.repository import Loader
-from tests.serving import PROJECT, netota, serving
+from tests.serving import COMMAND, PROJECT, netota, serving
 from tests.test_cli import ok
 
 SPEC = (PROJECT / "netota_coap/spec/cli.md").read_text()
@@ -86,7 +86,8 @@ async def test_a_lost_build(sample: Path, images: list[str]) -> None:
         "warning: type=zephyr-image arch=arm machine=nrf9160dk debug=false: "
         "nothing suits such a device any more\n"
     )
-    assert (await netota(*publish, "-n", "--allow-missing"))[0] == 0
+    other = tuple("2.1" if word == "2.0" else word for word in publish)
+    assert (await netota(*other, "-n", "--allow-missing"))[0] == 0
 
 
 async def test_a_release_file(sample: Path, tmp_path: Path, images: list[str]) -> None:
@@ -156,6 +157,38 @@ async def test_mistakes(arguments: list[str], code: int, said: str, sample: Path
     assert Loader(sample).load().packages["sensor-node"].streams["stable"].sequence == 1
 
 
+async def test_json_is_json(sample: Path, images: list[str]) -> None:
+    """Whatever was written, and whatever the locale: JSON can be read back."""
+    message = "l'été\u00a0: \u00ad\U0001f1ea\u202e"
+    await ok("publish", sample, NAME, "2.0", *images, OFFER, "-m", message)
+    for command in ("log", "show", "diff"):
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, command, str(sample), NAME, "--json",
+            stdout=asyncio.subprocess.PIPE, cwd=PROJECT,
+            env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        assert message in json.dumps(json.loads(out), ensure_ascii=False)
+
+
+async def test_links_lead_nowhere(sample: Path, tmp_path: Path, images: list[str]) -> None:
+    """A repository with links in it makes nobody write elsewhere."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    lock, streams = sample / ".lock", sample / "packages/sensor-node/streams"
+    publish = ("publish", sample, NAME, "2.0", *images, OFFER)
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(precious)
+    code, _, err = await netota(*publish)
+    assert (code, err.splitlines()[0]) == (
+        3, f"error: {lock}: cannot be written: Too many levels of symbolic links",
+    )  # fmt: skip
+    lock.unlink()
+    (streams / ".stable.toml.tmp").symlink_to(precious)
+    await ok(*publish)
+    assert (precious.read_text(), (streams / "stable.toml").is_symlink()) == ("mine", False)
+
+
 async def test_inspect(tmp_path: Path) -> None:
     """What a file tells is printed, for people and for scripts."""
     files = [tmp_path / "a", tmp_path / "b"]
@@ -211,8 +244,9 @@ async def test_check_online(sample: Path, tmp_path: Path, images: list[str], web
     assert code == 1
     assert keys(asked_offers) == keys(json.loads(SHAPES["offers"]))
     assert [offer["problem"] for offer in asked_offers] == ["", "", *["404 Not Found"] * 2]
-    code, _, err = await netota("check", sample, "--online")
-    assert (code, err.splitlines()[-1]) == (2, "hint: Say which: --server URI")
+    code, out, _ = await netota("check", sample, "--online")
+    relative = f"relative: Say which: --server URI: {stream}: nrf52840dk: /nrf52840dk.bin"
+    assert (code, out.splitlines()[1:3]) == (1, [lines[1], relative])
 
 
 async def test_download(sample: Path, tmp_path: Path, images: list[str], web: str) -> None:

@@ -256,8 +256,8 @@ def test_the_revert_of_a_first_publish(fleet: Path) -> None:
     assert [issue.reason for issue in check(fleet).errors] == [
         "must be above 1, which commits have as different states"
     ]
-    released("2", BETA)(fleet)
-    assert clean(fleet)["beta"].version == "2"
+    released("3", BETA)(fleet)
+    assert clean(fleet)["beta"].version == "3"
 
 
 def test_a_merge_that_makes_a_third_state(fleet: Path) -> None:
@@ -302,10 +302,21 @@ def test_before_the_first_commit(sample: Path) -> None:
 
 
 def test_without_git(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where git is not installed, a repository works all the same."""
+    """Where git is not installed, a repository works all the same; a check has its doubts."""
     monkeypatch.setenv("PATH", str(fleet))
     assert (git.committed(fleet, "**"), git.author(fleet)) == ({}, None)
-    clean(fleet)
+    reason = "is kept in git, which cannot be asked: git status says why"
+    findings = check(fleet)
+    assert ((), [f"{fleet}: {reason}"]) == (findings.errors, list(map(str, findings.warnings)))
+
+
+def test_a_shallow_clone(fleet: Path) -> None:
+    """A check says that it cannot see what a shallow clone lacks."""
+    run(fleet, "git", "clone", "--quiet", "--depth", "1", f"file://{fleet}", "../shallow")
+    (warning,) = check(fleet.parent / "shallow").warnings
+    assert warning.reason.startswith(
+        "is a shallow clone: what was published before it is not seen"
+    )
 
 
 # ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_files_are_found(builds: Path, pattern: str, expected: list[str]) -> Non
     """A path or a glob, relative or absolute, finds files, in their order."""
     for prefix in ("", f"{builds}/"):
         release = Release(archives=(ReleaseArchive(file=prefix + pattern, name="x"),))
-        found = sources(release, builds)
+        found = sources(release, builds / "release.toml")
         assert expected == [str(s.path.resolve().relative_to(builds.resolve())) for s in found]
         assert {source.name for source in found} == {"x"}
 
@@ -178,7 +179,7 @@ def test_what_is_said_goes_along(builds: Path) -> None:
         )
         for n in "ab"
     ]
-    assert expected == sources(Release(archives=(archive,)), builds)
+    assert expected == sources(Release(archives=(archive,)), builds / "release.toml")
 
 
 @pytest.mark.parametrize("pattern", ["build/x/*", "**x", "/nix/nothing", "[", "build/*/c"])
@@ -186,14 +187,15 @@ def test_files_that_are_not_there(builds: Path, pattern: str) -> None:
     """A path or a glob that finds nothing is told with its place."""
     release = Release(archives=(ReleaseArchive(file="odd [1].bin"), ReleaseArchive(file=pattern)))
     with pytest.raises(InvalidDataError) as raised:
-        sources(release, builds)
-    assert raised.value.detail.startswith(f"archives[1].file: there is no file {pattern} in ")
+        sources(release, builds / "release.toml")
+    reason = f"archives[1].file: there is no file {pattern} in {builds}"
+    assert raised.value.detail == f"{builds}/release.toml: {reason}"
 
 
 def test_a_release_has_an_archive(tmp_path: Path) -> None:
     """A release of nothing is not published."""
     with pytest.raises(InvalidDataError, match="archives: must be at least one"):
-        sources(Release(archives=()), tmp_path)
+        sources(Release(archives=()), tmp_path / "release.toml")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -210,17 +212,35 @@ def test_draft_can_be_read_back(builds: Path) -> None:
         "build/a/zephyr/zephyr.signed.bin",
         "odd [1].bin",
     ]
-    assert len(sources(release, builds)) == 2
+    assert len(sources(release, builds / "release.toml")) == 2
     assert "# Not all files tell their version" in text
     assert release.offers[0].url.startswith("https://updates.example.com/{package}/")
 
 
-def test_draft_elsewhere_names_whole_paths(
-    builds: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Files that are not beside the release file are named from the root."""
-    text = draft([builds / "odd [1].bin"], tmp_path_factory.mktemp("x") / "release.toml")
-    assert f'file = "{builds}/odd [1].bin"' in text
+def test_draft_elsewhere_names_the_way(builds: Path) -> None:
+    """Files that are not beside the release file are named by the way to them."""
+    text = draft([builds / "odd [1].bin"], builds / "ci" / "deep" / "release.toml")
+    assert 'file = "../../odd [1].bin"' in text
+
+
+def test_globs_start_from_any_directory(tmp_path: Path) -> None:
+    """Characters of globs in the name of the directory mean nothing."""
+    directory = tmp_path / "b[1]*"
+    directory.mkdir()
+    (directory / "a.bin").write_text("a")
+    release = Release(archives=(ReleaseArchive(file="*.bin"),))
+    (source,) = sources(release, directory / "release.toml")
+    assert source.path == directory / "a.bin"
+
+
+def test_an_encrypted_image_is_meant(builds: Path) -> None:
+    """Of an image that is there plain and encrypted, the encrypted one is drafted."""
+    zephyr = builds / "build/a/zephyr"
+    zephyr.mkdir()
+    for name in ("zephyr.signed.bin", "zephyr.signed.encrypted.bin"):
+        (zephyr / name).write_bytes(b"plain")
+    text = draft([builds / "build/a"], builds / "release.toml")
+    assert re.findall('file = "(.*)"', text) == ["build/a/zephyr/zephyr.signed.encrypted.bin"]
 
 
 def test_draft_of_nothing(builds: Path) -> None:

@@ -161,7 +161,7 @@ def test_check_lists_what_is_ignored(repository_dir: Path) -> None:
         "packages/sensor-node/stable.toml",
         "packages/sensor-node/streams/stable.tml",
     ]
-    for file in (*ignored, "blobs/sha256/ab/abcd", ".git/config", "packages/.note"):
+    for file in (*ignored, "blobs/sha256/ab/abcd", ".hidden/config", "packages/.note"):
         (repository_dir / file).parent.mkdir(parents=True, exist_ok=True)
         (repository_dir / file).write_text("")
     findings = check(repository_dir)

@@ -157,9 +157,12 @@ def described(
     ("template", "expected"),
     [
         ("https://example.com/fixed.bin", "https://example.com/fixed.bin"),
-        ("coap://example.com/{name}/{version}", "coap://example.com/nrf52840dk/1%2F2+3%20%C3%A4"),
+        (
+            "coap://example.com/{name}/{version}",
+            "coap://example.com/nrf52840dk/1%2F2%2B3%20%C3%A4",
+        ),
         ("/{package}/{stream}/{file}", "/sensor-node/stable/nrf52840dk.bin"),
-        ("/{stem}?v={version}", "/nrf52840dk?v=1%2F2+3%20%C3%A4"),
+        ("/{stem}?v={version}", "/nrf52840dk?v=1%2F2%2B3%20%C3%A4"),
         ("/b/{sha256}", f"/b/{SHA256}"),
         ("/{name}{name}", "/nrf52840dknrf52840dk"),
         ("/{arch}/{debug}/{ram}", "/a%2Fb/true/512"),
@@ -177,7 +180,7 @@ def test_unknown_template_is_refused(image: Path, template: str) -> None:
     """Braces that stand for nothing are an error that names those that do."""
     with pytest.raises(InvalidDataError) as raised:
         described(ArchiveSource(image), template)
-    assert raised.value.detail == f"{image}: offer: {template!r}: the templates are {KNOWN}"
+    assert raised.value.detail == f"{image}: url: {template!r}: the templates are {KNOWN}"
 
 
 def test_an_attribute_takes_no_name_of_ours(image: Path) -> None:
@@ -229,7 +232,9 @@ def test_name_that_breaks_its_rule(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataError) as raised:
         described(ArchiveSource(path))
     assert raised.value.detail.startswith(f"{path}: name: must consist of letters")
-    assert raised.value.hint == "Give it a name: --archive FILE,name=NAME"
+    assert (
+        raised.value.hint == "Give it a name: --archive FILE,name=NAME, or name in a release file."
+    )
 
 
 def test_media_type_that_is_given_wins(image: Path) -> None:
@@ -347,3 +352,12 @@ def test_a_zephyr_build_names_itself(tmp_path: Path, debug: str, expected: str) 
     assert archive.content == Content(
         type="zephyr-image", arch="aarch64", machine="board", debug=debug == "y"
     )
+
+
+def test_template_of_a_name_that_is_not_said(tmp_path: Path) -> None:
+    """The place that the template stands at is told, and what to do."""
+    (tmp_path / "a.bin").write_bytes(b"a")
+    with pytest.raises(InvalidDataError) as raised:
+        described(ArchiveSource(tmp_path / "a.bin", "{machine}"))
+    assert "a.bin: name: '{machine}': the templates are {file}" in raised.value.detail
+    assert raised.value.hint.startswith("Give it a name")

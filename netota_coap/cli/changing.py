@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netota_coap.cli.frame import (
-    DIRECTORY,
+    FILE,
     STREAM,
     command,
     directory_argument,
@@ -20,6 +20,7 @@ from netota_coap.cli.frame import (
     progress,
     say,
     stream_argument,
+    total_size,
 )
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ def _tell(change: Change, edit: Edit, *, as_json: bool, builds: bool) -> int:
     from netota_coap.cli import plain, tables
     from netota_coap.diff import Difference
 
+    if not (as_json or edit.dry_run):
+        click.echo(tables.summary(change))  # what is done is done, whatever comes after it
     found = Difference.of(change)
     if as_json:
         print_json(plain.difference(found, dry_run=edit.dry_run))
     elif edit.dry_run:
         tables.difference(found)
     else:
-        click.echo(tables.summary(change))
         for warning in found.warnings if builds else ():
             say(f"warning: {warning}")
     refused = edit.dry_run and builds and found.lost and not edit.allow_missing
@@ -147,10 +149,14 @@ def _now() -> datetime:
     "--release",
     "release_file",
     metavar="FILE",
-    type=DIRECTORY,
+    type=FILE,
     help="A file that describes all archives, instead of --archive and --offer.",
 )
-@click.option("--force", is_flag=True, help="Let what is said contradict what the files state.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Let what is said contradict what the files state; publish the same again.",
+)
 @_changing(builds=True)
 def publish(
     directory: Path,
@@ -180,12 +186,12 @@ def publish(
         described = release.read(release_file)
         version = release.version_of(described, version, force=force)
         edit = attrs.evolve(edit, message=edit.message or described.message)
-        sources = release.sources(described, release_file.parent)
+        sources = release.sources(described, release_file)
         templates = list(described.offers)
     else:
         sources = [ArchiveSource.parse(text) for text in archives]
         templates = [parse_offer(text) for text in offers]
-    with progress("reading", _bytes(source.path for source in sources)) as advance:
+    with progress("reading", total_size(source.path for source in sources)) as advance:
         return publishing.publish(
             directory,
             name,
@@ -198,13 +204,9 @@ def publish(
         )
 
 
-def _bytes(paths: Any) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
 @command("release build-nrf52840dk build-nrf9160dk -o release.toml", name="release")
-@click.argument("builds", metavar="BUILD_DIR…", type=DIRECTORY, nargs=-1, required=True)
-@click.option("-o", "--output", type=DIRECTORY, help="Write it there, unless it exists.")
+@click.argument("builds", metavar="BUILD_DIR…", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, help="Write it there, unless it exists.")
 def release_(builds: Sequence[Path], output: Path | None) -> None:
     """Draft the release file for what builds have made: each file with what it tells."""
     from netota_coap import files, release
@@ -212,7 +214,8 @@ def release_(builds: Sequence[Path], output: Path | None) -> None:
 
     if output and output.exists():
         raise ConfigError(f"{output} exists", hint="Remove it first, or write to another file.")
-    drafted = release.draft(builds, output or Path("release.toml"))
+    with progress("reading", total_size(release.found(builds))) as advance:
+        drafted = release.draft(builds, output or Path("release.toml"), advance)
     if output:
         with files.writing(output.parent):
             files.write(output, drafted.encode())

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +55,9 @@ class _StreamType(click.ParamType["StreamName"]):
 
 
 STREAM = _StreamType()
-DIRECTORY = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)
 
-directory_argument = click.argument("directory", metavar="DIR", type=DIRECTORY)
+directory_argument = click.argument("directory", metavar="DIR", type=FILE)
 stream_argument = click.argument("name", metavar="PKG/STREAM", type=STREAM)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -74,11 +74,8 @@ def say(line: str) -> None:
 
 
 def print_json(plain: object) -> None:
-    """Print plain data as JSON, with nothing in it that would rewrite a terminal."""
-    from netota_coap.errors import printable
-
-    text = json.dumps(plain, ensure_ascii=False, indent=2)
-    click.echo("\n".join(printable(line) for line in text.split("\n")))
+    """Print plain data as JSON: in ASCII, which no terminal and no locale can spoil."""
+    click.echo(json.dumps(plain, indent=2))
 
 
 def text(value: object) -> str:
@@ -108,28 +105,38 @@ def table(*columns: str) -> Table:
     return made
 
 
+def total_size(paths: Iterable[Path]) -> int:
+    """Return how many bytes files have, as far as they are there."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], object]]:
     """Show how far it is, how fast and how long still, where there is a terminal for it.
 
     Args:
         what: Is done, one word.
-        total: Bytes; few are not worth it.
+        total: In the unit; few bytes are not worth it.
+        unit: `bytes`, or the word for what is counted.
 
     Yields:
-        A function to be called with each number of bytes that are done.
+        A function to be called with each number of units that are done.
     """
-    if total < _LARGE or not sys.stderr.isatty():
+    if (unit == "bytes" and total < _LARGE) or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich import progress as rich
     from rich.console import Console
 
+    counted = (
+        (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        if unit == "bytes"
+        else (rich.MofNCompleteColumn(), rich.TextColumn(unit))
+    )
     columns = (
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
-        rich.DownloadColumn(),
-        rich.TransferSpeedColumn(),
+        *counted,
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from netota_coap.cli.frame import (
-    DIRECTORY,
+    FILE,
     STREAM,
     command,
     directory_argument,
@@ -17,13 +17,14 @@ from netota_coap.cli.frame import (
     print_json,
     progress,
     stream_argument,
+    total_size,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from netota_coap.download import Report
-    from netota_coap.model import Repository, Stream, StreamName
+    from netota_coap.model import Envelope, Repository, Stream, StreamName
 
 
 @command("check fleet --online --server coap://gateway.local")
@@ -58,20 +59,35 @@ def _ask_offers(
     """Ask each offer; return which archive it is of, and what came of it."""
     import asyncio
 
-    from netota_coap.download import check_offers, resolve
+    from netota_coap.download import Report, check_offers, resolve
+    from netota_coap.errors import ConfigError
 
     offers = [
-        (f"{package_name}/{name}: {archive.name}", resolve(offer.url, server), archive.envelope)
+        (f"{package_name}/{name}: {archive.name}", offer.url, archive.envelope)
         for package_name, package in sorted(repository.packages.items())
         for name, stream in sorted(package.streams.items())
         for archive in stream.archives or ()
         for offer in archive.offers
     ]
-    wanted = list(dict.fromkeys((url, envelope) for _, url, envelope in offers))
-    total = sum(envelope.size for _, envelope in wanted) if digest else 0
-    with progress("downloading", total) as advance:
-        reports = asyncio.run(check_offers(wanted, digest=digest, progress=advance))
-    found = {(report.url, report.envelope): report for report in reports}
+    found: dict[tuple[str, Envelope], Report] = {}
+    wanted: dict[tuple[str, Envelope], tuple[str, Envelope]] = {}
+    for _, url, envelope in offers:
+        try:
+            wanted[url, envelope] = (resolve(url, server), envelope)
+        except ConfigError as error:
+            found[url, envelope] = Report(url, envelope, problem=f"relative: {error.hint}")
+    total = sum(envelope.size for _, envelope in wanted) if digest else len(wanted)
+    with progress("asking", total, unit="bytes" if digest else "offers") as advance:
+        reports = asyncio.run(
+            check_offers(
+                wanted.values(),
+                digest=digest,
+                on_report=lambda _: None if digest else advance(1),
+                progress=advance if digest else lambda _: None,
+            )
+        )
+    by_url = {(report.url, report.envelope): report for report in reports}
+    found |= {offer: by_url[asked] for offer, asked in wanted.items()}
     return [(place, found[url, envelope]) for place, url, envelope in offers]
 
 
@@ -118,7 +134,7 @@ async def _remote_rows(uri: str) -> list[dict[str, Any]]:
 @click.option("--at", metavar="SEQUENCE", type=int, help="Of an old state. [default: the present]")
 @json_option
 def show(source: str, name: StreamName | None, at: int | None, as_json: bool) -> None:
-    """Show a stream: of a repository, or of a server (`coap://HOST/p/PKG/s/STREAM`)."""
+    """Show a stream: of a repository, or of a server (`coap://HOST`, or the whole URI)."""
     from netota_coap import publish, repository
     from netota_coap.cli import plain, tables
 
@@ -127,7 +143,8 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
             raise click.UsageError("a server has no history: --at goes with a repository")
         import asyncio
 
-        stream = asyncio.run(_remote_stream(source))
+        uri = f"{source.rstrip('/')}/p/{name[0]}/s/{name[1]}" if name else source
+        stream = asyncio.run(_remote_stream(uri))
     elif name is None:
         raise click.UsageError("a repository has many streams: name one as PKG/STREAM")
     elif at is not None:
@@ -190,20 +207,19 @@ def diff(
 
 
 @command("inspect build/zephyr/zephyr.signed.bin")
-@click.argument("files", metavar="FILE…", type=DIRECTORY, nargs=-1, required=True)
+@click.argument("files", metavar="FILE…", type=FILE, nargs=-1, required=True)
 @json_option
 def inspect(files: Sequence[Path], as_json: bool) -> None:
     """Tell what files are, as a publish would read them."""
     from netota_coap import artefacts
     from netota_coap.cli import plain, tables
 
-    total = sum(file.stat().st_size for file in files if file.is_file())
-    with progress("reading", total) as advance:
-        found = {str(file): artefacts.read(file, advance) for file in files}
+    with progress("reading", total_size(files)) as advance:
+        found = [(str(file), artefacts.read(file, advance)) for file in files]
     if as_json:
-        print_json([plain.artefact(file, each) for file, each in found.items()])
+        print_json([plain.artefact(file, each) for file, each in found])
         return
-    for number, (file, each) in enumerate(found.items()):
+    for number, (file, each) in enumerate(found):
         if number:
             click.echo()
         tables.artefact(file, each)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from netota_coap.errors import Issue, printable
+from netota_coap.errors import Issue
 from netota_coap.formats import Format
 from netota_coap.wire import encode
 
@@ -31,14 +31,15 @@ def time_text(time: datetime) -> str:
 
 def findings(found: Findings) -> dict[str, Any]:
     """What a check found."""
-    return {"errors": _issues(found.errors), "warnings": _issues(found.warnings)}
+    return {
+        "errors": _issues(found.errors),
+        "warnings": _issues(found.warnings),
+        "hint": found.hint,
+    }
 
 
 def _issues(found: Iterable[Issue]) -> list[dict[str, str]]:
-    return [
-        {"place": printable(i.place), "reason": printable(i.reason), "file": printable(i.file)}
-        for i in found
-    ]
+    return [{"place": i.place, "reason": i.reason, "file": i.file} for i in found]
 
 
 def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def difference(found: Difference, *, dry_run: bool) -> dict[str, Any]:
     return {
         "package": change.name[0],
         "stream": change.name[1],
+        "other": "/".join(found.other) if found.other else None,
         "dry_run": dry_run,
         "before": entry(change.before) if change.before else None,
         "after": entry(change.after),
@@ -138,7 +140,7 @@ def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:
         {
             "archive": place,
             "url": found.url,
-            "problem": printable(found.problem),
+            "problem": found.problem,
             "size": found.size,
         }
         for place, found in reports

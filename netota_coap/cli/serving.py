@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netota_coap.cli.frame import (
-    DIRECTORY,
+    FILE,
     STREAM,
     command,
     directory_argument,
@@ -124,7 +125,7 @@ def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -
         async with Client(on_trouble=trouble) as client:
             async for stream in client.observe(uri, selection, poll_s=poll_s):
                 if as_json:
-                    click.echo(encode(stream, Format.JSON).decode())
+                    click.echo(json.dumps(json.loads(encode(stream, Format.JSON))))
                 else:
                     click.echo(f"{datetime.now().astimezone():%H:%M:%S.%f} {_one_line(stream)}")
 
@@ -167,7 +168,7 @@ def _selecting(function: Callable[..., None]) -> Callable[..., None]:
 @command("download coap://gateway.local sensor-node/stable --machine nrf9160dk -o app.bin")
 @click.argument("source", metavar="DIR|URI")
 @click.argument("name", metavar="PKG/STREAM", type=STREAM)
-@click.option("-o", "--output", metavar="FILE", type=DIRECTORY, required=True)
+@click.option("-o", "--output", metavar="FILE", type=FILE, required=True)
 @_selecting
 @click.option("--server", metavar="URI", help="That relative offers of DIR are meant for.")
 @json_option

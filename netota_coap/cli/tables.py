@@ -126,7 +126,8 @@ def difference(found: Difference) -> None:
     """Print what a change means for archives and devices."""
     change = found.change
     before = _known_as(change.before) if change.before else "nothing"
-    click.echo(f"{'/'.join(change.name)}: {before} → {_known_as(change.after)}")
+    other = f"{'/'.join(found.other)}: " if found.other else ""
+    click.echo(f"{'/'.join(change.name)}: {before} → {other}{_known_as(change.after)}")
     archives = table("ARCHIVE", "CHANGE", "BYTES")
     for each in found.archives:
         sizes = [str(a.envelope.size) for a in (each.before, each.after) if a]
@@ -173,7 +174,7 @@ def artefact(file: str, found: Artefact) -> None:
             "SHA-256": found.envelope.sha256.hex(),
             "content": {n: text_form(value) for n, value in found.content.all().items()} or None,
         }
-        | {name: value for name, value in facts.items() if name != "version"}
+        | {name: value for name, value in facts.items() if value != found.version}
     )
 
 
