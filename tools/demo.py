@@ -28,9 +28,9 @@ from netota_coap.wire import decode
 PROJECT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).with_name("netota-coap")
 BOARDS = {
-    "nrf52840": "arch=arm,machine=nrf52840dk",
-    "nrf9160": "arch=arm,machine=nrf9160dk",
-    "esp32c3": "arch=riscv,machine=xiao_esp32c3",
+    "nrf52840": ("arm", "nrf52840dk"),
+    "nrf9160": ("arm", "nrf9160dk"),
+    "esp32c3": ("riscv", "xiao_esp32c3"),
 }
 PATIENCE_S = 10.0
 QUIET_S = 0.3
@@ -136,6 +136,21 @@ def report(devices: list[Device], since: dict[str, int], renamed: float) -> None
             )
 
 
+def build(images: Path) -> Path:
+    """Make images for each board, and the release file that describes them."""
+    release = images / "release.toml"
+    text = 'version = "2.5.0"\nmessage = "For the demo"\n'
+    for board, (arch, machine) in BOARDS.items():
+        for name, debug in ((board, "false"), (f"{board}-dbg", "true")):
+            (images / f"{name}.bin").write_bytes(hashlib.sha512(name.encode()).digest() * 3_000)
+            text += (
+                f'\n[[archives]]\nfile = "{name}.bin"\n[archives.content]\ntype = "zephyr-image"\n'
+                f'arch = "{arch}"\nmachine = "{machine}"\ndebug = {debug}\n'
+            )
+    release.write_text(text)
+    return release
+
+
 async def demo(root: Path, images: Path, *, once: bool) -> None:
     """Play it."""
     stable = "p/sensor-node/s/stable?debug=false&scheme=https&machine="
@@ -168,13 +183,8 @@ async def demo(root: Path, images: Path, *, once: bool) -> None:
                 await until(lambda: len(quiet.heard) > since[quiet.name], QUIET_S)
             report(devices, since, renamed)
 
-        archives = []
-        for name, attributes in BOARDS.items():
-            image = images / f"{name}.bin"
-            image.write_bytes(hashlib.sha512(name.encode()).digest() * 3_000)
-            archives += ["--archive", f"{image},type=zephyr-image,debug=false,{attributes}"]
-        offer = "https://example.org/{version}/{name}"
-        await change("publish", root, "sensor-node/stable", "2.5.0", *archives, "--offer", offer)
+        release = build(images)
+        await change("publish", root, "sensor-node/stable", "--release", release)
         replacement = ("--replacement", "sensor-node/edge")
         await change("close", root, "sensor-node/stable", *replacement)
 

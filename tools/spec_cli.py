@@ -98,7 +98,8 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
     changing = ", ".join(
         f"`{name}`" for name, command in sorted(cli.commands.items()) if _changes(command)
     )
-    yield plain.findings, "`check`", plain.findings(findings)
+    yield plain.made, "`init`", plain.made(Path("fleet"))
+    yield plain.findings, "`check`, with the offers that were asked", plain.findings(findings)
     yield plain.row, "`list`, an array", [plain.row(NAME[0], "Sensor node", NAME[1], AFTER)]
     yield plain.stream, "`show`; `watch` and `get` as in wire.md", plain.stream(AFTER)
     yield plain.entry, "`log`, an array, the last first", [plain.entry(AFTER)]

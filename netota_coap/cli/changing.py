@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> None:
     """Make a repository."""
     from netota_coap import publish, repository
+    from netota_coap.cli import plain
 
     repository.init(directory, title)
     if sample:
         publish.sample(directory, _now())
     if as_json:
-        print_json({"repository": str(directory)})
+        print_json(plain.made(directory))
     else:
         click.echo(f"{directory}: a repository, to be served by: netota-coap serve {directory}")
 

@@ -29,6 +29,11 @@ def time_text(time: datetime) -> str:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def made(directory: Path) -> dict[str, Any]:
+    """A repository that was made."""
+    return {"repository": str(directory)}
+
+
 def findings(found: Findings) -> dict[str, Any]:
     """What a check found."""
     return {
