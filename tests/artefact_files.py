@@ -9,7 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,16 +44,30 @@ filename=app.squashfs
 
 def run(program: str, *arguments: object, cwd: Path | None = None) -> str:
     """Run a tool to its good end; what it says."""
+    done = _run(program, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(program: str, paths: Iterable[Path]) -> set[Path]:
+    """Return those of compressed files in one directory that their tool complains about."""
+    by_name = {path.name: path for path in paths}
+    directory = next(iter(by_name.values())).parent
+    complaints = _run(program, "-t", "-q", *by_name, cwd=directory).stderr
+    # As in `zstd: name: reason` or `name : reason`; zstd rewrites a line while it works.
+    words = set(complaints.replace("\r", " ").replace(":", " ").split())
+    return {path for name, path in by_name.items() if name in words}
+
+
+def _run(program: str, *arguments: object, cwd: Path | None) -> subprocess.CompletedProcess[str]:
     found = shutil.which(program, path=PATH)
     if found is None and os.environ.get("CI") != "true":
         pytest.skip(f"{program} is missing: run tools/setup dev as root")
     assert found is not None, f"{program} is missing"
     command = [found, *map(str, arguments)]
-    done = subprocess.run(
+    return subprocess.run(
         command, cwd=cwd, check=False, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def run_imgtool(*arguments: object) -> None:
@@ -97,6 +111,14 @@ def squashfs(path: Path, compression: str = "zstd") -> Path:
     return path
 
 
+def packed(path: Path, data: bytes, tool: str, *options: object) -> Path:
+    """Make a compressed file, whose name has the suffix of its tool."""
+    source = path.with_suffix("")
+    source.write_bytes(data)
+    run(tool, "-k", "-f", "-q", *options, source)
+    return path
+
+
 def elf(path: Path, *options: object) -> Path:
     """Make an ELF file that needs no library."""
     source = path.with_name("code.c")
@@ -131,7 +153,8 @@ def bundle(
     # RAUC refuses payloads of one block.
     (directory / "padding").write_bytes(os.urandom(20_000))
     (directory / "manifest.raucm").write_text(
-        manifest.format(format=bundle_format, compatible=compatible, version=version)
+        manifest.format(format=bundle_format, compatible=compatible, version=version),
+        encoding="utf-8",
     )
     with_keys = ("--cert", certificate / "cert.pem", "--key", certificate / "key.pem")
     run("rauc", "bundle", *with_keys, directory, path)

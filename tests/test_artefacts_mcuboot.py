@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from netota_coap.errors import InvalidDataError
 from netota_coap.model import Content
 from tests import artefact_files as files
 
+CHUNK = artefacts.file._CHUNK
 HASHED = 512 + len(files.BODY)
 """Where the TLVs of an image without protected ones begin."""
 
@@ -156,11 +158,11 @@ def test_versions_differ(a: str, b: str, differ: bool) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["256", "512"])
-@pytest.mark.parametrize("size", [0, 1, (256 << 10) - 512, (256 << 10) - 511, 600_000])
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 512, CHUNK - 511, 2_500_000])
 def test_hash_is_checked_across_buffers(algorithm: str, size: int, tmp_path: Path) -> None:
     """Whether an image ends before, at or after the end of a buffer, its hash is checked."""
     body = b"\x5a" * size
-    options = ("--sha", algorithm, "-S", 0x100000)
+    options = ("--sha", algorithm, "-S", 0x400000)
     path = files.image(tmp_path / "image.bin", *options, body=body)
     seen: list[int] = []
 
@@ -218,11 +220,31 @@ def test_pure_signature_needs_no_hash(keys: Path) -> None:
 
 
 def test_what_follows_an_image_is_a_fact(signed: bytes, tmp_path: Path) -> None:
-    """Bytes after the TLVs are no error."""
+    """Padding after the TLVs is no error."""
     path = tmp_path / "image.bin"
     path.write_bytes(signed + b"\xff" * 100)
     facts = artefacts.read(path).facts
     assert (facts["trailing_bytes"], facts["slot_trailer"]) == (100, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ("--pad", 1),
+        ("--pad", 3),
+        ("--pad", 15),
+        ("--pad --max-align 16", 3),
+        ("--confirm", 3),
+        ("--confirm", 16),
+        ("--confirm", 20),
+    ],
+)
+def test_slot_without_its_end(options: str, cut: int, tmp_path: Path) -> None:
+    """An image that was padded to its slot and lost the end of it is refused."""
+    path = files.image(tmp_path / "image.bin", *options.split())
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.raises(InvalidDataError, match="neither padding nor a whole slot trailer: a pad"):
+        artefacts.read(path)
 
 
 def test_intel_hex_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ def test_names_that_no_stream_can_hold(directory: Path, tmp_path: Path) -> None:
     assert (compatible, version) == (found.facts["compatible"], found.facts["version"])
 
 
+def test_text_beyond_ascii(directory: Path, tmp_path: Path) -> None:
+    """What a manifest says arrives as it is, in whatever language."""
+    path = files.bundle(tmp_path / "bundle.raucb", directory, compatible="Börd", version="2.0 ü")
+    found = artefacts.read(path)
+    assert ("Börd", "2.0 ü") == (found.facts["compatible"], found.facts["version"])
+    assert ("Börd", "2.0 ü") == (found.content.machine, found.version)
+
+
 def test_without_rauc(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle is recognized without rauc, and a hint says what it takes to read it."""
     with_rauc(monkeypatch, tmp_path)
@@ -206,6 +214,24 @@ def test_bundle_without_its_end(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "bundle.raucb"
     path.write_bytes(bundle.read_bytes()[:-1])
     with pytest.raises(InvalidDataError, match="is no RAUC bundle, or a truncated one"):
+        artefacts.read(path)
+
+
+@pytest.mark.parametrize("bundle_format", ["plain", "verity"])
+def test_bundle_without_its_end_and_name(
+    bundle_format: str, directory: Path, tmp_path: Path
+) -> None:
+    """A truncated bundle of another name is noticed by what is left after its SquashFS."""
+    whole = files.bundle(tmp_path / "whole.raucb", directory, bundle_format).read_bytes()
+    size = int.from_bytes(whole[40:48], "little")
+    end = -(-size // 4096) * 4096
+    path = tmp_path / "update.img"
+    for cut in {end + 8, end + 100, (end + len(whole)) // 2, *range(len(whole) - 9, len(whole))}:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InvalidDataError, match="a RAUC bundle without its end"):
+            artefacts.read(path)
+    path.write_bytes(whole[: size - 1])
+    with pytest.raises(InvalidDataError, match="is truncated: its squashfs ends"):
         artefacts.read(path)
 
 

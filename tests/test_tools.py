@@ -14,6 +14,7 @@ from tests.serving import PROJECT, run
 
 README = (PROJECT / "README.md").read_text()
 TOOLS = sorted(path for path in (PROJECT / "tools").iterdir() if path.is_file())
+HEADS = {"": "#!/bin/sh\n# ", ".py": '"""', ".c": "/* "}
 
 
 async def test_demo() -> None:
@@ -57,7 +58,7 @@ def test_tools_explain_themselves(path: Path) -> None:
     text = path.read_text()
     executable = bool(path.stat().st_mode & stat.S_IXUSR)
     assert executable == (path.suffix == "")
-    assert text.startswith('"""' if path.suffix else "#!/bin/sh\n# ")
+    assert text.startswith(HEADS[path.suffix])
 
 
 def test_house() -> None:

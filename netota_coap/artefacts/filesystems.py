@@ -41,7 +41,7 @@ def describe(file: File) -> Artefact | None:
     """Read a file system; None if it is none.
 
     Raises:
-        InvalidDataError: It is truncated.
+        InvalidDataError: It is truncated, or followed by what is not known.
     """
     head = file.at(0, HEAD)
     if head[:4] == _SQUASHFS_MAGIC:
@@ -50,6 +50,8 @@ def describe(file: File) -> Artefact | None:
     if block is None:
         return None
     file.require(block.size, f"its {block.filesystem} ends")
+    if block.filesystem == "squashfs":
+        _require_known_end(file, block.size)
     stated = {"filesystem"} | ({"compression"} if block.compression else set())
     return Artefact(
         envelope=file.envelope(block.media_type),
@@ -96,6 +98,19 @@ def _squashfs(head: bytes) -> Superblock | None:
     facts = {"block_size": block_size} | ({"compression": compression} if compression else {})
     # No media type is registered; this is the one of freedesktop.org.
     return Superblock("squashfs", "application/vnd.squashfs", size, compression, facts)
+
+
+# What may follow the padding of a SquashFS: the hash tree that `veritysetup` makes, and OpenWrt's
+# mark of where a JFFS2 begins.
+_FOLLOWERS = (b"verity\0\0", b"\xde\xad\xc0\xde")
+
+
+def _require_known_end(file: File, end: int) -> None:
+    # mksquashfs pads to 4 KiB, other tools to the size of a partition.
+    stop = file.padding_end(end)
+    if stop < file.size and not file.at(stop, 8).startswith(_FOLLOWERS):
+        reason = f"bytes at {stop} follow the end of its SquashFS: a RAUC bundle without its end?"
+        raise file.wrong(reason)
 
 
 # At byte 1024: blocks, first data block, log2 of the sizes of blocks and clusters in KiB, magic,

@@ -81,6 +81,10 @@ def describe(file: File) -> Artefact | None:
             reason = f"its protected TLVs end at byte {end}, not {hashed_end}: the file is damaged"
             raise file.wrong(reason)
     tlvs, end = _tlvs(file, hashed_end, _TLVS)
+    slot_trailer = _ends_a_slot(file.at(max(end, file.size - 16), 16))
+    if not slot_trailer and (stop := file.padding_end(end)) < file.size:
+        reason = f"bytes at {stop} follow its end, neither padding nor a whole slot trailer"
+        raise file.wrong(f"{reason}: a padded image that is truncated?")
     flags = [name for bit, name in _FLAGS.items() if bits & bit]
     hash_kind = next((kind for kind, _ in tlvs if kind in _HASHES), None)
     if hash_kind is None and not any(kind == _SIG_PURE for kind, _ in tlvs):
@@ -110,8 +114,7 @@ def describe(file: File) -> Artefact | None:
     facts |= {name: value for name, value in said.items() if value}
     facts |= dict(_tlv_facts([*protected, *tlvs]))
     if rest := file.size - end:
-        last = file.at(file.size - 16, 16)
-        facts |= {"trailing_bytes": rest, "slot_trailer": _ends_a_slot(last)}
+        facts |= {"trailing_bytes": rest, "slot_trailer": slot_trailer}
     return Artefact(
         envelope=envelope,
         content=Content(type="mcuboot-image", compression=compression),

@@ -1,23 +1,26 @@
 """Packed files: tar, gzip, xz, zstd.
 
-Source: POSIX (ustar), RFC 1952, the .xz file format, RFC 8878.
+Source: POSIX (ustar), RFC 1952, the .xz file format; zstd's frames have a module of their own.
 """
 
 from __future__ import annotations
 
 import lzma
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-from netota_coap.artefacts import filesystems
+from netota_coap.artefacts import filesystems, zstd
 from netota_coap.artefacts.file import Artefact, File
-from netota_coap.model import Content
+from netota_coap.model import Content, Envelope
 
-# What is looked at of a compressed file, to learn what is in it.
+# What is looked at of an xz file, to learn what is in it.
 _PEEK = 64 << 10
+# What is unpacked of a gzip file in one step; deflate makes up to 1,032 times as much of it.
+_STEP = 4 << 10
 # What unpacking may take: the dictionary of `xz -9` is of 64 MiB.
 _MOST_MEMORY = 80 << 20
 
@@ -37,13 +40,7 @@ def describe(file: File) -> Artefact | None:
     kind = next((kind for kind in _COMPRESSIONS if magic.startswith(kind.magic)), None)
     if kind is None:
         return None
-    file.require(kind.least, "the least of its kind ends")
-    if kind.name == "xz":
-        _require_footer(file)
-    try:
-        head = kind.head(file.at(0, _PEEK))
-    except (zlib.error, lzma.LZMAError) as error:
-        raise file.wrong(f"is not sound {kind.name}: {error}") from error
+    envelope, head = kind.read(file, kind.media_type)
     inside = filesystems.superblock(head)
     filesystem = inside.filesystem if inside else None
     facts: dict[str, Any] = {"format": kind.name}
@@ -51,7 +48,7 @@ def describe(file: File) -> Artefact | None:
         facts["inside"] = filesystem or "tar"
     stated = {"compression"} | ({"filesystem"} if filesystem else set())
     return Artefact(
-        envelope=file.envelope(kind.media_type),
+        envelope=envelope,
         content=Content(compression=kind.name, filesystem=filesystem),
         stated=frozenset(stated),
         facts=facts,
@@ -69,41 +66,98 @@ def _is_tar(block: bytes) -> bool:
         return False
 
 
-def _require_footer(file: File) -> None:
+class _Members:
+    """A sink that unpacks gzip, to see that all members are whole and have their checksums.
+
+    Attributes:
+        head: The first bytes of what is inside, at most `filesystems.HEAD`.
+        whole: Whether the last member has ended.
+    """
+
+    def __init__(self, file: File) -> None:
+        self.head = b""
+        self.whole = False
+        self._file = file
+        self._member = zlib.decompressobj(wbits=31)
+
+    def update(self, data: memoryview) -> None:
+        for start in range(0, len(data), _STEP):
+            step: bytes | memoryview = data[start : start + _STEP]
+            while step:
+                step = self._unpack(step)
+
+    def _unpack(self, data: bytes | memoryview) -> bytes:
+        """Unpack up to the end of a member; what follows it."""
+        if self.whole:
+            # Zeros may follow the last member.
+            data = bytes(data).lstrip(b"\0")
+            if not data:
+                return b""
+            self._member = zlib.decompressobj(wbits=31)
+        try:
+            unpacked = self._member.decompress(data)
+        except zlib.error as error:
+            raise self._file.wrong(f"is not sound gzip: {error}") from error
+        self.head += unpacked[: filesystems.HEAD - len(self.head)]
+        self.whole = self._member.eof
+        return self._member.unused_data
+
+
+def _read_gzip(file: File, media_type: str) -> tuple[Envelope, bytes]:
+    members = _Members(file)
+    envelope = file.envelope(media_type, members)
+    if not members.whole:
+        raise file.wrong("is truncated: its last gzip member does not end")
+    return envelope, members.head
+
+
+# CRC-32 of what follows up to the magic, size of the index in fours less one, flags, magic
+_XZ_FOOTER = struct.Struct("<II2s2s")
+
+
+def _read_xz(file: File, media_type: str) -> tuple[Envelope, bytes]:
     # Zeros, in fours, may follow the stream; more than a tape's block of them are not looked at.
-    if not file.at(max(0, file.size - 512), 512).rstrip(b"\0").endswith(b"YZ"):
+    last = file.at(max(0, file.size - 512), 512)
+    end = file.size - len(last) + len(last.rstrip(b"\0"))
+    footer = file.at(max(0, end - _XZ_FOOTER.size), _XZ_FOOTER.size)
+    if file.size % 4 or end < 32 or not footer.endswith(b"YZ"):
         raise file.wrong("is truncated: an xz file ends with a footer")
-
-
-def _gzip_head(data: bytes) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(data, filesystems.HEAD)
-
-
-def _xz_head(data: bytes) -> bytes:
+    checksum, index_size, _, _ = _XZ_FOOTER.unpack(footer)
+    index = end - _XZ_FOOTER.size - 4 * (index_size + 1)
+    if checksum != zlib.crc32(footer[4:10]) or index < 12 or file.at(index, 1) != b"\0":
+        raise file.wrong("is not sound xz: its footer is damaged")
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY)
     try:
-        return unpacker.decompress(data, filesystems.HEAD)
+        head = unpacker.decompress(file.at(0, _PEEK), filesystems.HEAD)
     except lzma.LZMAError as error:
         # The library tells this from a damaged file in words only.
-        if "limit exceeded" in str(error):
-            return b""
-        raise
+        if "limit exceeded" not in str(error):
+            raise file.wrong(f"is not sound xz: {error}") from error
+        head = b""
+    return file.envelope(media_type), head
+
+
+def _read_zstd(file: File, media_type: str) -> tuple[Envelope, bytes]:
+    frames = zstd.Frames(file)
+    envelope = file.envelope(media_type, frames)
+    if not frames.whole:
+        raise file.wrong("is truncated: its last zstd frame does not end")
+    # The standard library of today's oldest Python cannot unpack it.
+    return envelope, b""
 
 
 @attrs.frozen
 class _Compression:
-    """A row: name, media type, magic number, least size in bytes, how to get the first bytes."""
+    """A row: name, media type, magic number, how to read: the envelope, the first bytes inside."""
 
     name: str
     media_type: str
     magic: bytes
-    least: int
-    head: Callable[[bytes], bytes]
+    read: Callable[[File, str], tuple[Envelope, bytes]]
 
 
 _COMPRESSIONS = (
-    _Compression("gzip", "application/gzip", b"\x1f\x8b\x08", 18, _gzip_head),
-    _Compression("xz", "application/x-xz", b"\xfd7zXZ\0", 32, _xz_head),
-    # The standard library of today's oldest Python cannot unpack it.
-    _Compression("zstd", "application/zstd", b"\x28\xb5\x2f\xfd", 9, lambda _: b""),
+    _Compression("gzip", "application/gzip", b"\x1f\x8b\x08", _read_gzip),
+    _Compression("xz", "application/x-xz", b"\xfd7zXZ\0", _read_xz),
+    _Compression("zstd", "application/zstd", b"\x28\xb5\x2f\xfd", _read_zstd),
 )

@@ -125,7 +125,7 @@ def _ask(file: File, program: str) -> Any:
                 stdout=out,
                 stderr=err,
                 pass_fds=(number,),
-                env=os.environ | {"LC_ALL": "C"},
+                env=os.environ | {"LC_ALL": "C.UTF-8"},
                 timeout=_TIMEOUT_S,
             )
         except subprocess.TimeoutExpired as error:
