@@ -119,8 +119,8 @@ def test_text_beyond_ascii(directory: Path, tmp_path: Path) -> None:
     """What a manifest says arrives as it is, in whatever language."""
     path = files.bundle(tmp_path / "bundle.raucb", directory, compatible="Börd", version="2.0 ü")
     found = artefacts.read(path)
-    assert ("Börd", "2.0 ü") == (found.facts["compatible"], found.facts["version"])
-    assert ("Börd", "2.0 ü") == (found.content.machine, found.version)
+    assert (found.facts["compatible"], found.facts["version"]) == ("Börd", "2.0 ü")
+    assert (found.content.machine, found.version) == ("Börd", "2.0 ü")
 
 
 def test_without_rauc(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ names that are used here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import socket
@@ -260,8 +259,10 @@ class _Interface(MessageInterfaceUDP6):
                     return
                 continue
             table.move_to_end(key)
-            with contextlib.suppress(BlockingIOError):
+            try:
                 send(head + data[2:end] + tail, address)
+            except BlockingIOError:
+                continue  # it will ask again
 
     def _read_any(self, opened: socket.socket) -> None:
         """Read a socket that has all addresses; an answer leaves from the one that was asked."""
@@ -286,8 +287,10 @@ class _Interface(MessageInterfaceUDP6):
                 self.datagram_msg_received(data, ancillary, 0, address)  # multicast
                 return
             table.move_to_end(key)
-            with contextlib.suppress(BlockingIOError):
-                send((head, data[2:end], tail), ancillary, 0, address)
+            try:
+                send((head + data[2:end] + tail,), ancillary, 0, address)
+            except BlockingIOError:
+                continue
 
     def _come_in(self, data: bytes, ancillary: Ancillary, address: Address) -> bool:
         """Take in what cannot be answered from its bytes.
