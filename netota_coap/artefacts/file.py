@@ -15,8 +15,8 @@ import attrs
 from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.model import Content, Envelope, Rule
 
-# Measured: 5 to 9 % faster than 256 KiB; larger ones are no faster.
-_CHUNK = 1 << 20
+# Measured, from a warm page cache: 128 KiB to 4 MiB differ by less than 2 %, so a small one.
+_CHUNK = 256 << 10
 
 Progress = Callable[[int], object]
 
