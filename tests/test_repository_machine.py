@@ -28,7 +28,7 @@ versions = st.sampled_from(["1.0", "1.1", "2.0"])
 
 def essence(stream: Stream) -> tuple[object, ...]:
     """Return what of these streams needs a higher sequence; the rest of them never differs."""
-    return stream.sequence, stream.version, stream.closed
+    return stream.sequence, stream.version, stream.closed, stream.removed
 
 
 def regressed(old: Stream | None, new: Stream) -> bool:
@@ -81,7 +81,9 @@ class RepositoryMachine(RuleBasedStateMachine):
         """Take note of a change that went well."""
         assert attrs.evolve(expected, sequence=self.next(name)) == state
         present = self.disk.get(name)
-        last = present.sequence if present else 2**32
+        # What is above the present state, or above a removal that nothing follows, was interrupted.
+        removals = [n for n, was in self.history[name].items() if was.removed]
+        last = present.sequence if present else max(removals, default=2**32)
         kept = {n: was for n, was in self.history[name].items() if n <= last}
         if present:
             kept.setdefault(present.sequence, present)
@@ -99,7 +101,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         if name in self.damaged:
             with pytest.raises(InvalidDataError):
                 publish(self.root, name, version, [], now=NOW)
-        elif present and present.closed:
+        elif present and (present.closed or present.version == version):
             with pytest.raises(RepositoryConflictError):
                 publish(self.root, name, version, [], now=NOW)
         else:
@@ -121,7 +123,7 @@ class RepositoryMachine(RuleBasedStateMachine):
             with pytest.raises(RepositoryConflictError):
                 change(self.root, name)
         else:
-            expected = attrs.evolve(present, closed=closing, changed=NOW)
+            expected = attrs.evolve(present, closed=closing, changed=NOW, message=None)
             self.changed(name, expected, change(self.root, name))
 
     @rule(name=names)
@@ -134,7 +136,7 @@ class RepositoryMachine(RuleBasedStateMachine):
             with pytest.raises(NotFoundError):
                 remove(self.root, name)
         else:
-            expected = attrs.evolve(present, removed=True, closed=False, changed=NOW)
+            expected = attrs.evolve(present, removed=True, closed=False, changed=NOW, message=None)
             self.changed(name, expected, remove(self.root, name))
 
     @rule(name=names)
@@ -147,8 +149,8 @@ class RepositoryMachine(RuleBasedStateMachine):
             # What is above the removal was interrupted.
             end = next((at for at, state in enumerate(states) if state.removed), 0)
             states = states[end:]
-        versions = [state.version for state in states if not state.removed]
-        wanted = next((v for v in versions if not present or v != present.version), None)
+        held = [state for state in states if not state.removed]
+        wanted = next((s for s in held if not present or s.version != present.version), None)
         if name in self.damaged:
             with pytest.raises(InvalidDataError):
                 rollback(self.root, name)
@@ -160,7 +162,14 @@ class RepositoryMachine(RuleBasedStateMachine):
                 rollback(self.root, name)
         else:
             title = present.title if present else None
-            fresh = Stream(version=wanted, sequence=1, published=NOW, archives=(), title=title)
+            fresh = Stream(
+                version=wanted.version,
+                sequence=1,
+                published=NOW,
+                archives=(),
+                title=title,
+                message=f"rollback to sequence {wanted.sequence}",
+            )
             self.changed(name, fresh, rollback(self.root, name))
 
     @rule(giver=names, taker=names)
@@ -180,7 +189,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                 promote(self.root, giver, taker)
         else:
             title = present.title if present else None
-            fresh = attrs.evolve(given, changed=None, closed=False, title=title)
+            fresh = attrs.evolve(given, changed=None, closed=False, title=title, message=None)
             self.changed(taker, fresh, promote(self.root, giver, taker))
 
     @rule(name=names, version=versions)
