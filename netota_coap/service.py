@@ -14,6 +14,7 @@ import attrs
 
 from netota_coap.catalog import Catalog
 from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.persistence import Keeper, Record, keeping
 from netota_coap.coap.server import Responder, Site
 from netota_coap.errors import InvalidDataError
 from netota_coap.repository import Loader
@@ -32,11 +33,13 @@ class Service:
         root: Of the repository.
         binds: `HOST:PORT` each.
         on_ready: Called with each URI that is listened on, once.
+        state: Directory for what is remembered over a restart; None: nothing is.
     """
 
     root: Path
     binds: Sequence[str]
     on_ready: Callable[[str], object] = lambda _: None
+    state: Path | None = None
     _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _refused: str = attrs.field(init=False, default="")
 
@@ -46,41 +49,47 @@ class Service:
         Raises:
             InvalidDataError: The repository cannot be served at the start.
             AddressError: One of the addresses cannot be listened on.
-            ConfigError: One of them cannot be read.
+            ConfigError: One of them cannot be read, or the directory for the state not be used.
         """
         async with Watcher(self.root) as watcher:
             handlers = {**dict.fromkeys(_STOP, self.stop), signal.SIGHUP: watcher.poke}
             with _signals(handlers):
-                loader = Loader(self.root)
-                site = Site(Responder(await asyncio.to_thread(_load, loader)))
-                door = await FrontDoor.open(site, self.binds)
-                tasks = (
-                    asyncio.create_task(self._stopping.wait()),
-                    asyncio.create_task(self._reload(watcher, loader, site)),
-                )
-                try:
-                    for uri in door.uris:
-                        self.on_ready(uri)
-                    # A bug that ends reloading must end the service, not leave it deaf.
-                    done, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
-                    for task in done:
-                        task.result()
-                finally:
-                    for task in tasks:
-                        task.cancel()
-                    await door.close()
+                async with keeping(self.state) as keeper:
+                    await self._serve(watcher, keeper)
+
+    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+        loader = Loader(self.root)
+        site = Site(Responder(await _load(loader, keeper)), keeper.journal)
+        site.observers.restore(keeper.kept)
+        door = await FrontDoor.open(site, self.binds)
+        tasks = (
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self._reload(watcher, loader, keeper, site)),
+        )
+        try:
+            for uri in door.uris:
+                self.on_ready(uri)
+            # A bug that ends reloading must end the service, not leave it deaf.
+            waited = (*tasks, keeper.running)
+            done, _ = await asyncio.wait(waited, return_when="FIRST_COMPLETED")
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await door.close()
 
     def stop(self) -> None:
         """End `run`, gracefully."""
         self._stopping.set()
 
-    async def _reload(self, watcher: Watcher, loader: Loader, site: Site) -> None:
+    async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
             start = time.perf_counter()
             try:
-                catalog = await asyncio.to_thread(_load, loader, site.responder.catalog)
+                catalog = await _load(loader, keeper, site.responder.catalog)
             except InvalidDataError as error:
                 self._refuse(error)
                 continue
@@ -104,8 +113,16 @@ class Service:
             _log.error("  %s", error.hint)
 
 
-def _load(loader: Loader, previous: Catalog | None = None) -> Catalog:
-    return Catalog.of(loader.load(), previous)
+async def _load(loader: Loader, keeper: Keeper, previous: Catalog | None = None) -> Catalog:
+    """Load in another thread, and remember the sequences that are new."""
+
+    def load() -> tuple[Catalog, list[Record]]:
+        repository = loader.load()
+        return Catalog.of(repository, previous), keeper.review(repository)
+
+    catalog, learned = await asyncio.to_thread(load)
+    keeper.learn(learned)
+    return catalog
 
 
 _STOP = (signal.SIGTERM, signal.SIGINT)

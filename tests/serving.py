@@ -25,10 +25,10 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 
 
 @contextlib.asynccontextmanager
-async def serving(root: Path, *binds: str) -> AsyncIterator[list[str]]:
+async def serving(root: Path, *binds: str, state: Path | None = None) -> AsyncIterator[list[str]]:
     """Serve in this process; the URIs that are listened on."""
     uris: list[str] = []
-    service = Service(root, binds or ("127.0.0.1:0",), uris.append)
+    service = Service(root, binds or ("127.0.0.1:0",), uris.append, state)
     running = asyncio.create_task(service.run())
     try:
         await until(lambda: uris or running.done())
@@ -59,9 +59,9 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    root: Path, *arguments: str, environment: dict[str, str] | None = None
+    root: Path, *arguments: str, environment: dict[str, str] | None = None, code: int = 0
 ) -> AsyncIterator[Served]:
-    """Run the command until the block ends; it must end by itself, and well, on SIGTERM."""
+    """Run the command until the block ends; it must end by itself on SIGTERM, with a code."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         "serve",
@@ -78,7 +78,7 @@ async def served(
     async def read_log(lines: asyncio.StreamReader) -> None:
         async for line in lines:
             # What the kernel grants is not the same on each machine.
-            if b" buffer: " not in line:
+            if b" buffer: " not in line and b"no --state" not in line:
                 server.log.append(line.decode().rstrip("\n"))
 
     reading = asyncio.create_task(read_log(process.stderr))
@@ -94,7 +94,7 @@ async def served(
         async with asyncio.timeout(20):
             await process.wait()
             await reading
-    assert process.returncode == 0, server.log
+    assert process.returncode == code, server.log
 
 
 async def run(*command: str | Path, timeout_s: float = 30) -> tuple[int, str, str]:

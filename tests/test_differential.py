@@ -1,11 +1,10 @@
 """The door and aiocoap's resource answer alike, byte for byte.
 
 Two servers of the same state get the same requests: one answers what it can by itself, the other
-hands everything that was vetted to aiocoap. Three differences are meant, and left out here: a NON
-that comes again (aiocoap is silent, the door answers, which costs nobody anything: RFC 7252,
-section 4.5), a plain request by the token of a living observation (aiocoap ends the observation,
-the door does not), and a request that comes again after a swap (aiocoap repeats its old answer,
-the door has the new one).
+hands everything that was vetted, and registers no observer, to aiocoap. Two differences are meant,
+and left out here: a NON that comes again (aiocoap is silent, the door answers, which costs nobody
+anything: RFC 7252, section 4.5), and a request that comes again after a swap (aiocoap repeats its
+old answer, the door has the new one).
 """
 
 from __future__ import annotations
@@ -77,8 +76,6 @@ def a_request(rng: random.Random, message_id: int, etag: bytes) -> bytes:
             options.append((number, value))
     token = rng.randbytes(rng.choice((0, 1, 2, 4, 7)))
     if rng.random() < 0.05:
-        # Observations have tokens of their own, so that no other request ends them.
-        token = rng.randbytes(8)
         options.append((coap.OBSERVE, rng.choice((b"", b"", b"\x01", b"\x02", b"1234"))))
     if rng.random() < 0.05:
         rng.shuffle(options)  # whoever encodes sorts them, but keeps the order of those repeated
@@ -108,7 +105,7 @@ class Peer:
         """Send a request; what comes until a ping that follows it is answered."""
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self.socket, request)
-        number = ping.to_bytes(2, "big")
+        number = (ping | 0x4000).to_bytes(2, "big")  # an ID that no request has
         await loop.sock_sendall(self.socket, bytes((0x40, 0)) + number)
         came = []
         async with asyncio.timeout(5):

@@ -56,8 +56,7 @@ def test_private_names() -> None:
         "flags",
         "address",
     ]
-    for name in ("_next_message_id", "_store_response_for_duplicates"):
-        assert callable(getattr(MessageManager, name))
+    assert callable(MessageManager._next_message_id)
     assert "self._recent_messages" in inspect.getsource(MessageManager.__init__)
     # The door takes the reader away that this one adds, and reads itself.
     assert "loop.add_reader" in inspect.getsource(RecvmsgSelectorDatagramTransport.__init__)
@@ -73,6 +72,21 @@ async def test_answers_from_the_address_that_was_asked(sample: Path) -> None:
             # A connected socket drops what comes from elsewhere.
             async with device(f"coap://{host}:{port}") as it:
                 assert (await it.ask(GET, "p")).code == "2.05"
+
+
+async def test_notified_from_the_address_that_was_asked(sample: Path) -> None:
+    """On a wildcard a notification comes from the address that was asked, v4 and v6."""
+    async with serving(sample, "[::]:0") as (uri,), contextlib.AsyncExitStack() as stack:
+        port = uri.rsplit(":", 1)[1]
+        hosts = ("127.0.0.1", "127.0.0.3", "[::1]")
+        devices = [await stack.enter_async_context(device(f"coap://{h}:{port}")) for h in hosts]
+        for it in devices:
+            await it.observe("p")
+        for version in ("2.0", "3.0"):
+            publish(sample, ("sensor-node", "stable"), version, [], now=NOW)
+            for it in devices:
+                await it.notification()
+        assert [await it.silent(0.02) for it in devices] == [True] * 3
 
 
 async def test_several_addresses(sample: Path) -> None:
@@ -248,26 +262,35 @@ async def test_dead_observers_cost_the_living_nothing(sample: Path) -> None:
                 assert version.encode() in answer.payload
 
 
-async def test_repeated_request_with_the_id_of_a_notification(sample: Path) -> None:
-    """A request that has the message ID of a notification is answered, also when repeated."""
+async def test_message_ids_of_notifications_are_their_own(sample: Path) -> None:
+    """Notifications have IDs that no other message of the server has."""
     path = "p/sensor-node/s/stable"
     async with serving(sample) as (uri,), device(uri) as it:
         await it.observe(path)
         publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
-        first = await it.notification()
-        following = first.message_id + 1 & 0xFFFF
-        # What is plain is answered anew each time; this one is for aiocoap to remember.
-        request = bytearray(it.message(GET, "p/sensor-node", options=[(coap.OBSERVE, b"")]))
-        request[2:4] = following.to_bytes(2, "big")
-        it.send(bytes(request))
-        answer = await it.receive()
-        publish(sample, ("sensor-node", "stable"), "3.0", [], now=NOW)
-        second = await it.notification()
-        it.send(bytes(request))
-        again = await it.receive()
+        told = await it.notification()
+        others = [
+            await it.ask(GET, "p", kind=NON),
+            await it.ask(GET, "p", kind=NON, options=[(258, b"")]),  # answered by aiocoap
+        ]
 
-    assert (following, following) == (answer.message_id, second.message_id)
-    assert answer == again
+    assert told.message_id >= 0x8000
+    assert all(other.message_id < 0x8000 for other in others)
+
+
+async def test_whom_nothing_can_be_sent_to(sample: Path) -> None:
+    """Who is not to be reached is not registered, and costs the others nothing."""
+    site = Site(Responder(Catalog.of(Loader(sample).load())))
+    door = await FrontDoor.open(site, ["127.0.0.1:0"])
+    (manager,) = door._context.request_interfaces
+    interface = manager.token_interface.message_interface
+    async with device(door.uris[0]) as it:
+        nowhere = ("::ffff:127.0.0.1", 0, 0, 0)
+        request = it.message(GET, "p", options=[(coap.OBSERVE, b"")])
+        interface._come_in(request, interface._pktinfo, nowhere)
+        assert len(site.observers) == 0
+        assert (await it.observe("p")).uint(coap.OBSERVE) == 3
+    await door.close()
 
 
 def test_options_that_mean_nothing_are_not_handed_on() -> None:
@@ -333,6 +356,9 @@ async def test_what_is_refused_is_not_kept(sample: Path) -> None:
             await it.ask(GET, path)
         await it.ask(GET, "p?y", payload=b"x")
         await it.ask(GET, "p?z", options=[(coap.OBSERVE, b"\x01")])
+        await it.observe("p")
+        await it.observe("p/sensor-node")
+        await it.ask(GET, "p", options=[(258, b"")])  # No-Response is for aiocoap
         await it.ask(FETCH, "p/sensor-node/s/stable", options=[(coap.CONTENT_FORMAT, b"\x3c")],
                      payload=b"\xa0")  # fmt: skip
     (manager,) = door._context.request_interfaces
@@ -352,9 +378,10 @@ async def test_what_aiocoap_would_have_to_remember_is_bounded(
     """Over the limit, who asks for more than an answer shall come again; others are served."""
     monkeypatch.setattr(frontdoor, "_MOST_REMEMBERED", 2)
     async with serving(sample) as (uri,), device(uri) as it:
-        for number in range(2):
-            await it.observe("p", token=bytes((number,)))
-        refused = await it.observe("p", token=b"x")
+        wants = [(258, b"")]  # No-Response
+        for _ in range(2):
+            await it.ask(GET, "p", options=wants)
+        refused = await it.ask(GET, "p", options=wants)
         assert (refused.code, refused.uint(coap.MAX_AGE)) == ("5.03", 10)
         assert (await it.ask(GET, "p")).code == "2.05"
 

@@ -81,7 +81,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         """Take note of a change that went well."""
         assert attrs.evolve(expected, sequence=self.next(name)) == state
         present = self.disk.get(name)
-        # What is above the present state, or above a removal that nothing follows, was interrupted.
+        # What is above the present state, or above a removal, was interrupted.
         removals = [n for n, was in self.history[name].items() if was.removed]
         last = present.sequence if present else max(removals, default=2**32)
         kept = {n: was for n, was in self.history[name].items() if n <= last}

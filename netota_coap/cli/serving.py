@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     multiple=True,
     help="Where to listen; port 0 is any free one. Again for each address. [default: [::]:5683]",
 )
-def serve(directory: Path, binds: Sequence[str]) -> None:
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=FILE,
+    envvar="STATE_DIRECTORY",
+    help="Where to remember observers and sequences over a restart. [default: $STATE_DIRECTORY]",
+)
+def serve(directory: Path, binds: Sequence[str], state: Path | None) -> None:
     """Serve a repository over CoAP, and notify devices of what is published.
 
     SIGHUP reloads at once, SIGTERM and SIGINT end it. A repository that is malformed is refused at
@@ -54,7 +61,7 @@ def serve(directory: Path, binds: Sequence[str]) -> None:
     for name in ("netota_coap.aiocoap", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     service = Service(
-        directory, binds or (DEFAULT_BIND,), lambda uri: click.echo(f"listening on {uri}")
+        directory, binds or (DEFAULT_BIND,), lambda uri: click.echo(f"listening on {uri}"), state
     )
     asyncio.run(service.run())
 

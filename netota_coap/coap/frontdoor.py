@@ -3,8 +3,9 @@
 It opens the UDP sockets itself (aiocoap would share ports and open TCP beside), and reads them
 itself. A plain GET that was asked before is answered from its bytes: no message object is built,
 and nothing is kept of it. Any other datagram is vetted, so that nothing malformed reaches aiocoap.
-A plain request is answered by the same pure function that aiocoap's resource calls. The rest is
-handed on, as long as aiocoap has not too much to remember.
+A plain request is answered by the same pure function that aiocoap's resource calls, one that
+registers an observer by the table of observers. The rest is handed on, as long as aiocoap has not
+too much to remember.
 aiocoap is pinned in `pyproject.toml`; `tests/test_frontdoor.py` fails when a release moves the
 names that are used here.
 """
@@ -27,6 +28,8 @@ from aiocoap.protocol import Context
 from aiocoap.transports.udp6 import MessageInterfaceUDP6
 
 from netota_coap.coap import options as coap
+from netota_coap.coap.entries import OUR_IDS, Endpoint, pack, unpack
+from netota_coap.coap.observers import Alarm, Observers
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 
 _log = logging.getLogger("netota_coap.coap")
@@ -150,6 +153,10 @@ class Site(Protocol):
     def responder(self) -> Answering:
         """What answers now: another object after each swap."""
 
+    @property
+    def observers(self) -> Observers:
+        """Who is to be told."""
+
 
 @attrs.define(eq=False)
 class ReadyAnswers:
@@ -196,8 +203,10 @@ _LONGEST = 4_096  # bytes of a datagram
 _MOST_REMEMBERED = 16_384  # requests, which aiocoap keeps for 247 s each
 _BUSY_S = 10  # until who is turned away should ask again
 _METHODS = {Code.GET: False, Code.FETCH: True}  # and whether their payload counts
+_REGISTER, _DEREGISTER = 0, 1  # values of Observe
 _IPV6_RECVERR = 25  # of Linux; the socket module has no names for these two
 _IP_RECVERR = 11
+_ACK_BYTES = 832  # that an ACK takes of a receive buffer, as Linux counts
 _ANCILLARY = socket.CMSG_SPACE(20)  # IPV6_PKTINFO
 # The first two bytes of a plain GET, and where its options begin.
 _GETS = {
@@ -212,15 +221,16 @@ class _Interface(MessageInterfaceUDP6):
 
     failed = False
 
-    def listen(self, opened: socket.socket, site: Site, ready: ReadyAnswers) -> None:
+    def listen(self, opened: socket.socket, index: int, site: Site, ready: ReadyAnswers) -> None:
         """Read a socket instead of aiocoap.
 
         Args:
             opened: That aiocoap sends by.
+            index: Of the socket, in endpoints.
             site: Answers the requests.
             ready: Shared by all sockets of a site.
         """
-        self._site, self._ready = site, ready
+        self._opened, self._index, self._site, self._ready = opened, index, site, ready
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 0)
@@ -261,7 +271,7 @@ class _Interface(MessageInterfaceUDP6):
             table.move_to_end(key)
             try:
                 send(head + data[2:end] + tail, address)
-            except BlockingIOError:
+            except OSError:
                 continue  # it will ask again
 
     def _read_any(self, opened: socket.socket) -> None:
@@ -283,13 +293,13 @@ class _Interface(MessageInterfaceUDP6):
                 if self._come_in(data, ancillary, address):
                     return
                 continue
-            if asked[0] == 0xFF or (asked[0] == 0 and 224 <= asked[12] < 240):
+            if _is_multicast(asked):
                 self.datagram_msg_received(data, ancillary, 0, address)  # multicast
                 return
             table.move_to_end(key)
             try:
                 send((head + data[2:end] + tail,), ancillary, 0, address)
-            except BlockingIOError:
+            except OSError:
                 continue
 
     def _come_in(self, data: bytes, ancillary: Ancillary, address: Address) -> bool:
@@ -300,6 +310,8 @@ class _Interface(MessageInterfaceUDP6):
             might end it (and Python complains of what never began).
         """
         verdict = vet(data[:_LONGEST], truncated=len(data) > _LONGEST)
+        if isinstance(verdict, bytes) and self._hear(verdict, ancillary, address):
+            return False
         if isinstance(verdict, Verdict):
             _log.debug("refused a datagram from %s: %s", address[:2], verdict.reason)
             if verdict.code is Code.EMPTY:
@@ -309,7 +321,11 @@ class _Interface(MessageInterfaceUDP6):
                 tail = coap.problem(verdict.code.name_printable, verdict.reason)
                 self._reply(data, verdict.code, tail, ancillary, address)
             return False
-        answer = self._answer(verdict, data)
+        to_many = bool(ancillary) and _is_multicast(ancillary[0][2])
+        plain = None if to_many else _plain(verdict)
+        if plain and self._register(verdict, plain[0], ancillary, address):
+            return False
+        answer = self._answer(*plain, verdict, data) if plain else None
         if answer is not None:
             self._reply(data, *answer, ancillary, address)
         elif _is_request(verdict) and len(self._manager._recent_messages) >= _MOST_REMEMBERED:
@@ -320,24 +336,83 @@ class _Interface(MessageInterfaceUDP6):
             return True
         return False
 
-    def _answer(self, vetted: bytes, data: bytes) -> tuple[Code, bytes] | None:
+    def _hear(self, vetted: bytes, ancillary: Ancillary, address: Address) -> bool:
+        """Take in an ACK or a RST if it is of a notification."""
+        message_id = int.from_bytes(vetted[2:4], "big")
+        if vetted[1] or vetted[0] >> 4 & 3 < _ACK or message_id < OUR_IDS:
+            return False
+        endpoint = self._endpoint(ancillary, address)
+        if vetted[0] >> 4 & 3 == _ACK:
+            self._site.observers.acknowledged(self.loop.time(), endpoint, message_id)
+        else:
+            self._site.observers.reset(endpoint, message_id)
+        return True
+
+    def _register(
+        self,
+        vetted: bytes,
+        options: tuple[coap.Option, ...],
+        ancillary: Ancillary,
+        address: Address,
+    ) -> bool:
+        """Let a request register or deregister an observer; whether it is answered then."""
+        observe = next((value for number, value in options if number == coap.OBSERVE), None)
+        if observe is None:
+            return False
+        endpoint = self._endpoint(ancillary, address)
+        end = 4 + (vetted[0] & 15)
+        answer = None
+        if coap.decode_uint(observe) == _REGISTER:
+            answer = self._site.observers.register(
+                self.loop.time(),
+                endpoint,
+                vetted[4:end],
+                int.from_bytes(vetted[2:4], "big"),
+                vetted[1:2] + vetted[end:],
+                confirmable=vetted[0] >> 4 & 3 == _CON,
+            )
+        elif coap.decode_uint(observe) == _DEREGISTER:
+            self._site.observers.deregister(endpoint, vetted[4:end])
+        # Whom no answer can be sent to (who would say to be port 0?) can be told nothing later.
+        if answer is not None and not self.notify(*unpack(endpoint)[1:], answer):
+            self._site.observers.deregister(endpoint, vetted[4:end])
+        return answer is not None
+
+    def _endpoint(self, ancillary: Ancillary, address: Address) -> Endpoint:
+        """Pack where a datagram came from and, where that may differ, where it came to."""
+        local = b"" if ancillary is self._pktinfo or not ancillary else ancillary[0][2]
+        return pack(self._index, address, local)
+
+    def notify(self, address: Address, local: bytes, datagram: bytes) -> bool:
+        """Send a notification; False: the system refused it."""
+        try:
+            if local:
+                pktinfo = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local)]
+                self._opened.sendmsg([datagram], pktinfo, 0, address)
+            else:
+                self._opened.sendto(datagram, address)
+        except OSError as error:
+            _log.debug("sending to %s failed: %s", address[:2], error)
+            return False
+        return True
+
+    def _answer(
+        self, options: tuple[coap.Option, ...], payload: bytes, vetted: bytes, data: bytes
+    ) -> tuple[Code, bytes] | None:
         """Answer a plain request; None if it is for aiocoap.
 
         Args:
+            options: Of the request.
+            payload: Of the request.
             vetted: The request, without what is to be ignored.
             data: As it came, which is how it will come again.
         """
-        if vetted[1] not in _METHODS:
-            return None
-        start = 4 + (vetted[0] & 15)
-        options, payload = coap.decode(vetted[start:])
-        if any(number in (coap.OBSERVE, _NO_RESPONSE) for number, _ in options):
-            return None
+        # What did not register is answered like a request that did not try.
+        plain = tuple(option for option in options if option[0] != coap.OBSERVE)
         counts = _METHODS[Code(vetted[1])]
-        code, tail = self._site.responder.answer(options, payload if counts else None, "coap")
-        key = data[start:]
-        if code in _HEADS and not counts and not payload:
-            self._ready.put(key, code, tail)
+        code, tail = self._site.responder.answer(plain, payload if counts else None, "coap")
+        if code in _HEADS and not counts and not payload and plain == options:
+            self._ready.put(data[4 + (data[0] & 15) :], code, tail)
         return code, tail
 
     def _reply(
@@ -374,23 +449,26 @@ def _is_request(data: bytes) -> bool:
     return 0 < data[1] < 32
 
 
+def _is_multicast(local: bytes) -> bool:
+    return local[0] == 0xFF or (local[0] == 0 and 224 <= local[12] < 240)
+
+
+def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
+    """Return options and payload of a request that the door answers; None: it is for aiocoap."""
+    if vetted[1] not in _METHODS:
+        return None
+    options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
+    return None if any(number == _NO_RESPONSE for number, _ in options) else (options, payload)
+
+
 # ----------------------------------------------------------------------------------------------
 # The door
 
 
-def _remember_only_acknowledgements(manager: Any) -> None:
-    """Keep a notification from being taken for the answer to a request of the same message ID.
-
-    aiocoap would send it, as a confirmable message that nobody waits for, when the request is
-    repeated; an acknowledgement is the only message that shares its ID with the peer's.
-    """
-    store = manager._store_response_for_duplicates
-
-    def store_acknowledgement(message: Message) -> None:
-        if message.mtype == _ACK:
-            store(message)
-
-    manager._store_response_for_duplicates = store_acknowledgement
+def _keep_below_ours(manager: Any) -> None:
+    """Let aiocoap choose message IDs below those of notifications."""
+    choose = manager._next_message_id
+    manager._next_message_id = lambda: choose() % OUR_IDS
 
 
 @attrs.define
@@ -403,6 +481,7 @@ class FrontDoor:
 
     uris: tuple[str, ...]
     _context: Context
+    _alarm: Alarm
 
     @classmethod
     async def open(cls, site: Site, binds: Sequence[str]) -> FrontDoor:
@@ -428,21 +507,38 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         context = Context(loop=loop, serversite=site, loggername="netota_coap.aiocoap")
         ready = ReadyAnswers()
-        for opened in sockets:
+        interfaces: list[_Interface] = []
+        for index, opened in enumerate(sockets):
 
-            async def attach(manager: MessageManager, opened: socket.socket = opened) -> Any:
-                _remember_only_acknowledgements(manager)
+            async def attach(
+                manager: MessageManager, index: int = index, opened: socket.socket = opened
+            ) -> Any:
+                _keep_below_ours(manager)
                 interface = await _Interface._create_transport_endpoint(
                     opened, manager, context.log, loop, []
                 )
-                interface.listen(opened, site, ready)
+                interface.listen(opened, index, site, ready)
+                interfaces.append(interface)
                 return interface
 
             await context._append_tokenmanaged_messagemanaged_transport(attach)
-        return cls(tuple(dict.fromkeys(map(uri_of, sockets))), context)
+
+        def send(endpoint: Endpoint, datagram: bytes) -> bool:
+            index, address, local = unpack(endpoint)
+            if index >= len(interfaces):
+                return True  # of before a restart, by a socket that is no more: silence ends it
+            return interfaces[index].notify(address, local, datagram)
+
+        held = min(opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for opened in sockets)
+        site.observers.window.most = held // 2 // _ACK_BYTES
+        site.observers.send = send
+        alarm = Alarm(site.observers)
+        alarm.start()
+        return cls(tuple(dict.fromkeys(map(uri_of, sockets))), context, alarm)
 
     async def close(self) -> None:
         """Stop listening; observers are told nothing, so that they stay."""
+        self._alarm.stop()
         for manager in self._context.request_interfaces:
             manager.token_interface.message_interface.deafen()
         # What was read last has to begin before it can be ended.

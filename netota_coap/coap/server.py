@@ -8,6 +8,7 @@ Source: `spec/resources.md`.
 from __future__ import annotations
 
 import attrs
+from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.pipe import Pipe
 
@@ -21,8 +22,10 @@ from netota_coap.catalog import (
     View,
 )
 from netota_coap.coap import options as coap
-from netota_coap.coap.observers import Observers, message_of
+from netota_coap.coap.entries import Request
+from netota_coap.coap.observers import Observers
 from netota_coap.coap.options import Block, Option
+from netota_coap.coap.persistence import Journal
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.model import LIMITS
 
@@ -205,21 +208,34 @@ def problem(error: NetotaError) -> tuple[Code, bytes]:
 
 @attrs.define
 class Site:
-    """The root resource that aiocoap asks.
+    """The root resource: what the door and aiocoap ask.
 
     Attributes:
         responder: Replaced by `swap`.
+        journal: What the observers need to be remembered goes there.
         observers: Told by `swap`.
     """
 
     responder: Responder
-    observers: Observers = attrs.field(init=False, factory=Observers)
+    journal: Journal = attrs.field(factory=Journal)
+    observers: Observers = attrs.field(init=False)
+
+    @observers.default
+    def _table(self) -> Observers:
+        return Observers(self.answer, self.journal)
 
     def swap(self, catalog: Catalog) -> None:
         """Serve another catalog from now on, and tell those who observe what differs."""
         differing = catalog.differing(self.responder.catalog)
         self.responder = attrs.evolve(self.responder, catalog=catalog)
-        self.observers.notify(differing, self.responder.answer)
+        self.observers.notify(differing)
+
+    def answer(self, request: Request) -> tuple[bool, int, bytes]:
+        """Answer a request of an observer: whether it can be observed, code, and what follows."""
+        options, payload = coap.decode(request[1:])
+        selection = payload if request[0] == Code.FETCH else None
+        code, tail = self.responder.answer(options, selection, "coap")
+        return self.responder.observed(options) is not None, code, tail
 
     async def render_to_pipe(self, pipe: Pipe) -> None:
         """Answer one request (aiocoap's interface)."""
@@ -229,13 +245,16 @@ class Site:
             refused = problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
             pipe.add_response(message_of(*refused), is_last=True)
             return
-        options = tuple((int(o.number), o.encode()) for o in request.opt.option_list())
+        given = ((int(o.number), o.encode()) for o in request.opt.option_list())
+        # Observers are the door's: what comes here with Observe registers nothing.
+        options = tuple(option for option in given if option[0] != coap.OBSERVE)
         payload = request.payload if request.code is Code.FETCH else None
-        scheme = request.remote.scheme
-        code, tail = self.responder.answer(options, payload, scheme)
-        observes = code.is_successful() and any(o[0] == coap.OBSERVE for o in options)
-        path = self.responder.observed(options) if observes else None
-        if path is None:
-            pipe.add_response(message_of(code, tail), is_last=True)
-        else:
-            self.observers.add(path, pipe, (options, payload, scheme), (code, tail))
+        answer = self.responder.answer(options, payload, request.remote.scheme)
+        pipe.add_response(message_of(*answer), is_last=True)
+
+
+def message_of(code: Code, tail: bytes) -> Message:
+    """Turn an answer into aiocoap's form; a new object each time, since aiocoap changes it."""
+    message = Message(code=code)
+    message.payload = message.opt.decode(tail)
+    return message
