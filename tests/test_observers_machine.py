@@ -180,6 +180,8 @@ class Network(RuleBasedStateMachine):
         if between:
             self.table.states[between[0]] = between[1]
         self.table.start()
+        # An end that comes late to an observation that the restart revived: as in `register`.
+        self.down = [each for each in self.down if each[1].uint(coap.OBSERVE) is not None]
         # What was under way may be sent again.
         self.known.clear()
         self.act()
@@ -207,4 +209,6 @@ class Network(RuleBasedStateMachine):
 
 
 TestNetwork = Network.TestCase
-TestNetwork.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestNetwork.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+)
