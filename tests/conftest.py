@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from netota_coap import publish, repository
-from tests.publishing import NOW
+from netota_coap.model import Stream, StreamName
+from netota_coap.sources import ArchiveSource
+from tests import publishing
+from tests.publishing import NOW, STABLE
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -35,3 +39,22 @@ def sample(tmp_path: Path) -> Path:
     for path in root.rglob("*.toml"):
         os.utime(path, (1, 1))  # files this young would be read again
     return root
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file to be published."""
+    path = tmp_path / "nrf52840dk.bin"
+    path.write_bytes(b"firmware")
+    return path
+
+
+@pytest.fixture
+def release(repository_dir: Path, image: Path) -> Callable[..., Stream]:
+    """Publish the image as a version."""
+
+    def release(version: str, name: StreamName = STABLE, **options: object) -> Stream:
+        sources = [ArchiveSource(image, "nrf52840dk")]
+        return publishing.publish(repository_dir, name, version, sources, **{"now": NOW} | options)
+
+    return release

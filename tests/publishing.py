@@ -10,11 +10,13 @@ from typing import Any
 import attrs
 
 from netota_coap import publish as publishing
+from netota_coap.checks import check
 from netota_coap.model import Offer, Stream, StreamName
 from netota_coap.publish import Edit
 from netota_coap.sources import ArchiveSource
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
+STABLE = ("sensor-node", "stable")
 EDIT = Edit(now=NOW, allow_missing=True)
 
 
@@ -55,3 +57,11 @@ def promote(root: Path, source: StreamName, target: StreamName) -> Stream:
 def rollback(root: Path, name: StreamName, to: int | None = None) -> Stream:
     """Roll back, and return the new state."""
     return publishing.rollback(root, name, to, edit=EDIT).after
+
+
+def served(root: Path, name: StreamName = STABLE) -> Stream:
+    """Return what a server would offer, after a check without errors."""
+    findings = check(root)
+    assert findings.errors == ()
+    assert findings.repository is not None
+    return findings.repository.packages[name[0]].streams[name[1]]

@@ -25,37 +25,10 @@ from netota_coap.repository import Change, Loader
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
 from tests.conftest import NOW
-from tests.publishing import EDIT, close, promote, publish, remove, reopen, rollback
+from tests.publishing import EDIT, close, promote, publish, remove, reopen, rollback, served
 from tests.repositories import HISTORY, STABLE
 
 NAME = ("sensor-node", "stable")
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A file to be published."""
-    path = tmp_path / "nrf52840dk.bin"
-    path.write_bytes(b"firmware")
-    return path
-
-
-@pytest.fixture
-def release(repository_dir: Path, image: Path) -> Callable[..., Stream]:
-    """Publish the image as a version."""
-
-    def release(version: str, name: StreamName = NAME, **options: object) -> Stream:
-        sources = [ArchiveSource(image, "nrf52840dk")]
-        return publish(repository_dir, name, version, sources, **{"now": NOW} | options)
-
-    return release
-
-
-def served(root: Path, name: StreamName = NAME) -> Stream:
-    """Return what a server would offer, after a check without errors."""
-    findings = check(root)
-    assert findings.errors == ()
-    assert findings.repository is not None
-    return findings.repository.packages[name[0]].streams[name[1]]
 
 
 # ----------------------------------------------------------------------------------------------
