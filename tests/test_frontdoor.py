@@ -22,14 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap.catalog import Catalog
-from netota_coap.coap import frontdoor
+from netota_coap.coap import frontdoor, vetting
 from netota_coap.coap import options as coap
-from netota_coap.coap.frontdoor import (
-    FrontDoor,
-    ReadyAnswers,
-    vet,
-)
+from netota_coap.coap.frontdoor import FrontDoor, ReadyAnswers
 from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.vetting import Doorkeeper, vet
+from netota_coap.metrics import Tally
 from netota_coap.model import Repository
 from netota_coap.repository import Loader
 from tests.conftest import NOW
@@ -315,18 +313,18 @@ def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     table = ready.of(before)
     monkeypatch.setattr(frontdoor, "_READY_ENTRIES", 3)
     for number in range(3):
-        ready.put(bytes((number,)), Code.CONTENT, b"tail")
+        ready.put(bytes((number,)), Code.CONTENT, b"tail", Tally(4))
     table.move_to_end(b"\0")
-    ready.put(b"\3", Code.VALID, b"tail")
+    ready.put(b"\3", Code.VALID, b"tail", Tally(4))
     assert list(table) == [b"\2", b"\0", b"\3"]
-    ready.put(b"\3", Code.VALID, b"tail")
+    ready.put(b"\3", Code.VALID, b"tail", Tally(4))
     monkeypatch.setattr(frontdoor, "_READY_BYTES", 2 * (300 + 1 + 4))
-    ready.put(b"\4", Code.CONTENT, b"tail")
+    ready.put(b"\4", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\3", b"\4"]
     assert ready.of(before) is table
     assert list(ready.of(after)) == []
     monkeypatch.setattr(frontdoor, "_READY_BYTES", 305)
-    ready.put(b"\5", Code.CONTENT, b"tail")
+    ready.put(b"\5", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\5"]
 
 
@@ -376,7 +374,7 @@ async def test_what_aiocoap_would_have_to_remember_is_bounded(
     sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the limit, who asks for more than an answer shall come again; others are served."""
-    monkeypatch.setattr(frontdoor, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(vetting, "_MOST_REMEMBERED", 2)
     async with serving(sample) as (uri,), device(uri) as it:
         wants = [(258, b"")]  # No-Response
         for _ in range(2):
@@ -384,6 +382,47 @@ async def test_what_aiocoap_would_have_to_remember_is_bounded(
         refused = await it.ask(GET, "p", options=wants)
         assert (refused.code, refused.uint(coap.MAX_AGE)) == ("5.03", 10)
         assert (await it.ask(GET, "p")).code == "2.05"
+
+
+async def test_one_source_cannot_fill_what_is_remembered_for_all(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over its own limit, one source is told when to come again."""
+    monkeypatch.setattr(vetting, "_MOST_OF_SOURCE", 2)
+    async with serving(sample) as (uri,), device(uri) as it:
+        wants = [(258, b"")]  # No-Response
+        for _ in range(2):
+            await it.ask(GET, "p", options=wants)
+        refused = await it.ask(GET, "p", options=wants)
+        assert refused.code == "4.29"
+        assert 50 <= refused.uint(coap.MAX_AGE) <= 60
+        assert (await it.ask(GET, "p")).code == "2.05"
+
+
+LOOPBACK = bytes(10) + b"\xff\xff\x7f\x00\x00\x01"
+HOST_OF_64 = bytes.fromhex("20010db8000000000000000000000001")
+OTHER_OF_64 = bytes.fromhex("20010db80000000000000000000000ff")
+LINK_LOCAL = bytes.fromhex("fe800000000000000000000000000001")
+OTHER_LINK_LOCAL = bytes.fromhex("fe800000000000000000000000000002")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (LOOPBACK, LOOPBACK, True),
+        (LOOPBACK, LOOPBACK[:-1] + b"\x02", False),
+        (HOST_OF_64, OTHER_OF_64, True),
+        (LINK_LOCAL, OTHER_LINK_LOCAL, False),
+    ],
+)
+def test_sources(one: bytes, other: bytes, *, same: bool) -> None:
+    """What one host may have to itself is one source; each has its own limit, for a minute."""
+    keeper = Doorkeeper()
+    assert all(keeper.turns_away(100.0, one, 0) is None for _ in range(1_024))
+    assert keeper.turns_away(130.0, one, 0) == (Code.TOO_MANY_REQUESTS, 30)
+    assert (keeper.turns_away(130.0, other, 0) is not None) is same
+    assert keeper.turns_away(160.0, one, 0) is None
+    assert keeper.turns_away(160.0, one, 16_384) == (Code.SERVICE_UNAVAILABLE, 10)
 
 
 async def test_dead_peers_cost_the_living_no_answer(sample: Path) -> None:

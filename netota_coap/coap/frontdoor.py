@@ -2,7 +2,8 @@
 
 It opens the UDP sockets itself (aiocoap would share ports and open TCP beside), and reads them
 itself. A plain GET that was asked before is answered from its bytes: no message object is built,
-and nothing is kept of it. Any other datagram is vetted, so that nothing malformed reaches aiocoap.
+and nothing is kept of it. Any other datagram is vetted (`vetting`), so that nothing malformed
+reaches aiocoap.
 A plain request is answered by the same pure function that aiocoap's resource calls, one that
 registers an observer by the table of observers. The rest is handed on, as long as aiocoap has not
 too much to remember.
@@ -28,95 +29,17 @@ from aiocoap.protocol import Context
 from aiocoap.transports.udp6 import MessageInterfaceUDP6
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import OUR_IDS, Endpoint, pack, unpack
+from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
 from netota_coap.coap.observers import Alarm, Observers
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
+from netota_coap.coap.vetting import NO_RESPONSE, Doorkeeper, Verdict, vet
+from netota_coap.metrics import Metrics, Tally, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 
 _CON, _NON, _ACK, _RST = range(4)
-_RESERVED_CLASSES = (1, 6, 7)
-_NO_RESPONSE = 258  # RFC 7967; aiocoap keeps to it
-_MOST_OPTIONS = 64
-# aiocoap decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
-# Location-Query, Proxy-Uri, Proxy-Scheme.
-_TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
+_FIRST_RESPONSE = 32  # of the codes; below are those of requests
 _SEND_ATTEMPTS = 3
-
-
-# ----------------------------------------------------------------------------------------------
-# Vetting
-
-
-@attrs.frozen
-class Verdict:
-    """What becomes of a datagram that aiocoap must not see.
-
-    Attributes:
-        code: To answer with; EMPTY stands for a reset, None for silence.
-        reason: For the log, and for the answer.
-    """
-
-    code: Code | None
-    reason: str
-
-
-def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
-    """Judge a datagram.
-
-    Returns:
-        What may be handed on if it is well-formed: itself, without elective options that are to be
-        ignored.
-
-    Source: RFC 7252, sections 3, 4.2, 4.3 and 5.4; rules C-50 to C-52.
-    """
-    if len(data) < 4 or data[0] >> 6 != 1:
-        return Verdict(None, "not CoAP version 1")
-    kind, token_length, code = data[0] >> 4 & 3, data[0] & 15, data[1]
-    reset = Verdict(Code.EMPTY if kind == _CON else None, "")
-    if truncated or token_length > 8 or len(data) < 4 + token_length:
-        return attrs.evolve(reset, reason="malformed token, or too long")
-    if code >> 5 in _RESERVED_CLASSES:
-        return attrs.evolve(reset, reason="reserved code class")
-    if code == 0:
-        # A Zephyr 1.14 device acknowledges with a token in the empty message: let it.
-        empty = len(data) == (4 if kind in (_CON, _NON) else 4 + token_length)
-        return data if empty else attrs.evolve(reset, reason="empty message that is not")
-    if kind == _RST or (kind == _ACK and code < 32):
-        return Verdict(None, "code that does not go with the type")
-    try:
-        found, payload = coap.decode(data[4 + token_length :])
-    except ValueError as error:
-        return attrs.evolve(reset, reason=str(error))
-    reason = _stumbling_block(found)
-    if reason is not None:
-        return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
-    kept = [option for option in found if _is_kept(option)]
-    if len(kept) == len(found):
-        return data
-    return data[: 4 + token_length] + coap.encode(kept, payload)
-
-
-def _is_kept(option: coap.Option) -> bool:
-    """Tell whether an option is handed on: elective ones that mean nothing here are ignored.
-
-    aiocoap keeps the requests of observers, with all their options, and would not ignore those of
-    a length that they cannot have.
-    """
-    return coap.is_critical(option[0]) or coap.fits(option) or option[0] == _NO_RESPONSE
-
-
-def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
-    """Say what aiocoap would stumble over or hide; what else is wrong `Responder` refuses."""
-    if len(found) > _MOST_OPTIONS:
-        return f"{len(found)} options are more than {_MOST_OPTIONS}"
-    for number, value in found:
-        if number in _TEXT_OF_AIOCOAP and not coap.is_text(value):
-            return f"option {number} is not UTF-8"
-        # aiocoap reads these as numbers, and forgets how long they were.
-        if coap.is_critical(number) and number in coap.KNOWN and not coap.fits((number, value)):
-            return f"{coap.KNOWN[number].name} has {len(value)} bytes"
-    return None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -126,8 +49,9 @@ _READY_ENTRIES = 16_384
 _READY_BYTES = 16 * 2**20
 _ENTRY_BYTES = 300  # that an entry takes besides its key and its tail
 
-Ready = tuple[Mapping[int, bytes], bytes]
-"""Of an answer: the first two bytes, by the first one of the request; all after the token."""
+Ready = tuple[Mapping[int, bytes], bytes, Tally]
+"""Of an answer: the first two bytes, by the first one of the request; all after the token; where
+to count it."""
 
 _HEADS: Mapping[Code, Mapping[int, bytes]] = {
     code: {
@@ -157,6 +81,10 @@ class Site(Protocol):
     def observers(self) -> Observers:
         """Who is to be told."""
 
+    @property
+    def metrics(self) -> Metrics:
+        """What was counted."""
+
 
 @attrs.define(eq=False)
 class ReadyAnswers:
@@ -181,14 +109,14 @@ class ReadyAnswers:
             self._bytes = 0
         return self._table
 
-    def put(self, key: bytes, code: Code, tail: bytes) -> None:
+    def put(self, key: bytes, code: Code, tail: bytes, tally: Tally) -> None:
         """Keep an answer."""
         if key in self._table:
             return
-        self._table[key] = (_HEADS[code], tail)
+        self._table[key] = (_HEADS[code], tail, tally)
         self._bytes += len(key) + len(tail) + _ENTRY_BYTES
         while len(self._table) > _READY_ENTRIES or self._bytes > _READY_BYTES:
-            dropped, (_, its_tail) = self._table.popitem(last=False)
+            dropped, (_, its_tail, _) = self._table.popitem(last=False)
             self._bytes -= len(dropped) + len(its_tail) + _ENTRY_BYTES
 
 
@@ -200,8 +128,6 @@ Ancillary = list[tuple[int, int, bytes]]
 
 _DATAGRAMS = 64  # that are read at a time, before timers and notifications have their turn
 _LONGEST = 4_096  # bytes of a datagram
-_MOST_REMEMBERED = 16_384  # requests, which aiocoap keeps for 247 s each
-_BUSY_S = 10  # until who is turned away should ask again
 _METHODS = {Code.GET: False, Code.FETCH: True}  # and whether their payload counts
 _REGISTER, _DEREGISTER = 0, 1  # values of Observe
 _IPV6_RECVERR = 25  # of Linux; the socket module has no names for these two
@@ -221,7 +147,14 @@ class _Interface(MessageInterfaceUDP6):
 
     failed = False
 
-    def listen(self, opened: socket.socket, index: int, site: Site, ready: ReadyAnswers) -> None:
+    def listen(
+        self,
+        opened: socket.socket,
+        index: int,
+        site: Site,
+        ready: ReadyAnswers,
+        doorkeeper: Doorkeeper,
+    ) -> None:
         """Read a socket instead of aiocoap.
 
         Args:
@@ -229,8 +162,10 @@ class _Interface(MessageInterfaceUDP6):
             index: Of the socket, in endpoints.
             site: Answers the requests.
             ready: Shared by all sockets of a site.
+            doorkeeper: Likewise.
         """
-        self._opened, self._index, self._site, self._ready = opened, index, site, ready
+        self._opened, self._index, self._site = opened, index, site
+        self._ready, self._doorkeeper = ready, doorkeeper
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 0)
@@ -262,13 +197,14 @@ class _Interface(MessageInterfaceUDP6):
                 # What is no plain GET, or was not asked before, fails in one of these.
                 end = _GETS[data[:2]]
                 key = data[end:]
-                heads, tail = table[key]
+                heads, tail, tally = table[key]
                 head = heads[data[0]]
             except KeyError:
                 if self._come_in(data, self._pktinfo, address):
                     return
                 continue
             table.move_to_end(key)
+            tally.count += 1
             try:
                 send(head + data[2:end] + tail, address)
             except OSError:
@@ -286,7 +222,7 @@ class _Interface(MessageInterfaceUDP6):
             try:
                 end = _GETS[data[:2]]
                 key = data[end:]
-                heads, tail = table[key]
+                heads, tail, tally = table[key]
                 head = heads[data[0]]
                 asked = ancillary[0][2]
             except (KeyError, IndexError):
@@ -297,6 +233,7 @@ class _Interface(MessageInterfaceUDP6):
                 self.datagram_msg_received(data, ancillary, 0, address)  # multicast
                 return
             table.move_to_end(key)
+            tally.count += 1
             try:
                 send((head + data[2:end] + tail,), ancillary, 0, address)
             except OSError:
@@ -322,19 +259,37 @@ class _Interface(MessageInterfaceUDP6):
                 self._reply(data, verdict.code, tail, ancillary, address)
             return False
         to_many = bool(ancillary) and _is_multicast(ancillary[0][2])
-        plain = None if to_many else _plain(verdict)
+        plain = None if to_many else self._plain(verdict)
         if plain and self._register(verdict, plain[0], ancillary, address):
             return False
         answer = self._answer(*plain, verdict, data) if plain else None
-        if answer is not None:
-            self._reply(data, *answer, ancillary, address)
-        elif _is_request(verdict) and len(self._manager._recent_messages) >= _MOST_REMEMBERED:
-            busy = coap.encode([(coap.MAX_AGE, coap.encode_uint(_BUSY_S))])
-            self._reply(data, Code.SERVICE_UNAVAILABLE, busy, ancillary, address)
+        if plain and answer:
+            self._reply(data, *answer, ancillary, address, _class_of(plain[0]))
+        elif refusal := self._turns_away(verdict, ancillary, address):
+            code, after_s = refusal
+            busy = coap.encode([(coap.MAX_AGE, coap.encode_uint(after_s))])
+            self._reply(data, code, busy, ancillary, address)
         else:
             self.datagram_msg_received(verdict, ancillary, 0, address)
             return True
         return False
+
+    @staticmethod
+    def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
+        """Return options and payload of what the door answers; None: it is for aiocoap."""
+        if vetted[1] not in _METHODS:
+            return None
+        options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
+        return None if any(number == NO_RESPONSE for number, _ in options) else (options, payload)
+
+    def _turns_away(
+        self, vetted: bytes, ancillary: Ancillary, address: Address
+    ) -> tuple[Code, int] | None:
+        if not 0 < vetted[1] < _FIRST_RESPONSE:
+            return None
+        source = address_of(self._endpoint(ancillary, address))
+        remembered = len(self._manager._recent_messages)
+        return self._doorkeeper.turns_away(self.loop.time(), source, remembered)
 
     def _hear(self, vetted: bytes, ancillary: Ancillary, address: Address) -> bool:
         """Take in an ACK or a RST if it is of a notification."""
@@ -376,6 +331,10 @@ class _Interface(MessageInterfaceUDP6):
         # Whom no answer can be sent to (who would say to be port 0?) can be told nothing later.
         if answer is not None and not self.notify(*unpack(endpoint)[1:], answer):
             self._site.observers.deregister(endpoint, vetted[4:end])
+        if answer is not None:
+            dotted = Code(answer[1]).dotted
+            size = len(answer) - (end - 4) - 4
+            self._site.metrics.answered("coap", _class_of(options), dotted, size)
         return answer is not None
 
     def _endpoint(self, ancillary: Ancillary, address: Address) -> Endpoint:
@@ -399,7 +358,7 @@ class _Interface(MessageInterfaceUDP6):
     def _answer(
         self, options: tuple[coap.Option, ...], payload: bytes, vetted: bytes, data: bytes
     ) -> tuple[Code, bytes] | None:
-        """Answer a plain request; None if it is for aiocoap.
+        """Answer a plain request; None: it is for aiocoap.
 
         Args:
             options: Of the request.
@@ -412,13 +371,21 @@ class _Interface(MessageInterfaceUDP6):
         counts = _METHODS[Code(vetted[1])]
         code, tail = self._site.responder.answer(plain, payload if counts else None, "coap")
         if code in _HEADS and not counts and not payload and plain == options:
-            self._ready.put(data[4 + (data[0] & 15) :], code, tail)
+            tally = self._site.metrics.ready(_class_of(options), code.dotted, len(tail))
+            self._ready.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
 
     def _reply(
-        self, request: bytes, code: Code, tail: bytes, ancillary: Ancillary, address: Address
+        self,
+        request: bytes,
+        code: Code,
+        tail: bytes,
+        ancillary: Ancillary,
+        address: Address,
+        resource: str = "other",
     ) -> None:
         """Answer a request: by acknowledgement, or by a message that is not to be confirmed."""
+        self._site.metrics.answered("coap", resource, code.dotted, len(tail))
         kind, number = _ACK, request[2:4]
         if request[0] >> 4 & 3 == _NON:
             kind, number = _NON, self._manager._next_message_id().to_bytes(2, "big")
@@ -445,20 +412,12 @@ class _Interface(MessageInterfaceUDP6):
         _log.debug("sending failed: %s", exc)
 
 
-def _is_request(data: bytes) -> bool:
-    return 0 < data[1] < 32
-
-
 def _is_multicast(local: bytes) -> bool:
     return local[0] == 0xFF or (local[0] == 0 and 224 <= local[12] < 240)
 
 
-def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
-    """Return options and payload of a request that the door answers; None: it is for aiocoap."""
-    if vetted[1] not in _METHODS:
-        return None
-    options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
-    return None if any(number == _NO_RESPONSE for number, _ in options) else (options, payload)
+def _class_of(options: Sequence[coap.Option]) -> str:
+    return resource_class([value.decode() for number, value in options if number == coap.URI_PATH])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -506,7 +465,7 @@ class FrontDoor:
         tell_buffers(sockets[0])
         loop = asyncio.get_running_loop()
         context = Context(loop=loop, serversite=site, loggername="netota_coap.aiocoap")
-        ready = ReadyAnswers()
+        ready, doorkeeper = ReadyAnswers(), Doorkeeper()
         interfaces: list[_Interface] = []
         for index, opened in enumerate(sockets):
 
@@ -517,7 +476,7 @@ class FrontDoor:
                 interface = await _Interface._create_transport_endpoint(
                     opened, manager, context.log, loop, []
                 )
-                interface.listen(opened, index, site, ready)
+                interface.listen(opened, index, site, ready, doorkeeper)
                 interfaces.append(interface)
                 return interface
 

@@ -35,6 +35,8 @@ from netota_coap.coap.entries import (
 )
 from netota_coap.coap.persistence import Journal, Kept, Kind
 from netota_coap.coap.window import MOST_OPEN, Timing, Window
+from netota_coap.metrics import Metrics
+from netota_coap.status import FanOut
 
 Send = Callable[[Endpoint, bytes], bool]
 """Sends a datagram; False: the system refused it, for whatever reason."""
@@ -87,6 +89,7 @@ class Observers:
         window: Of notifications.
         send: By which notifications leave.
         wake: Called when `advance` has something to do before the time that it said.
+        metrics: What is counted goes there.
     """
 
     answering: Answering
@@ -96,6 +99,7 @@ class Observers:
     window: Window = attrs.field()
     send: Send = lambda _endpoint, _datagram: False
     wake: Callable[[], object] = lambda: None
+    metrics: Metrics = attrs.field(factory=Metrics)
     _peers: dict[Endpoint, Peer] = attrs.field(init=False, factory=dict)
     _subjects: dict[Request, Subject] = attrs.field(init=False, factory=dict)
     _by_path: dict[Path, dict[Subject, None]] = attrs.field(init=False, factory=dict)
@@ -110,6 +114,9 @@ class Observers:
     _numbers_left: int = attrs.field(init=False, default=0)
     _interval_s: float = attrs.field(init=False, default=-math.inf)
     _unreserved: int = attrs.field(init=False, default=0)
+    _told: int = attrs.field(init=False, default=0)
+    _since_s: float | None = attrs.field(init=False, default=None)
+    _told_s: float = attrs.field(init=False, default=0.0)
 
     @window.default
     def _default_window(self) -> Window:
@@ -121,6 +128,17 @@ class Observers:
 
     def __len__(self) -> int:
         return self._total
+
+    def of(self, path: Path) -> int:
+        """Return how many observe a resource."""
+        return self._counts[path]
+
+    @property
+    def fan_out(self) -> FanOut | None:
+        """How the last change was told; None: nobody acknowledged one."""
+        if self._since_s is None or not self._told:
+            return None
+        return FanOut(self._told, self._told_s - self._since_s)
 
     # ---- what comes in
 
@@ -192,6 +210,8 @@ class Observers:
             busy = bool(self._queue or self._changed)
             self.window.acknowledged(now - exchange.sent_s, busy=busy)
         observation.told = exchange.digest
+        self.metrics.notifications["acknowledged"] += 1
+        self._told, self._told_s = self._told + 1, now
         subject = observation.subject
         if not exchange.number:
             self._remove(observation)
@@ -217,6 +237,7 @@ class Observers:
             for subject in self._by_path.get(path, ()):
                 subject.answer = None
                 self._changed[subject] = None
+                self._told, self._since_s = 0, None
         self._wake()
 
     def restore(self, kept: Kept) -> None:
@@ -252,6 +273,8 @@ class Observers:
             When to call again if nothing happens before: at most `now` if there is more to do;
             None: there is nothing to wait for.
         """
+        if self._since_s is None:
+            self._since_s = now
         budget = self._repeat(now, _BURST)
         while budget and (self._queue or self._changed) and self.window.has_room(now):
             self._look(now)
@@ -275,6 +298,7 @@ class Observers:
                 budget -= 1
                 if exchange.attempts > self.timing.max_retransmit:
                     # The peer is gone, with all that it observed.
+                    self.metrics.notifications["lost"] += 1
                     for each in observation.peer:
                         self._remove(each)
                     continue
@@ -330,6 +354,7 @@ class Observers:
         datagram = answer.message(_CON, observation.message_id, observation.token, exchange.number)
         if self.send(peer.endpoint, datagram):
             observation.told = b""
+            self.metrics.notifications["repeated" if exchange.attempts else "sent"] += 1
             if not exchange.attempts:
                 exchange.sent_s = now
             exchange.attempts += 1

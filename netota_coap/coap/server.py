@@ -27,6 +27,7 @@ from netota_coap.coap.observers import Observers
 from netota_coap.coap.options import Block, Option
 from netota_coap.coap.persistence import Journal
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
+from netota_coap.metrics import Metrics, resource_class
 from netota_coap.model import LIMITS
 
 DEFAULT_MAX_AGE_S = 60
@@ -213,16 +214,18 @@ class Site:
     Attributes:
         responder: Replaced by `swap`.
         journal: What the observers need to be remembered goes there.
+        metrics: What is counted goes there.
         observers: Told by `swap`.
     """
 
     responder: Responder
     journal: Journal = attrs.field(factory=Journal)
+    metrics: Metrics = attrs.field(factory=Metrics)
     observers: Observers = attrs.field(init=False)
 
     @observers.default
     def _table(self) -> Observers:
-        return Observers(self.answer, self.journal)
+        return Observers(self.answer, self.journal, metrics=self.metrics)
 
     def swap(self, catalog: Catalog) -> None:
         """Serve another catalog from now on, and tell those who observe what differs."""
@@ -240,17 +243,22 @@ class Site:
     async def render_to_pipe(self, pipe: Pipe) -> None:
         """Answer one request (aiocoap's interface)."""
         request = pipe.request
+        code, tail = self._respond(request)
+        resource = resource_class(request.opt.uri_path)
+        assert request.remote
+        self.metrics.answered(request.remote.scheme, resource, code.dotted, len(tail))
+        pipe.add_response(message_of(code, tail), is_last=True)
+
+    def _respond(self, request: Message) -> tuple[Code, bytes]:
         if request.code not in (Code.GET, Code.FETCH):
             allowed = "GET and FETCH are all there is: nothing can be changed over the network"
-            refused = problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
-            pipe.add_response(message_of(*refused), is_last=True)
-            return
+            return problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
         given = ((int(o.number), o.encode()) for o in request.opt.option_list())
         # Observers are the door's: what comes here with Observe registers nothing.
         options = tuple(option for option in given if option[0] != coap.OBSERVE)
         payload = request.payload if request.code is Code.FETCH else None
-        answer = self.responder.answer(options, payload, request.remote.scheme)
-        pipe.add_response(message_of(*answer), is_last=True)
+        assert request.remote
+        return self.responder.answer(options, payload, request.remote.scheme)
 
 
 def message_of(code: Code, tail: bytes) -> Message:

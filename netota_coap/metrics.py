@@ -1,0 +1,162 @@
+"""What a server counts: plain numbers, which any adapter can show.
+
+`METRICS` is the one table of names and meanings: HTTP's `/metrics` and `spec/operation.md` are
+made from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import attrs
+
+from netota_coap.status import Status
+
+Sample = tuple["Metric", tuple[str, ...], float]
+"""A metric, the values of its labels, and the number."""
+
+
+@attrs.frozen
+class Metric:
+    """One thing that is counted.
+
+    Attributes:
+        name: As Prometheus has it.
+        kind: `counter` only rises, from 0 at the start; `gauge` is of now.
+        help: What it means, one sentence.
+        labels: By which it is told apart.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+REQUESTS = Metric(
+    "netota_requests_total",
+    "counter",
+    "Requests that were answered.",
+    ("transport", "resource", "code"),
+)
+READY = Metric(
+    "netota_ready_answers_total",
+    "counter",
+    "Requests over CoAP that the front door answered from their bytes; among those answered.",
+)
+SENT_BYTES = Metric(
+    "netota_sent_bytes_total",
+    "counter",
+    "Bytes of answers: of payloads, over CoAP with their options.",
+    ("transport",),
+)
+OBSERVERS = Metric("netota_observers", "gauge", "Observations over CoAP.")
+NOTIFICATIONS = Metric(
+    "netota_notifications_total",
+    "counter",
+    "Notifications over CoAP: sent for the first time, repeated, acknowledged; or lost, since the "
+    "observer was silent to the end.",
+    ("outcome",),
+)
+FAN_OUT = Metric(
+    "netota_fan_out_seconds",
+    "gauge",
+    "From the last change that observers are told of to the last acknowledgement of it so far.",
+)
+RELOADS = Metric(
+    "netota_reloads_total", "counter", "Changed repositories that were taken, or not.", ("result",)
+)
+ACCEPTED = Metric(
+    "netota_repository_accepted", "gauge", "1: what is on disk is served; 0: it was refused."
+)
+PACKAGES = Metric("netota_packages", "gauge", "Packages that are served.")
+STREAMS = Metric("netota_streams", "gauge", "Streams that are served.")
+UPTIME = Metric("netota_uptime_seconds", "gauge", "Since the start.")
+
+METRICS = (
+    *(REQUESTS, READY, SENT_BYTES, OBSERVERS, NOTIFICATIONS, FAN_OUT),
+    *(RELOADS, ACCEPTED, PACKAGES, STREAMS, UPTIME),
+)
+
+
+_CLASSES = {
+    (".well-known", "core"): "core",
+    ("p",): "packages",
+    ("p", ""): "package",
+    ("p", "", "s", ""): "stream",
+    ("b", ""): "blob",
+    ("status",): "status",
+}
+
+
+def resource_class(path: Sequence[str]) -> str:
+    """Return the class of the resource at a path: there are few, whatever is asked for."""
+    shape = tuple("" if place % 2 and path[0] in ("p", "b") else s for place, s in enumerate(path))
+    return _CLASSES.get(shape, "other")
+
+
+@attrs.define(eq=False)
+class Tally:
+    """Answers that are all the same to the metrics, to be counted where every nanosecond counts.
+
+    Attributes:
+        size: Bytes of each.
+        count: How many there were.
+    """
+
+    size: int
+    count: int = 0
+
+
+@attrs.define(eq=False)
+class Metrics:
+    """What was counted since the start.
+
+    Attributes:
+        requests: By transport (`coap`, `http`), class of resource and code.
+        sent_bytes: By transport.
+        notifications: By outcome: `sent`, `repeated`, `acknowledged`, `lost`.
+        reloads: By result: `taken`, `refused`.
+    """
+
+    requests: Counter[tuple[str, str, str]] = attrs.field(init=False, factory=Counter)
+    sent_bytes: Counter[str] = attrs.field(init=False, factory=Counter)
+    notifications: Counter[str] = attrs.field(init=False, factory=Counter)
+    reloads: Counter[str] = attrs.field(init=False, factory=Counter)
+    _ready: dict[tuple[str, str, int], Tally] = attrs.field(init=False, factory=dict)
+
+    def answered(self, transport: str, resource: str, code: str, size: int) -> None:
+        """Count one request that was answered with some bytes."""
+        self.requests[transport, resource, code] += 1
+        self.sent_bytes[transport] += size
+
+    def ready(self, resource: str, code: str, size: int) -> Tally:
+        """Return where to count answers of the front door; there are as many as distinct sizes."""
+        return self._ready.setdefault((resource, code, size), Tally(size))
+
+    def samples(self, status: Status) -> Iterator[Sample]:
+        """Return all that was counted, and what is so now."""
+        requests = self.requests.copy()
+        for (resource, code, _), tally in self._ready.items():
+            requests["coap", resource, code] += tally.count
+        for labels, count in sorted(requests.items()):
+            yield REQUESTS, labels, count
+        ready = self._ready.values()
+        yield READY, (), sum(tally.count for tally in ready)
+        sent = self.sent_bytes + Counter(coap=sum(each.count * each.size for each in ready))
+        for counter, metric in (
+            (sent, SENT_BYTES),
+            (self.notifications, NOTIFICATIONS),
+            (self.reloads, RELOADS),
+        ):
+            for label, count in sorted(counter.items()):
+                yield metric, (label,), count
+        yield OBSERVERS, (), status.observers
+        yield FAN_OUT, (), math.nan if status.fan_out is None else status.fan_out.seconds
+        yield ACCEPTED, (), float(not status.issues)
+        yield PACKAGES, (), status.packages
+        yield STREAMS, (), status.streams
+        yield UPTIME, (), status.uptime_s
