@@ -63,7 +63,7 @@ _MEDIA_TYPES = {
     ContentFormat.JSON: "application/json",
     ContentFormat.CBOR: "application/cbor",
 }
-_CODECS = {ContentFormat.JSON: Format.JSON, ContentFormat.CBOR: Format.CBOR}
+CODECS = {ContentFormat.JSON: Format.JSON, ContentFormat.CBOR: Format.CBOR}
 
 
 @attrs.frozen
@@ -284,10 +284,10 @@ class StreamResource(Resource):
 
         def render() -> Representation:
             if view.head:
-                return _represent(fmt, encode(self._with(None), _CODECS[fmt]))
+                return _represent(fmt, encode(self._with(None), CODECS[fmt]))
             narrowed = index.narrow(selection)
             if full:
-                return _represent(fmt, encode(self._with(narrowed), _CODECS[fmt]))
+                return _represent(fmt, encode(self._with(narrowed), CODECS[fmt]))
             if self._encoder is None:
                 self._encoder = StreamEncoder(self.stream)
             whole = self._encoder.encode(narrowed)
@@ -382,7 +382,7 @@ class CollectionResource(Resource):
             payload = ",".join(member.link() for member in self.members).encode()
         else:
             entries = {member.path[-1]: member.entry() for member in self.members}
-            payload = encode_list(entries, _CODECS[fmt])
+            payload = encode_list(entries, CODECS[fmt])
         return Representation(fmt, payload, etag_of(payload + self.salt))
 
     def entry(self) -> PackageEntry:

@@ -30,7 +30,9 @@ from aiocoap.transports.udp6 import MessageInterfaceUDP6
 
 from netota_coap.coap import options as coap
 from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
+from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
 from netota_coap.coap.observers import Alarm, Observers
+from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import NO_RESPONSE, Doorkeeper, Verdict, vet
 from netota_coap.metrics import Metrics, Tally, resource_class
@@ -154,6 +156,7 @@ class _Interface(MessageInterfaceUDP6):
         site: Site,
         ready: ReadyAnswers,
         doorkeeper: Doorkeeper,
+        leisure: Leisure,
     ) -> None:
         """Read a socket instead of aiocoap.
 
@@ -163,9 +166,10 @@ class _Interface(MessageInterfaceUDP6):
             site: Answers the requests.
             ready: Shared by all sockets of a site.
             doorkeeper: Likewise.
+            leisure: Likewise.
         """
         self._opened, self._index, self._site = opened, index, site
-        self._ready, self._doorkeeper = ready, doorkeeper
+        self._ready, self._doorkeeper, self._leisure = ready, doorkeeper, leisure
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 0)
@@ -229,9 +233,9 @@ class _Interface(MessageInterfaceUDP6):
                 if self._come_in(data, ancillary, address):
                     return
                 continue
-            if _is_multicast(asked):
-                self.datagram_msg_received(data, ancillary, 0, address)  # multicast
-                return
+            if is_group(asked):
+                self._come_in(data, ancillary, address)
+                continue
             table.move_to_end(key)
             tally.count += 1
             try:
@@ -247,6 +251,10 @@ class _Interface(MessageInterfaceUDP6):
             might end it (and Python complains of what never began).
         """
         verdict = vet(data[:_LONGEST], truncated=len(data) > _LONGEST)
+        if ancillary and is_group(ancillary[0][2]):
+            if isinstance(verdict, bytes):
+                self._be_found(verdict, ancillary, address)
+            return False
         if isinstance(verdict, bytes) and self._hear(verdict, ancillary, address):
             return False
         if isinstance(verdict, Verdict):
@@ -258,8 +266,7 @@ class _Interface(MessageInterfaceUDP6):
                 tail = coap.problem(verdict.code.name_printable, verdict.reason)
                 self._reply(data, verdict.code, tail, ancillary, address)
             return False
-        to_many = bool(ancillary) and _is_multicast(ancillary[0][2])
-        plain = None if to_many else self._plain(verdict)
+        plain = self._plain(verdict)
         if plain and self._register(verdict, plain[0], ancillary, address):
             return False
         answer = self._answer(*plain, verdict, data) if plain else None
@@ -274,13 +281,29 @@ class _Interface(MessageInterfaceUDP6):
             return True
         return False
 
+    def _be_found(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
+        """Answer a request to a group, if it is a discovery that finds something here."""
+        plain = self._plain(vetted)
+        if plain is None or vetted[0] >> 4 & 3 != _NON or _class_of(plain[0]) != "core":
+            return
+        options = tuple(option for option in plain[0] if option[0] != coap.OBSERVE)
+        code, tail = self._site.responder.answer(options, None, "coap")
+        if code is not Code.CONTENT or not coap.decode(tail)[1]:
+            return
+        from_interface = [(*ancillary[0][:2], unspecified(ancillary[0][2]))]
+        self._leisure.later(
+            lambda: self._reply(vetted, code, tail, from_interface, address, "core")
+        )
+
     @staticmethod
     def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
         """Return options and payload of what the door answers; None: it is for aiocoap."""
         if vetted[1] not in _METHODS:
             return None
         options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
-        return None if any(number == NO_RESPONSE for number, _ in options) else (options, payload)
+        # What is the operator's depends on who asks.
+        aside = any(number == NO_RESPONSE for number, _ in options)
+        return None if aside or _class_of(options) == "status" else (options, payload)
 
     def _turns_away(
         self, vetted: bytes, ancillary: Ancillary, address: Address
@@ -412,10 +435,6 @@ class _Interface(MessageInterfaceUDP6):
         _log.debug("sending failed: %s", exc)
 
 
-def _is_multicast(local: bytes) -> bool:
-    return local[0] == 0xFF or (local[0] == 0 and 224 <= local[12] < 240)
-
-
 def _class_of(options: Sequence[coap.Option]) -> str:
     return resource_class([value.decode() for number, value in options if number == coap.URI_PATH])
 
@@ -440,32 +459,49 @@ class FrontDoor:
 
     uris: tuple[str, ...]
     _context: Context
+    _interfaces: Sequence[_Interface]
     _alarm: Alarm
+    _leisure: Leisure
 
     @classmethod
-    async def open(cls, site: Site, binds: Sequence[str]) -> FrontDoor:
+    async def open(
+        cls,
+        site: Site,
+        binds: Sequence[str],
+        *,
+        tcp: Sequence[str] = (),
+        multicast: Sequence[str] = (),
+        leisure_s: float = LEISURE_S,
+    ) -> FrontDoor:
         """Listen.
 
         Args:
             site: Answers the requests, of aiocoap by its `render_to_pipe`.
             binds: `HOST:PORT` each.
+            tcp: Likewise, for CoAP over TCP.
+            multicast: Names of interfaces on which it can be found.
+            leisure_s: How long an answer to many may wait.
 
         Raises:
             AddressError: One of them cannot be listened on; none is then.
             ConfigError: One of them cannot be read.
         """
         sockets: list[socket.socket] = []
+        listening: list[socket.socket] = []
         try:
             for bind in binds:
                 sockets += open_sockets(bind)
+            for bind in tcp:
+                listening += open_sockets(bind, socket.SOCK_STREAM)
+            join(sockets, multicast)
         except BaseException:
-            for opened in sockets:
+            for opened in (*sockets, *listening):
                 opened.close()
             raise
         tell_buffers(sockets[0])
         loop = asyncio.get_running_loop()
         context = Context(loop=loop, serversite=site, loggername="netota_coap.aiocoap")
-        ready, doorkeeper = ReadyAnswers(), Doorkeeper()
+        ready, doorkeeper, leisure = ReadyAnswers(), Doorkeeper(), Leisure(leisure_s)
         interfaces: list[_Interface] = []
         for index, opened in enumerate(sockets):
 
@@ -476,11 +512,13 @@ class FrontDoor:
                 interface = await _Interface._create_transport_endpoint(
                     opened, manager, context.log, loop, []
                 )
-                interface.listen(opened, index, site, ready, doorkeeper)
+                interface.listen(opened, index, site, ready, doorkeeper, leisure)
                 interfaces.append(interface)
                 return interface
 
             await context._append_tokenmanaged_messagemanaged_transport(attach)
+        for opened in listening:
+            await listen(context, opened)
 
         def send(endpoint: Endpoint, datagram: bytes) -> bool:
             index, address, local = unpack(endpoint)
@@ -493,13 +531,15 @@ class FrontDoor:
         site.observers.send = send
         alarm = Alarm(site.observers)
         alarm.start()
-        return cls(tuple(dict.fromkeys(map(uri_of, sockets))), context, alarm)
+        uris = tuple(dict.fromkeys(map(uri_of, (*sockets, *listening))))
+        return cls(uris, context, interfaces, alarm, leisure)
 
     async def close(self) -> None:
         """Stop listening; observers are told nothing, so that they stay."""
         self._alarm.stop()
-        for manager in self._context.request_interfaces:
-            manager.token_interface.message_interface.deafen()
+        self._leisure.close()
+        for interface in self._interfaces:
+            interface.deafen()
         # What was read last has to begin before it can be ended.
         await asyncio.sleep(0)
         await self._context.shutdown()

@@ -7,30 +7,41 @@ Source: `spec/resources.md`.
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Callable, Sequence
+
 import attrs
 from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.pipe import Pipe
+from aiocoap.util import hostportsplit
 
 from netota_coap.catalog import (
+    CODECS,
     Catalog,
     ContentFormat,
     Path,
     Representation,
     Resource,
+    Shelf,
     StreamResource,
     View,
+    etag_of,
 )
 from netota_coap.coap import options as coap
 from netota_coap.coap.entries import Request
 from netota_coap.coap.observers import Observers
 from netota_coap.coap.options import Block, Option
 from netota_coap.coap.persistence import Journal
+from netota_coap.coap.reliable import Followers
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
+from netota_coap.formats import dump
 from netota_coap.metrics import Metrics, resource_class
 from netota_coap.model import LIMITS
+from netota_coap.status import Status
 
 DEFAULT_MAX_AGE_S = 60
+_METHODS = (Code.GET, Code.FETCH)
 DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
 
 
@@ -207,6 +218,46 @@ def problem(error: NetotaError) -> tuple[Code, bytes]:
     return code, coap.problem(code.name_printable, error.detail)
 
 
+# ----------------------------------------------------------------------------------------------
+# What a service does now
+
+STATUS_PATH = ("status",)
+STATUS_READERS = ("127.0.0.0/8", "::1/128")
+_STATUS_S = 1.0  # for which blocks of one status can be fetched
+
+
+@attrs.define(eq=False)
+class StatusResource(Resource):
+    """What a service does now, for its operator; not listed anywhere.
+
+    Attributes:
+        status: Tells it.
+    """
+
+    status: Callable[[], Status] = attrs.field(kw_only=True)
+    _told: Status | None = attrs.field(init=False, default=None)
+
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> Representation:
+        """Return the status of now, or of a moment ago."""
+        status = self.status()
+        if self._told is None or not 0 <= status.uptime_s - self._told.uptime_s < _STATUS_S:
+            self._told = status
+        payload = dump(self._told.to_plain(), CODECS[fmt])
+        return Representation(fmt, payload, etag_of(payload))
+
+
+def _operator(status: Callable[[], Status]) -> Responder:
+    formats = (ContentFormat.JSON, ContentFormat.CBOR)
+    resource = StatusResource(STATUS_PATH, "netota.status", formats, status=status)
+    return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
+
+
+# ----------------------------------------------------------------------------------------------
+# The root resource
+
+
 @attrs.define
 class Site:
     """The root resource: what the door and aiocoap ask.
@@ -215,23 +266,35 @@ class Site:
         responder: Replaced by `swap`.
         journal: What the observers need to be remembered goes there.
         metrics: What is counted goes there.
-        observers: Told by `swap`.
+        status: What the service does now; None: nobody is told.
+        status_readers: Networks that are told.
+        observers: Told by `swap`; those over UDP.
+        followers: Likewise; those over TCP.
     """
 
     responder: Responder
     journal: Journal = attrs.field(factory=Journal)
     metrics: Metrics = attrs.field(factory=Metrics)
+    status: Callable[[], Status] | None = None
+    status_readers: Sequence[str] = STATUS_READERS
     observers: Observers = attrs.field(init=False)
+    followers: Followers = attrs.field(init=False, factory=Followers)
+    _operator: Responder | None = attrs.field(init=False)
 
     @observers.default
     def _table(self) -> Observers:
         return Observers(self.answer, self.journal, metrics=self.metrics)
+
+    @_operator.default
+    def _of_status(self) -> Responder | None:
+        return _operator(self.status) if self.status else None
 
     def swap(self, catalog: Catalog) -> None:
         """Serve another catalog from now on, and tell those who observe what differs."""
         differing = catalog.differing(self.responder.catalog)
         self.responder = attrs.evolve(self.responder, catalog=catalog)
         self.observers.notify(differing)
+        self.followers.notify(differing)
 
     def answer(self, request: Request) -> tuple[bool, int, bytes]:
         """Answer a request of an observer: whether it can be observed, code, and what follows."""
@@ -241,24 +304,57 @@ class Site:
         return self.responder.observed(options) is not None, code, tail
 
     async def render_to_pipe(self, pipe: Pipe) -> None:
-        """Answer one request (aiocoap's interface)."""
+        """Answer one request, or let it observe over TCP (aiocoap's interface)."""
         request = pipe.request
-        code, tail = self._respond(request)
-        resource = resource_class(request.opt.uri_path)
+        options = tuple((int(o.number), o.encode()) for o in request.opt.option_list())
         assert request.remote
-        self.metrics.answered(request.remote.scheme, resource, code.dotted, len(tail))
-        pipe.add_response(message_of(code, tail), is_last=True)
+        path = None
+        if request.remote.scheme != "coap" and request.code in _METHODS:
+            path = self.responder.observed(options)
+        if path is None or self.followers.is_full:
+            # Over UDP, observers are the door's: what comes here with Observe registers nothing.
+            plain = tuple(option for option in options if option[0] != coap.OBSERVE)
+            answer = self._respond(request, plain)
+            pipe.add_response(message_of(*answer), is_last=True)
+            return
+        last = None
 
-    def _respond(self, request: Message) -> tuple[Code, bytes]:
-        if request.code not in (Code.GET, Code.FETCH):
-            allowed = "GET and FETCH are all there is: nothing can be changed over the network"
-            return problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
-        given = ((int(o.number), o.encode()) for o in request.opt.option_list())
-        # Observers are the door's: what comes here with Observe registers nothing.
-        options = tuple(option for option in given if option[0] != coap.OBSERVE)
-        payload = request.payload if request.code is Code.FETCH else None
+        def send(number: int) -> bool:
+            nonlocal last
+            answer = self._respond(request, options)
+            lives = bool(answer[0].is_successful())
+            if answer != last:
+                last = answer
+                message = message_of(*answer)
+                message.opt.observe = number if lives else None
+                pipe.add_response(message, is_last=not lives)
+            return lives
+
+        await self.followers.follow(path, send)
+
+    def _respond(self, request: Message, options: tuple[Option, ...]) -> tuple[Code, bytes]:
+        """Answer a request as if it had these options, and count it."""
         assert request.remote
-        return self.responder.answer(options, payload, request.remote.scheme)
+        scheme, path = request.remote.scheme, request.opt.uri_path
+        payload = request.payload if request.code is Code.FETCH else None
+        if request.code not in _METHODS:
+            allowed = "GET and FETCH are all there is: nothing can be changed over the network"
+            code, tail = problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
+        elif path == STATUS_PATH and self._operator:
+            if self._is_reader(request.remote.hostinfo):
+                code, tail = self._operator.answer(options, payload, scheme)
+            else:
+                readers = ", ".join(self.status_readers)
+                code, tail = problem(_RefusedError(Code.FORBIDDEN, f"only {readers} may read it"))
+        else:
+            code, tail = self.responder.answer(options, payload, scheme)
+        self.metrics.answered(scheme, resource_class(path), code.dotted, len(tail))
+        return code, tail
+
+    def _is_reader(self, hostinfo: str) -> bool:
+        host: str = hostportsplit(hostinfo)[0]
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in ipaddress.ip_network(network) for network in self.status_readers)
 
 
 def message_of(code: Code, tail: bytes) -> Message:

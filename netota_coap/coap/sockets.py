@@ -40,11 +40,12 @@ def parse_bind(text: str) -> tuple[str, int]:
     return host or "::", int(port or DEFAULT_PORT)
 
 
-def open_sockets(bind: str) -> list[socket.socket]:
+def open_sockets(bind: str, kind: int = socket.SOCK_DGRAM) -> list[socket.socket]:
     """Open a socket on each address of a name.
 
     Args:
         bind: `HOST:PORT`; port 0 is any free one.
+        kind: `SOCK_DGRAM`, or `SOCK_STREAM` for one that is to listen.
 
     Returns:
         At least one, each AF_INET6; IPv4 is served through mapped addresses.
@@ -55,9 +56,7 @@ def open_sockets(bind: str) -> list[socket.socket]:
     """
     host, port = parse_bind(bind)
     try:
-        found = socket.getaddrinfo(
-            host, port, socket.AF_UNSPEC, socket.SOCK_DGRAM, 0, socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, kind, 0, socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         raise AddressError(f"{bind}: {reason}") from error
@@ -69,7 +68,7 @@ def open_sockets(bind: str) -> list[socket.socket]:
         # One name, one port, also where any free one will do.
         chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
         try:
-            sockets.append(_open(mapped, chosen, scope))
+            sockets.append(_open(kind, mapped, chosen, scope))
         except OSError as error:
             failure = error
             if error.errno != errno.EADDRNOTAVAIL:
@@ -81,12 +80,15 @@ def open_sockets(bind: str) -> list[socket.socket]:
     return sockets
 
 
-def _open(host: object, port: int, scope: object) -> socket.socket:
-    opened = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+def _open(kind: int, host: object, port: int, scope: object) -> socket.socket:
+    opened = socket.socket(socket.AF_INET6, kind)
     try:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        for option, _ in _BUFFERS.values():
-            opened.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        if kind == socket.SOCK_STREAM:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            for option, _ in _BUFFERS.values():
+                opened.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         opened.bind((host, port, 0, scope))
     except OSError:
         opened.close()
@@ -129,4 +131,5 @@ def uri_of(opened: socket.socket) -> str:
     host, port, *_ = opened.getsockname()
     address = ipaddress.IPv6Address(host.partition("%")[0])
     name = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{host}]"
-    return f"coap://{name}" + (f":{port}" if port != DEFAULT_PORT else "")
+    scheme = "coap" if opened.type == socket.SOCK_DGRAM else "coap+tcp"
+    return f"{scheme}://{name}" + (f":{port}" if port != DEFAULT_PORT else "")

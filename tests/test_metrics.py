@@ -1,0 +1,131 @@
+"""metrics.py and status.py: what is counted, and how it is told."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from netota_coap.catalog import Catalog
+from netota_coap.coap import options as coap
+from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.server import Responder, Site
+from netota_coap.metrics import METRICS, Metrics, resource_class
+from netota_coap.model import Repository
+from netota_coap.repository import Loader
+from netota_coap.status import FanOut, Status
+from tests.conftest import FIXTURES
+from tests.device import GET, POST, RST, device
+
+STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
+STABLE = "p/sensor-node/s/stable"
+
+
+def figures(metrics: Metrics, status: Status = STATUS) -> dict[tuple[str, ...], float]:
+    """Return the samples by name and labels."""
+    return {(metric.name, *labels): value for metric, labels, value in metrics.samples(status)}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ((".well-known", "core"), "core"),
+        (("p",), "packages"),
+        (("p", "a"), "package"),
+        (("p", "a", "s", "b"), "stream"),
+        (("p", "a", "x", "b"), "other"),
+        (("b", "digest"), "blob"),
+        (("status",), "status"),
+        ((), "other"),
+        (("p", "a", "s"), "other"),
+        (("x",) * 30, "other"),
+    ],
+)
+def test_classes_of_resources(path: tuple[str, ...], name: str) -> None:
+    """There are few, whatever is asked for."""
+    assert name == resource_class(path)
+
+
+async def test_requests_and_notifications_are_counted() -> None:
+    """By resource and code, ready or not; an observer from registration to reset."""
+    typical = Catalog.of(Loader(Path(FIXTURES) / "repositories" / "typical").load())
+    site = Site(Responder(typical))
+    door = await FrontDoor.open(site, ["127.0.0.1:0"])
+    async with device(door.uris[0]) as it:
+        sizes = [len((await it.ask(GET, STABLE)).payload) for _ in range(3)]
+        await it.ask(GET, "nothing")
+        await it.ask(POST, STABLE)
+        await it.observe(STABLE)
+        assert site.observers.fan_out is None
+        site.swap(Catalog.of(Repository(format=1)))
+        await it.notification()
+        await it.observe("p")
+        site.swap(typical)
+        it.acknowledge(await it.receive(), RST)
+        await it.ask(GET, "p")
+    await door.close()
+    found = figures(site.metrics)
+    assert found["netota_requests_total", "coap", "stream", "2.05"] == 4
+    assert found["netota_requests_total", "coap", "stream", "4.05"] == 1
+    assert found["netota_requests_total", "coap", "other", "4.04"] == 1
+    assert found[("netota_ready_answers_total",)] == 2
+    assert found["netota_sent_bytes_total", "coap"] > sum(sizes)
+    assert found["netota_notifications_total", "sent"] == 2
+    assert found["netota_notifications_total", "acknowledged"] == 1
+    assert site.observers.of(("p",)) == 0
+    assert site.observers.fan_out is None  # of the last change: nobody acknowledged it
+
+
+def test_all_metrics_have_samples() -> None:
+    """Each row of the table is told, and nothing else; what never was is not a number."""
+    metrics = Metrics()
+    metrics.answered("http", "stream", "200", 10)
+    metrics.notifications["sent"] += 1
+    metrics.reloads["taken"] += 1
+    assert {metric.name for metric in METRICS} == {name for name, *_ in figures(metrics)}
+    assert math.isnan(figures(metrics)[("netota_fan_out_seconds",)])
+    refused = Status(
+        *("1.0", 1.0, 0, 0, 0, STATUS.reloaded), issues=("a.toml: bad",), fan_out=FanOut(3, 0.25)
+    )
+    assert figures(metrics, refused)[("netota_repository_accepted",)] == 0
+    assert figures(metrics, refused)[("netota_fan_out_seconds",)] == 0.25
+
+
+def test_status() -> None:
+    """What is not so is left out; one line says it to a service manager."""
+    assert STATUS.to_plain() == {
+        "version": "1.0",
+        "uptime_s": 12.346,
+        "packages": 2,
+        "streams": 3,
+        "observers": 4,
+        "reloaded": "2026-11-24T09:30:00Z",
+    }
+    assert STATUS.is_ready
+    assert "serving: 2 packages, 3 streams, 4 observers" in str(STATUS)
+
+
+async def test_status_is_read_by_its_readers_only() -> None:
+    """Blocks of one status go together; others are refused, and it is listed nowhere."""
+    told = []
+
+    def status() -> Status:
+        told.append(1)
+        return Status(*("1.0", 1.0, 0, 0, len(told), STATUS.reloaded), issues=("x" * 300,))
+
+    site = Site(Responder(Catalog.of(Repository(format=1))), status=status)
+    door = await FrontDoor.open(site, ["127.0.0.1:0"])
+    async with device(door.uris[0]) as it:
+        first = await it.ask(GET, "status")
+        rest = await it.ask(GET, "status", options=[(coap.BLOCK2, b"\x14")])
+        assert (first.code, rest.code, first.uint(coap.MAX_AGE)) == ("2.05", "2.05", 0)
+        assert first.values(coap.ETAG) == rest.values(coap.ETAG)
+        assert b'"observers":1' in first.payload + rest.payload
+        as_cbor = await it.ask(GET, "status", options=[(coap.ACCEPT, b"\x3c")])
+        assert (as_cbor.code, as_cbor.uint(coap.CONTENT_FORMAT)) == ("2.05", 60)
+        assert b"status" not in (await it.ask(GET, ".well-known/core")).payload
+        site.status_readers = ("192.0.2.0/24", "2001:db8::/32")
+        assert (await it.ask(GET, "status")).code == "4.03"
+    await door.close()
