@@ -170,6 +170,7 @@ class _Interface(MessageInterfaceUDP6):
         """
         self._opened, self._index, self._site = opened, index, site
         self._ready, self._doorkeeper, self._leisure = ready, doorkeeper, leisure
+        self._own: dict[bytes, None] = {}  # addresses, with interfaces, that were asked at
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 0)
@@ -217,7 +218,7 @@ class _Interface(MessageInterfaceUDP6):
     def _read_any(self, opened: socket.socket) -> None:
         """Read a socket that has all addresses; an answer leaves from the one that was asked."""
         receive, send = opened.recvmsg, opened.sendmsg
-        table = self._ready.of(self._site.responder)
+        table, own = self._ready.of(self._site.responder), self._own
         for _ in range(_DATAGRAMS):
             try:
                 data, ancillary, _, address = receive(_LONGEST + 1, _ANCILLARY)
@@ -228,13 +229,10 @@ class _Interface(MessageInterfaceUDP6):
                 key = data[end:]
                 heads, tail, tally = table[key]
                 head = heads[data[0]]
-                asked = ancillary[0][2]
+                own[ancillary[0][2]]
             except (KeyError, IndexError):
                 if self._come_in(data, ancillary, address):
                     return
-                continue
-            if is_group(asked):
-                self._come_in(data, ancillary, address)
                 continue
             table.move_to_end(key)
             tally.count += 1
@@ -255,6 +253,8 @@ class _Interface(MessageInterfaceUDP6):
             if isinstance(verdict, bytes):
                 self._be_found(verdict, ancillary, address)
             return False
+        if ancillary:
+            self._own[ancillary[0][2]] = None
         if isinstance(verdict, bytes) and self._hear(verdict, ancillary, address):
             return False
         if isinstance(verdict, Verdict):
