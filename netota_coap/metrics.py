@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -111,17 +111,44 @@ class Tally:
     count: int = 0
 
 
+@attrs.frozen
+class Heard:
+    """A request, and how it was answered.
+
+    Attributes:
+        transport: As in `Metrics.requests`.
+        method: `GET`, ….
+        path: Segments.
+        query: Parameters.
+        code: Of the answer.
+        size: Of the answer, bytes.
+        who: Asked, as text.
+        took_us: Until it was answered, microseconds.
+    """
+
+    transport: str
+    method: str
+    path: Sequence[str]
+    query: Sequence[str]
+    code: str
+    size: int
+    who: str
+    took_us: float
+
+
 @attrs.define(eq=False)
 class Metrics:
     """What was counted since the start.
 
     Attributes:
+        listener: Called with each request, where somebody wants to see them; slows the door.
         requests: By transport (`coap`, `http`), class of resource and code.
         sent_bytes: By transport.
         notifications: By outcome: `sent`, `repeated`, `acknowledged`, `lost`.
         reloads: By result: `taken`, `refused`.
     """
 
+    listener: Callable[[Heard], object] | None = None
     requests: Counter[tuple[str, str, str]] = attrs.field(init=False, factory=Counter)
     sent_bytes: Counter[str] = attrs.field(init=False, factory=Counter)
     notifications: Counter[str] = attrs.field(init=False, factory=Counter)

@@ -22,9 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap.catalog import Catalog
-from netota_coap.coap import frontdoor, vetting
 from netota_coap.coap import options as coap
-from netota_coap.coap.frontdoor import FrontDoor, ReadyAnswers
+from netota_coap.coap import ready as ready_answers
+from netota_coap.coap import vetting
+from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.ready import ReadyAnswers
 from netota_coap.coap.server import Responder, Site
 from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.metrics import Tally
@@ -311,19 +313,19 @@ def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = Responder(Catalog.of(EMPTY)), Responder(Catalog.of(EMPTY))
     ready = ReadyAnswers()
     table = ready.of(before)
-    monkeypatch.setattr(frontdoor, "_READY_ENTRIES", 3)
+    monkeypatch.setattr(ready_answers, "_READY_ENTRIES", 3)
     for number in range(3):
         ready.put(bytes((number,)), Code.CONTENT, b"tail", Tally(4))
     table.move_to_end(b"\0")
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
     assert list(table) == [b"\2", b"\0", b"\3"]
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
-    monkeypatch.setattr(frontdoor, "_READY_BYTES", 2 * (300 + 1 + 4))
+    monkeypatch.setattr(ready_answers, "_READY_BYTES", 2 * (300 + 1 + 4))
     ready.put(b"\4", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\3", b"\4"]
     assert ready.of(before) is table
     assert list(ready.of(after)) == []
-    monkeypatch.setattr(frontdoor, "_READY_BYTES", 305)
+    monkeypatch.setattr(ready_answers, "_READY_BYTES", 305)
     ready.put(b"\5", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\5"]
 

@@ -12,7 +12,7 @@ from netota_coap.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.server import Responder, Site
-from netota_coap.metrics import METRICS, Metrics, resource_class
+from netota_coap.metrics import METRICS, Heard, Metrics, resource_class
 from netota_coap.model import Repository
 from netota_coap.repository import Loader
 from netota_coap.status import FanOut, Status
@@ -76,6 +76,29 @@ async def test_requests_and_notifications_are_counted() -> None:
     assert found["netota_notifications_total", "acknowledged"] == 1
     assert site.observers.of(("p",)) == 0
     assert site.observers.fan_out is None  # of the last change: nobody acknowledged it
+
+
+async def test_requests_are_heard() -> None:
+    """Each as often as it comes, by whichever way it is answered."""
+    heard: list[Heard] = []
+    site = Site(Responder(Catalog.of(Repository(format=1))), metrics=Metrics(heard.append))
+    door = await FrontDoor.open(site, ["[::]:0"])
+    port = door.uris[0].rsplit(":", 1)[1]
+    async with device(f"coap://127.0.0.1:{port}") as it, device(f"coap://[::1]:{port}") as other:
+        for _ in range(2):
+            await it.ask(GET, "p?a=b&c")
+        await it.observe("p")
+        await other.ask(POST, "p")
+    await door.close()
+    assert [(each.method, list(each.path), list(each.query), each.code) for each in heard] == [
+        ("GET", ["p"], ["a=b", "c"], "2.05"),
+        ("GET", ["p"], ["a=b", "c"], "2.05"),
+        ("GET", ["p"], [], "2.05"),
+        ("POST", ["p"], [], "4.05"),
+    ]
+    assert heard[0].who.startswith("127.0.0.1:")
+    assert heard[3].who.startswith("[::1]:")
+    assert all(each.took_us > 0 and each.size > 0 for each in heard)
 
 
 def test_all_metrics_have_samples() -> None:

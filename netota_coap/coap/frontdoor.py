@@ -17,8 +17,8 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -32,44 +32,17 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
 from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
 from netota_coap.coap.observers import Alarm, Observers
+from netota_coap.coap.ready import HEADS, Answering, ReadyAnswers
 from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import NO_RESPONSE, Doorkeeper, Verdict, vet
-from netota_coap.metrics import Metrics, Tally, resource_class
+from netota_coap.metrics import Heard, Metrics, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 
 _CON, _NON, _ACK, _RST = range(4)
 _FIRST_RESPONSE = 32  # of the codes; below are those of requests
 _SEND_ATTEMPTS = 3
-
-
-# ----------------------------------------------------------------------------------------------
-# Ready answers
-
-_READY_ENTRIES = 16_384
-_READY_BYTES = 16 * 2**20
-_ENTRY_BYTES = 300  # that an entry takes besides its key and its tail
-
-Ready = tuple[Mapping[int, bytes], bytes, Tally]
-"""Of an answer: the first two bytes, by the first one of the request; all after the token; where
-to count it."""
-
-_HEADS: Mapping[Code, Mapping[int, bytes]] = {
-    code: {
-        0x40 | _CON << 4 | length: bytes((0x40 | _ACK << 4 | length, code)) for length in range(9)
-    }
-    for code in (Code.CONTENT, Code.VALID)
-}
-
-
-class Answering(Protocol):
-    """What answers requests, as `server.Responder` does."""
-
-    def answer(
-        self, options: tuple[coap.Option, ...], payload: bytes | None, scheme: str
-    ) -> tuple[Code, bytes]:
-        """Return response code, and the bytes of options and payload."""
 
 
 class Site(Protocol):
@@ -86,40 +59,6 @@ class Site(Protocol):
     @property
     def metrics(self) -> Metrics:
         """What was counted."""
-
-
-@attrs.define(eq=False)
-class ReadyAnswers:
-    """Answers to plain GETs, by the bytes of their options; the least recently used leave.
-
-    Bounded in entries and in bytes, and filled with successful answers only: asking for what does
-    not exist pushes nothing out.
-    """
-
-    _table: OrderedDict[bytes, Ready] = attrs.field(init=False, factory=OrderedDict)
-    _bytes: int = attrs.field(init=False, default=0)
-    _answering: Answering | None = attrs.field(init=False, default=None)
-
-    def of(self, answering: Answering) -> OrderedDict[bytes, Ready]:
-        """Return the answers of what answers now: none of before a swap.
-
-        What is used is to be moved to the end of the table.
-        """
-        if answering is not self._answering:
-            self._answering = answering
-            self._table.clear()
-            self._bytes = 0
-        return self._table
-
-    def put(self, key: bytes, code: Code, tail: bytes, tally: Tally) -> None:
-        """Keep an answer."""
-        if key in self._table:
-            return
-        self._table[key] = (_HEADS[code], tail, tally)
-        self._bytes += len(key) + len(tail) + _ENTRY_BYTES
-        while len(self._table) > _READY_ENTRIES or self._bytes > _READY_BYTES:
-            dropped, (_, its_tail, _) = self._table.popitem(last=False)
-            self._bytes -= len(dropped) + len(its_tail) + _ENTRY_BYTES
 
 
 # ----------------------------------------------------------------------------------------------
@@ -248,6 +187,7 @@ class _Interface(MessageInterfaceUDP6):
             Whether it was handed on: aiocoap must begin with it before it gets another one, which
             might end it (and Python complains of what never began).
         """
+        self._came_ns = time.perf_counter_ns()
         verdict = vet(data[:_LONGEST], truncated=len(data) > _LONGEST)
         if ancillary and is_group(ancillary[0][2]):
             if isinstance(verdict, bytes):
@@ -355,9 +295,7 @@ class _Interface(MessageInterfaceUDP6):
         if answer is not None and not self.notify(*unpack(endpoint)[1:], answer):
             self._site.observers.deregister(endpoint, vetted[4:end])
         if answer is not None:
-            dotted = Code(answer[1]).dotted
-            size = len(answer) - (end - 4) - 4
-            self._site.metrics.answered("coap", _class_of(options), dotted, size)
+            self._count(vetted, Code(answer[1]), len(answer) - end, _class_of(options), address)
         return answer is not None
 
     def _endpoint(self, ancillary: Ancillary, address: Address) -> Endpoint:
@@ -393,7 +331,8 @@ class _Interface(MessageInterfaceUDP6):
         plain = tuple(option for option in options if option[0] != coap.OBSERVE)
         counts = _METHODS[Code(vetted[1])]
         code, tail = self._site.responder.answer(plain, payload if counts else None, "coap")
-        if code in _HEADS and not counts and not payload and plain == options:
+        repeatable = not counts and not payload and plain == options
+        if code in HEADS and repeatable and not self._site.metrics.listener:
             tally = self._site.metrics.ready(_class_of(options), code.dotted, len(tail))
             self._ready.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
@@ -408,13 +347,34 @@ class _Interface(MessageInterfaceUDP6):
         resource: str = "other",
     ) -> None:
         """Answer a request: by acknowledgement, or by a message that is not to be confirmed."""
-        self._site.metrics.answered("coap", resource, code.dotted, len(tail))
+        self._count(request, code, len(tail), resource, address)
         kind, number = _ACK, request[2:4]
         if request[0] >> 4 & 3 == _NON:
             kind, number = _NON, self._manager._next_message_id().to_bytes(2, "big")
         token = request[4 : 4 + (request[0] & 15)]
         head = bytes((0x40 | kind << 4 | len(token), code))
         self.transport.sendmsg(head + number + token + tail, ancillary, 0, address)
+
+    def _count(
+        self, request: bytes, code: Code, size: int, resource: str, address: Address
+    ) -> None:
+        metrics = self._site.metrics
+        metrics.answered("coap", resource, code.dotted, size)
+        if metrics.listener is None or resource == "other":
+            return
+        options, _ = coap.decode(request[4 + (request[0] & 15) :])
+        metrics.listener(
+            Heard(
+                "coap",
+                Code(request[1]).name,
+                _texts(options, coap.URI_PATH),
+                _texts(options, coap.URI_QUERY),
+                code.dotted,
+                size,
+                _who(address),
+                (time.perf_counter_ns() - self._came_ns) / 1_000,
+            )
+        )
 
     @property
     def _manager(self) -> Any:
@@ -436,7 +396,16 @@ class _Interface(MessageInterfaceUDP6):
 
 
 def _class_of(options: Sequence[coap.Option]) -> str:
-    return resource_class([value.decode() for number, value in options if number == coap.URI_PATH])
+    return resource_class(_texts(options, coap.URI_PATH))
+
+
+def _texts(options: Sequence[coap.Option], wanted: int) -> list[str]:
+    return [value.decode() for number, value in options if number == wanted]
+
+
+def _who(address: Address) -> str:
+    host = str(address[0]).removeprefix("::ffff:")
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 
 
 # ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Source: `spec/resources.md`.
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -36,7 +37,7 @@ from netota_coap.coap.persistence import Journal
 from netota_coap.coap.reliable import Followers
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.formats import dump
-from netota_coap.metrics import Metrics, resource_class
+from netota_coap.metrics import Heard, Metrics, resource_class
 from netota_coap.model import LIMITS
 from netota_coap.status import Status
 
@@ -335,6 +336,7 @@ class Site:
     def _respond(self, request: Message, options: tuple[Option, ...]) -> tuple[Code, bytes]:
         """Answer a request as if it had these options, and count it."""
         assert request.remote
+        start_ns = time.perf_counter_ns()
         scheme, path = request.remote.scheme, request.opt.uri_path
         payload = request.payload if request.code is Code.FETCH else None
         if request.code not in _METHODS:
@@ -349,6 +351,19 @@ class Site:
         else:
             code, tail = self.responder.answer(options, payload, scheme)
         self.metrics.answered(scheme, resource_class(path), code.dotted, len(tail))
+        if self.metrics.listener:
+            self.metrics.listener(
+                Heard(
+                    scheme,
+                    Code(int(request.code or 0)).name,
+                    path,
+                    request.opt.uri_query,
+                    code.dotted,
+                    len(tail),
+                    request.remote.hostinfo,
+                    (time.perf_counter_ns() - start_ns) / 1_000,
+                )
+            )
         return code, tail
 
     def _is_reader(self, hostinfo: str) -> bool:
