@@ -21,6 +21,7 @@ from netota_coap.model import (
     LIMITS,
     Archive,
     Offer,
+    Package,
     PackageEntry,
     Repository,
     Stream,
@@ -362,10 +363,12 @@ class CollectionResource(Resource):
 
     Attributes:
         members: What it lists.
+        source: As the repository has it.
         salt: What its ETag stands for besides its payload.
     """
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
+    source: Package | Repository = attrs.field(kw_only=True)
     salt: bytes = attrs.field(kw_only=True, default=b"")
     _ready: dict[ContentFormat, Representation] = attrs.field(init=False, factory=dict)
 
@@ -471,13 +474,13 @@ class Catalog:
                     stream = StreamResource.of(path, source, poll_s, shelf)
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
-            packages.append(_collection(("p", name), "netota.package", own, title=package.title))
+            packages.append(_collection(("p", name), "netota.package", own, package))
             streams += own
         top = _collection(
             ("p",),
             "netota.packages",
             packages,
-            title=repository.title,
+            repository,
             observable=True,
             salt=everything.digest(),
         )
@@ -505,9 +508,18 @@ class Catalog:
 
 
 def _collection(
-    path: Path, rt: str, members: Iterable[Resource], **options: Any
+    path: Path,
+    rt: str,
+    members: Iterable[Resource],
+    source: Package | Repository,
+    **options: Any,
 ) -> CollectionResource:
-    return CollectionResource(path, rt, _COLLECTION_FORMATS, members=tuple(members), **options)
+    return CollectionResource(
+        *(path, rt, _COLLECTION_FORMATS, source.title),
+        members=tuple(members),
+        source=source,
+        **options,
+    )
 
 
 def _still(old: Resource | None, source: Stream, poll_s: int | None) -> TypeGuard[StreamResource]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap import git
+from netota_coap.blobs import Blobs
 from netota_coap.catalog import advice
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 from netota_coap.formats import Format
@@ -73,6 +74,7 @@ def check(root: Path) -> Findings:
                 warnings.append(Issue("replacement", reason, file))
     warnings += _bereft(root)
     warnings += _lost(root, committed)
+    warnings += Blobs(root).issues(repository)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
@@ -121,7 +123,7 @@ def _bereft(root: Path) -> Iterator[Issue]:
         if (package / "streams" / f"{name}.toml").exists():
             continue
         with contextlib.suppress(InvalidDataError, NotFoundError):
-            if not history(root, (package.name, name))[0].removed:
+            if not history(root, (package.name, name), 1)[0].removed:
                 reason = "has no stream: its file was deleted, or its first publish interrupted"
                 yield Issue("", reason, directory.relative_to(root).as_posix())
 
@@ -137,10 +139,11 @@ def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]
 
 
 def _ignored(root: Path) -> Iterator[Issue]:
-    """List the files that do not count. Hidden ones and the blobs are left out."""
+    """List the files that do not count. Hidden ones are left out."""
     counts = re.compile(
-        r"repository\.toml|README\.md|blobs/.*|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
+        r"repository\.toml|README\.md|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
         rf"|packages/[^/]+/history/[^/]+/{HISTORY_NAME}"
+        r"|blobs/sha256/([0-9a-f]{2})/\2[0-9a-f]{62}|blobs/quarantine/[0-9a-f]{64}"
     )
     for directory, subdirectories, files in os.walk(root):
         subdirectories[:] = sorted(d for d in subdirectories if not d.startswith("."))

@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap import repository
+from netota_coap.blobs import Blobs
 from netota_coap.catalog import in_one_datagram
 from netota_coap.errors import Issue
 from netota_coap.formats import Format
@@ -100,16 +101,28 @@ class Difference:
     other: StreamName | None = None
 
     @classmethod
-    def of(cls, change: Change, other: StreamName | None = None) -> Difference:
-        """Compare the two states of a change, or a stream with another one."""
+    def of(
+        cls,
+        change: Change,
+        other: StreamName | None = None,
+        *,
+        held: frozenset[bytes] = frozenset(),
+    ) -> Difference:
+        """Compare the two states of a change, or a stream with another one.
+
+        Args:
+            change: What is compared.
+            other: The stream that the state after is of, if it is another one.
+            held: SHA-256 of the files that the repository holds: servers offer them by themselves.
+        """
         old, new = archives_of(change.before), archives_of(change.after)
         kinds = tuple(_kind_changes(change))
         return cls(
             change,
-            tuple(_archive_changes(old, new)),
+            tuple(archive_changes(old, new)),
             kinds,
             lost(change),
-            tuple(_warnings(kinds, new)),
+            tuple(_warnings(kinds, new, held)),
             other,
         )
 
@@ -147,7 +160,13 @@ def compare(
     else:
         after = repository.history(root, other)[0] if other else states[0]
     package, _ = repository.read(root, name)
-    return Difference.of(Change(name, package, before, after), other)
+    change = Change(name, package, before, after)
+    return Difference.of(change, other, held=held_after(root, change))
+
+
+def held_after(root: Path, change: Change) -> frozenset[bytes]:
+    """Return what a repository holds of the archives that a change leads to."""
+    return Blobs(root).held(archive.envelope for archive in change.after.archives or ())
 
 
 def archives_of(stream: Stream | None) -> tuple[Archive, ...]:
@@ -177,9 +196,8 @@ def _target(content: Content) -> tuple[tuple[str, AttributeValue], ...]:
     return tuple((name, said[name]) for name in ("arch", "machine") if name in said)
 
 
-def _archive_changes(
-    old: tuple[Archive, ...], new: tuple[Archive, ...]
-) -> Iterator[ArchiveChange]:
+def archive_changes(old: tuple[Archive, ...], new: tuple[Archive, ...]) -> Iterator[ArchiveChange]:
+    """Compare archives by their names: those that were there first, then the added ones."""
     before = {archive.name: archive for archive in old}
     after = {archive.name: archive for archive in new}
     for name in before | after:
@@ -221,9 +239,11 @@ def _getting(stream: Stream | None, package: Package) -> Callable[[Selection], G
     return got
 
 
-def _warnings(kinds: Iterable[KindChange], archives: Iterable[Archive]) -> Iterator[Issue]:
+def _warnings(
+    kinds: Iterable[KindChange], archives: Iterable[Archive], held: frozenset[bytes]
+) -> Iterator[Issue]:
     for archive in archives:
-        schemes = _schemes(archive)
+        schemes = _schemes(archive, held)
         if not schemes:
             yield Issue(archive.name, "has no offer: nobody can download it")
         elif not schemes & USABLE_SCHEMES:
@@ -238,13 +258,14 @@ def _warnings(kinds: Iterable[KindChange], archives: Iterable[Archive]) -> Itera
             reason = "more than one datagram holds: something is left out of the notification"
             yield Issue(kind, reason)
         if before and before.archive:
-            gone = _schemes(before.archive) - _schemes(after.archive)
+            gone = _schemes(before.archive, held) - _schemes(after.archive, held)
             if gone:
                 yield Issue(kind, f"its build has no offer by {_list(gone)} any more")
 
 
-def _schemes(archive: Archive) -> set[str]:
-    return {offer.scheme(_REQUEST_SCHEME) for offer in archive.offers}
+def _schemes(archive: Archive, held: frozenset[bytes]) -> set[str]:
+    own = {_REQUEST_SCHEME} if archive.envelope.sha256 in held else set()
+    return own | {offer.scheme(_REQUEST_SCHEME) for offer in archive.offers}
 
 
 def _list(texts: Iterable[str]) -> str:

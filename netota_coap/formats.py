@@ -129,3 +129,27 @@ def load(data: bytes, fmt: Format, limit: str = "document") -> Any:
 def dump(plain: Any, fmt: Format) -> bytes:
     """Encode plain data; CBOR is deterministic (RFC 8949, section 4.2)."""
     return _DUMPS[fmt](plain)
+
+
+def diagnostic(item: object, indent: str = "") -> str:
+    """Write plain data in the diagnostic notation of CBOR (RFC 8949, section 8).
+
+    Args:
+        item: As `load` returns it.
+        indent: Of the lines after the first.
+    """
+    if isinstance(item, bytes):
+        return f"h'{item.hex()}'"
+    if not isinstance(item, Mapping | list):
+        return json.dumps(item, ensure_ascii=False)
+    deeper = indent + "  "
+    if isinstance(item, Mapping):
+        parts = [f"{diagnostic(k)}: {diagnostic(v, deeper)}" for k, v in item.items()]
+        opening, closing = "{", "}"
+    else:
+        parts = [diagnostic(value, deeper) for value in item]
+        opening, closing = "[", "]"
+    line = f"{opening}{', '.join(parts)}{closing}"
+    if len(indent) + len(line) <= 88 and "\n" not in line:
+        return line
+    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"

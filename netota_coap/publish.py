@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap import repository
+from netota_coap.blobs import Blobs
 from netota_coap.diff import lost
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
 from netota_coap.lock import require_repository
@@ -54,7 +55,15 @@ class Edit:
     allow_missing: bool = False
     dry_run: bool = False
 
-    def apply(self, root: Path, name: StreamName, make: Make, *, keep_builds: bool) -> Change:
+    def apply(
+        self,
+        root: Path,
+        name: StreamName,
+        make: Make,
+        *,
+        keep_builds: bool,
+        store: Callable[[], object] | None = None,
+    ) -> Change:
         """Change a stream, or tell what would be changed.
 
         Args:
@@ -62,6 +71,7 @@ class Edit:
             name: Of the stream.
             make: As in `repository.change`; its message stands if the edit has none.
             keep_builds: Whether to refuse the loss of a build, unless it is allowed.
+            store: Puts what the new state is of into the repository, or sees that it is there.
 
         Raises:
             RepositoryConflictError: An architecture or machine would lose its build.
@@ -74,8 +84,21 @@ class Edit:
 
         if self.dry_run:
             return repository.plan(root, name, signed)
-        careful = keep_builds and not self.allow_missing
-        return repository.change(root, name, signed, _refuse_loss if careful else lambda _: None)
+
+        def approve(change: Change) -> None:
+            if keep_builds and not self.allow_missing:
+                _refuse_loss(change)
+
+        def approve_stored(change: Change) -> None:
+            approve(change)
+            if store:
+                store()  # what was removed meanwhile
+
+        if store:
+            # It may take long: without the lock, and only for what is not refused.
+            approve(repository.plan(root, name, signed))
+            store()
+        return repository.change(root, name, signed, approve_stored)
 
 
 def _refuse_loss(change: Change) -> None:
@@ -99,6 +122,7 @@ def publish(
     offers: Sequence[Offer] = (),
     *,
     edit: Edit,
+    store: bool = False,
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Change:
@@ -111,6 +135,7 @@ def publish(
         sources: One per archive.
         offers: Templates, for each archive that has none of its own; none: those of the package.
         edit: How.
+        store: Whether the files go into the repository, before the stream names them.
         force: Whether what is said may contradict what the files state, and the stream may hold
             the same already.
         progress: Called with the number of bytes read, again and again.
@@ -139,7 +164,11 @@ def publish(
             )
         return state
 
-    return _replace(root, name, make, edit)
+    def fill() -> None:
+        for source, archive in zip(sources, archives, strict=True):
+            Blobs(root).add(source.path, archive.envelope, progress=progress)
+
+    return _replace(root, name, make, edit, fill if store else None)
 
 
 def _rules_of_note(edit: Edit) -> Iterator[Issue]:
@@ -149,7 +178,11 @@ def _rules_of_note(edit: Edit) -> Iterator[Issue]:
 
 
 def _replace(
-    root: Path, name: StreamName, make: Callable[[Stream | None], Stream], edit: Edit
+    root: Path,
+    name: StreamName,
+    make: Callable[[Stream | None], Stream],
+    edit: Edit,
+    store: Callable[[], object] | None = None,
 ) -> Change:
     """Replace version and archives; title and poll_s are the stream's own, and stay."""
 
@@ -162,7 +195,7 @@ def _replace(
             poll_s=present.poll_s if present else None,
         )  # fmt: skip
 
-    return edit.apply(root, name, replaced, keep_builds=True)
+    return edit.apply(root, name, replaced, keep_builds=True, store=store)
 
 
 def _refuse_closed(root: Path, name: StreamName, present: Stream | None) -> None:

@@ -452,8 +452,8 @@ def _interrupted(
     return []
 
 
-def history(root: Path, name: StreamName) -> list[Stream]:
-    """Return the states that a stream held, the present or last one first.
+def history(root: Path, name: StreamName, most: int | None = None) -> list[Stream]:
+    """Return the states that a stream held, the present or last one first; at most so many.
 
     Traces of interrupted changes are left out; a removal is a state of its own, `removed`.
 
@@ -461,12 +461,12 @@ def history(root: Path, name: StreamName) -> list[Stream]:
         NotFoundError: There never was such a stream.
         InvalidDataError: A name, or one of the files, is wrong.
     """
-    sequences = _sequences(root, name)
+    sequences = _sequences(root, name)[:most]
     present = read(root, name)[1]
     past = [
         _state(root, name, each) for each in sequences if not present or each < present.sequence
     ]
-    return [present, *past] if present else past
+    return [present, *past][:most] if present else past
 
 
 def _sequences(root: Path, name: StreamName) -> list[int]:

@@ -1,4 +1,4 @@
-"""Process life: start, signals, reload, graceful stop."""
+"""Process life: start, signals, reload, the service manager, graceful stop."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
+from netota_coap import __version__, logs
 from netota_coap.catalog import Catalog
+from netota_coap.catalog import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.persistence import Keeper, Record, keeping
 from netota_coap.coap.server import Responder, Site
-from netota_coap.errors import InvalidDataError
+from netota_coap.config import Config
+from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
+from netota_coap.garbage import collected_rarely
+from netota_coap.metrics import Metrics
 from netota_coap.repository import Loader
+from netota_coap.status import Status
+from netota_coap.systemd import Manager
 from netota_coap.watch import Watcher
+
+if TYPE_CHECKING:
+    from netota_coap.http.server import HttpSite
 
 _log = logging.getLogger(__name__)
 
 _MOST_ISSUES = 100  # that are logged of one reload
+_MOST_SHOWN = 5  # that the status has of them
+# While there is nothing to serve: what is mounted later wakes no watcher.
+_TRY_S = 30.0
 
 
 @attrs.define
@@ -30,18 +46,26 @@ class Service:
     """Serves one repository until it is told to stop.
 
     Attributes:
-        root: Of the repository.
-        binds: `HOST:PORT` each.
+        config: What a reload may change is replaced then.
         on_ready: Called with each URI that is listened on, once.
-        state: Directory for what is remembered over a restart; None: nothing is.
+        reread: Reads the configuration anew, at SIGHUP; None: it stays.
+        manager: Told of what goes on.
+        metrics: What is counted.
     """
 
-    root: Path
-    binds: Sequence[str]
+    config: Config
     on_ready: Callable[[str], object] = lambda _: None
-    state: Path | None = None
+    reread: Callable[[], Config] | None = None
+    manager: Manager = attrs.field(factory=Manager)
+    metrics: Metrics = attrs.field(factory=Metrics)
+    _started_s: float = attrs.field(init=False, factory=time.monotonic)
     _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _refused: str = attrs.field(init=False, default="")
+    _site: Site | None = attrs.field(init=False, default=None)
+    _http: HttpSite | None = attrs.field(init=False, default=None)
+    _keeper: Keeper | None = attrs.field(init=False, default=None)
+    _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
+    _refused: tuple[str, ...] = attrs.field(init=False, default=())
+    _asked: bool = attrs.field(init=False, default=False)
 
     async def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reloads at once.
@@ -49,68 +73,216 @@ class Service:
         Raises:
             InvalidDataError: The repository cannot be served at the start.
             AddressError: One of the addresses cannot be listened on.
-            ConfigError: One of them cannot be read, or the directory for the state not be used.
+            ConfigError: There is no repository, or the directory for the state cannot be used.
         """
-        async with Watcher(self.root) as watcher:
-            handlers = {**dict.fromkeys(_STOP, self.stop), signal.SIGHUP: watcher.poke}
-            with _signals(handlers):
-                async with keeping(self.state) as keeper:
-                    await self._serve(watcher, keeper)
+        with collected_rarely():
+            await self._run()
 
-    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
-        loader = Loader(self.root)
-        site = Site(Responder(await _load(loader, keeper)), keeper.journal)
-        site.observers.restore(keeper.kept)
-        door = await FrontDoor.open(site, self.binds)
-        tasks = (
-            asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(self._reload(watcher, loader, keeper, site)),
-        )
-        try:
-            for uri in door.uris:
-                self.on_ready(uri)
-            # A bug that ends reloading must end the service, not leave it deaf.
-            waited = (*tasks, keeper.running)
-            done, _ = await asyncio.wait(waited, return_when="FIRST_COMPLETED")
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await door.close()
+    async def _run(self) -> None:
+        async with Watcher(self.root) as watcher:
+            handlers = {
+                **dict.fromkeys(_STOP, self.stop),
+                signal.SIGHUP: lambda: self._hang_up(watcher),
+            }
+            with _signals(handlers):
+                async with keeping(self.config.state) as self._keeper:
+                    await self._until_stopped(watcher, self._keeper)
+
+    @property
+    def root(self) -> Path:
+        """Of the repository.
+
+        Raises:
+            ConfigError: None is configured.
+        """
+        if self.config.repository is None:
+            hint = "netota-coap serve DIR, or `repository` in the configuration"
+            raise ConfigError("no repository is named", hint=hint)
+        return self.config.repository
 
     def stop(self) -> None:
         """End `run`, gracefully."""
         self._stopping.set()
 
+    def status(self) -> Status:
+        """Return what the service does now; it must have begun to serve."""
+        assert self._site
+        resources = self._site.responder.catalog.resources
+        return Status(
+            version=__version__,
+            uptime_s=time.monotonic() - self._started_s,
+            packages=sum(1 for path in resources if path[0] == "p" and len(path) == 2),
+            streams=sum(1 for path in resources if path[0] == "p" and len(path) == 4),
+            observers=len(self._site.observers) + len(self._site.followers),
+            reloaded=self._loaded,
+            issues=self._refused[:_MOST_SHOWN],
+            fan_out=self._site.observers.fan_out,
+            troubles=(self._keeper.trouble,) if self._keeper and self._keeper.trouble else (),
+        )
+
+    def observers(self) -> dict[str, int]:
+        """Return how many observe each stream over UDP, by `package/stream`."""
+        resources = self._site.responder.catalog.resources if self._site else ()
+        return {f"{p[1]}/{p[3]}": self.observers_of(p) for p in resources if len(p) == 4}
+
+    def observers_of(self, path: ResourcePath) -> int:
+        """Return how many observe a resource over UDP."""
+        return self._site.observers.of(path) if self._site else 0
+
+    def _in_a_line(self) -> str:
+        if self._site:
+            return str(self.status())
+        return f"waiting for a repository: {self._refused[0]}" if self._refused else "starting"
+
+    async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
+        tasks = (
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self._serve(watcher, keeper)),
+            asyncio.create_task(self.manager.beat(self._in_a_line)),
+        )
+        try:
+            # A bug that ends reloading must end the service, not leave it deaf.
+            done, _ = await asyncio.wait((*tasks, keeper.running), return_when="FIRST_COMPLETED")
+            for task in done:
+                task.result()
+        finally:
+            self.manager.stopping()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+        loader = Loader(self.root)
+        catalog = await self._first(watcher, loader, keeper)
+        site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
+        self._site = site
+        self._configure(site)
+        site.observers.restore(keeper.kept)
+        async with contextlib.AsyncExitStack() as stack:
+            door = await FrontDoor.open(
+                site,
+                self.config.coap_bind,
+                tcp=self.config.coap_tcp,
+                multicast=self.config.coap_multicast,
+            )
+            stack.push_async_callback(door.close)
+            uris = door.uris
+            if self.config.http_bind:
+                self._http, opening = _over_http(self, catalog)
+                uris += await stack.enter_async_context(opening)
+            for uri in uris:
+                self.on_ready(uri)
+            self._tell(done=True)
+            await self._reload(watcher, loader, keeper, site)
+
+    async def _first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+        """Load what is served first; if it is to be waited for, until there is something."""
+        while True:
+            try:
+                catalog = await _load(loader, keeper)
+            except InvalidDataError as error:
+                if not self.config.keep_trying:
+                    raise
+                self._refuse(error, "nothing is served yet, until this is mended:")
+                # What waits as it was told to has started; nobody is to wait for it.
+                self._tell(done=True)
+            else:
+                self._accept()
+                return catalog
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(watcher.settled(), _TRY_S)
+            watcher.refresh()
+
     async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
+            done, self._asked = self._asked, False
             start = time.perf_counter()
             try:
                 catalog = await _load(loader, keeper, site.responder.catalog)
             except InvalidDataError as error:
-                self._refuse(error)
-                continue
-            site.swap(catalog)
-            self._refused = ""
-            _log.info(
-                "reloaded %d files in %.1f ms", loader.parsed, (time.perf_counter() - start) * 1e3
-            )
+                self.metrics.reloads["refused"] += 1
+                self._refuse(error, "not reloaded, the old state is served on:")
+            else:
+                self.metrics.reloads["taken"] += 1
+                site.swap(catalog)
+                if self._http:
+                    self._http.swap(catalog)
+                self._accept()
+                took_ms = (time.perf_counter() - start) * 1e3
+                extra = {"files": loader.parsed, "ms": round(took_ms, 1)}
+                _log.info("reloaded %d files in %.1f ms", loader.parsed, took_ms, extra=extra)
+            self._tell(done=done)
 
-    def _refuse(self, error: InvalidDataError) -> None:
+    def _tell(self, *, done: bool) -> None:
+        """Tell the manager what goes on, and whether what it waited for is done."""
+        (self.manager.ready if done else self.manager.status)(self._in_a_line())
+
+    def _accept(self) -> None:
+        self._loaded = datetime.now(UTC)
+        self._refused = ()
+
+    def _refuse(self, error: InvalidDataError, consequence: str) -> None:
         """Log why a repository is not taken, once for as long as the reasons stay the same."""
-        if error.detail == self._refused:
+        reasons = tuple(map(str, error.issues))
+        if reasons == self._refused:
             return
-        self._refused = error.detail
-        _log.error("not reloaded, the old state is served on:")
-        for issue in error.issues[:_MOST_ISSUES]:
-            _log.error("  %s", issue)
-        if len(error.issues) > _MOST_ISSUES:
-            _log.error("  and more, %d in all: netota-coap check lists them", len(error.issues))
+        self._refused = reasons
+        _log.error("%s", consequence)
+        for reason in reasons[:_MOST_ISSUES]:
+            _log.error("  %s", reason)
+        if len(reasons) > _MOST_ISSUES:
+            _log.error("  and more, %d in all: netota-coap check lists them", len(reasons))
         if error.hint:
             _log.error("  %s", error.hint)
+
+    def _hang_up(self, watcher: Watcher) -> None:
+        """Take what changed in the configuration, then reload the repository."""
+        self.manager.reloading()
+        self._asked = True
+        if self.reread:
+            try:
+                self.config, waiting = self.config.reloaded(self.reread())
+            except NetotaError as error:
+                _log.error("the configuration is not taken, the old one stays: %s", error.detail)
+            else:
+                for key in waiting:
+                    _log.warning("%s: is changed by a restart only", key)
+                logs.set_level(self.config.log_level)
+                if self._site:
+                    self._configure(self._site)
+        watcher.poke()
+
+    def _configure(self, site: Site) -> None:
+        """Let the configuration take effect that a reload may change."""
+        site.observers.caps = self.config.caps
+        site.status_readers = self.config.status_readers
+        age_s = self.config.coap_max_age_s
+        site.responder = attrs.evolve(site.responder, max_age_s=age_s)
+        if self._http:
+            self._http.max_age_s = age_s
+
+
+def _over_http(
+    service: Service, catalog: Catalog
+) -> tuple[HttpSite, AbstractAsyncContextManager[tuple[str, ...]]]:
+    """Return the site that serves a catalog over HTTP, and what opens it."""
+    try:
+        from netota_coap.http.server import HttpSite, serving
+    except ImportError as error:
+        hint = "pip install 'netota-coap[http]'"
+        raise ConfigError(f"HTTP takes what is not installed: {error.name}", hint=hint) from error
+    site = HttpSite(
+        catalog,
+        status=service.status,
+        metrics=service.metrics,
+        root=service.root,
+        prefix=service.config.http_prefix,
+        observers_of=service.observers_of,
+        max_age_s=service.config.coap_max_age_s,
+    )
+    return site, serving(site, service.config.http_bind)
 
 
 async def _load(loader: Loader, keeper: Keeper, previous: Catalog | None = None) -> Catalog:

@@ -66,4 +66,5 @@ class Status:
         return (
             f"{state}: {self.packages} packages, {self.streams} streams, "
             f"{self.observers} observers{told}; loaded {self.reloaded:%Y-%m-%d %H:%M:%SZ}"
+            + "".join(f"; {trouble}" for trouble in self.troubles)
         )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from netota_coap import publish, repository
+from netota_coap.blobs import Blobs
 from netota_coap.model import Stream, StreamName
 from netota_coap.sources import ArchiveSource
 from tests import publishing
@@ -47,6 +48,12 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "nrf52840dk.bin"
     path.write_bytes(b"firmware")
     return path
+
+
+@pytest.fixture
+def blobs(sample: Path) -> Blobs:
+    """The blobs of a small repository: none."""
+    return Blobs(sample)
 
 
 @pytest.fixture

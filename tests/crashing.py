@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -37,6 +38,7 @@ SCENARIOS = {
     "again": f"publish ROOT sensor-node/stable {_BUILD}",
     "by hand": f"publish ROOT sensor-node/stable {_BUILD}",
     "release": "publish ROOT sensor-node/stable --release ROOT/.release.toml --allow-missing",
+    "store": f"publish ROOT sensor-node/stable {_BUILD} --store",
     "promote": "promote ROOT sensor-node/beta sensor-node/stable --allow-missing",
     "rollback": "rollback ROOT sensor-node/stable --allow-missing",
     "remove": "remove ROOT sensor-node/stable",
@@ -84,7 +86,7 @@ class Steps:
 
     def take(self, name: str, half: Callable[[], object] = lambda: None) -> None:
         """Take a step, unless it goes wrong."""
-        self.names.append(name)
+        self.names.append(_RANDOM.sub(".tmp", name))
         count = len(self.names)
         if count == self.last or (count > self.last and self.fault == "broken"):
             half()
@@ -100,6 +102,20 @@ class Steps:
             return function(file, *arguments, **options)
 
         setattr(os, name, watched)
+
+    def watch_blobs(self) -> None:
+        """Make steps of how blobs are written: by descriptors, and to files that are new."""
+
+        def opened(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+            if flags & os.O_EXCL:
+                self.take(f"open {path}")
+            return OPEN_DESCRIPTOR(path, flags, *arguments, **options)
+
+        def written(descriptor: int, data: memoryview) -> int:
+            self.take("write", lambda: WRITE_DESCRIPTOR(descriptor, data[: len(data) // 2]))
+            return WRITE_DESCRIPTOR(descriptor, data)
+
+        os.open, os.write = opened, written
 
     def open(self, path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         """Open a file, one that is written so that each write is a step."""
@@ -127,7 +143,8 @@ class Writer(io.BufferedWriter):
         return super().write(data)
 
 
-OPEN = io.open
+OPEN, OPEN_DESCRIPTOR, WRITE_DESCRIPTOR = io.open, os.open, os.write
+_RANDOM = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # in the names of two that may write the same blob
 
 
 @attrs.frozen
@@ -156,13 +173,14 @@ def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
         if steps:
             for name in ("mkdir", "replace", "unlink", "fsync"):
                 steps.watch(name)
+            steps.watch_blobs()
             io.open = steps.open  # type: ignore[assignment]
         try:
             cli.main()
         except SystemExit as end:
             names = steps.names if steps else []
             told = {"code": end.code or 0, "err": sys.stderr.getvalue(), "steps": names}
-            os.write(writing, json.dumps(told).encode())
+            WRITE_DESCRIPTOR(writing, json.dumps(told).encode())
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:

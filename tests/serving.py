@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 
+from netota_coap.config import Config
 from netota_coap.service import Service
 
 COMMAND = (sys.executable, "-W", "error", "-m", "netota_coap")
@@ -28,7 +29,8 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 async def serving(root: Path, *binds: str, state: Path | None = None) -> AsyncIterator[list[str]]:
     """Serve in this process; the URIs that are listened on."""
     uris: list[str] = []
-    service = Service(root, binds or ("127.0.0.1:0",), uris.append, state)
+    config = Config(repository=root, coap_bind=binds or ("127.0.0.1:0",), state=state)
+    service = Service(config, uris.append)
     running = asyncio.create_task(service.run())
     try:
         await until(lambda: uris or running.done())
@@ -59,13 +61,16 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    root: Path, *arguments: str, environment: dict[str, str] | None = None, code: int = 0
+    root: Path | None, *arguments: str, environment: dict[str, str] | None = None, code: int = 0
 ) -> AsyncIterator[Served]:
-    """Run the command until the block ends; it must end by itself on SIGTERM, with a code."""
+    """Run the command until the block ends; it must end by itself on SIGTERM, with a code.
+
+    Where there is no root, the arguments tell it.
+    """
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         "serve",
-        str(root),
+        *((str(root),) if root else ()),
         *(arguments or ("--bind", "127.0.0.1:0")),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

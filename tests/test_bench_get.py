@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tests.serving import PROJECT, run
 from tools import bench_get
-from tools.bench_get import PEERS, ROWS, Bench, Running
+from tools.bench_get import ADDED, PEERS, ROWS, Bench, Running
+from tools.peers import together, until
 
 SMALL = ("--runs", "1", "--seconds", "0.05", "--archives", "12", "--json")
 SEEN = ("door", "no_door", "aiocoap", "libcoap")  # npm's would have to be installed
@@ -101,7 +102,7 @@ def test_runs_together() -> None:
         {"row": {"peer": {"per_second": rate, "failed": failed}}}
         for rate, failed in ((1, 0), (9, 0), (2, 7))
     ]
-    assert bench_get._together(runs) == {"row": {"peer": {"per_second": 2, "failed": 7}}}
+    assert together(runs, ADDED) == {"row": {"peer": {"per_second": 2, "failed": 7}}}
 
 
 @pytest.mark.parametrize("key", ["libcoap", "node"])
@@ -123,7 +124,7 @@ def test_other_bytes(tmp_path: Path) -> None:
     bench = Bench.prepare(tmp_path, 12)
     with Running.start(bench, "aiocoap") as running:
         assert running
-        bench_get._until(lambda: running.answers(bench), "no answer")
+        until(lambda: running.answers(bench), "no answer")
         bench.payloads["large"].write_bytes(b"others")
         with pytest.raises(SystemExit, match="aiocoap: 1024 bytes came, not 6"):
             bench_get._measure(bench, ROWS["full_8"], running, 0.1)

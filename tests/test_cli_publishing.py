@@ -22,6 +22,7 @@ from netota_coap import cli
 from netota_coap.repository import Loader
 from tests.serving import COMMAND, PROJECT, netota, serving
 from tests.test_cli import ok
+from tools import spec_cli
 
 SPEC = (PROJECT / "netota_coap/spec/cli.md").read_text()
 SHAPES = dict(re.findall(r"^```json-shape (\w+)\n(.*?)^```$", SPEC, re.MULTILINE | re.DOTALL))
@@ -321,9 +322,9 @@ async def test_shapes(sample: Path, images: list[str], shape: str, arguments: li
 
 def test_each_command_has_an_example() -> None:
     """Each example is a command line that exists, of the command that it stands at."""
-    for name, command in cli.cli.commands.items():
+    for name, command in spec_cli._each(cli.cli):
         assert command.epilog is not None
-        assert command.epilog.startswith(f"Example: netota-coap {name} ")
+        assert f"{command.epilog} ".startswith(f"Example: netota-coap {name} ")
         options = {option for param in command.params for option in param.opts}
         assert set(re.findall(r" (--?[a-z][a-z-]*)", command.epilog)) <= options, name
 

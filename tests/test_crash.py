@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from netota_coap.blobs import Blobs
 from netota_coap.checks import check
 from netota_coap.formats import Format
 from netota_coap.lock import is_locked
@@ -21,10 +23,12 @@ from netota_coap.model import Repository, Stream, StreamName
 from netota_coap.repository import Loader, init
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
+from tests.conftest import FIXTURES
 from tests.crashing import End
 from tests.publishing import NOW, publish, reopen
 from tests.repositories import HISTORY, stable
 from tests.serving import PROJECT
+from tests.storing import can_clone
 
 STABLE = ("sensor-node", "stable")
 WRITE = ["open {}", "write", "fsync {}", "replace {}", "fsync {directory}"]
@@ -42,6 +46,8 @@ def made(*directories: str) -> list[str]:
 
 
 REPLACED = [*written("00000018.toml", "stable"), *written("stable.toml", "streams")]
+STORED = hashlib.sha256((FIXTURES / "repositories/typical/repository.toml").read_bytes())
+SHARD, BLOB = STORED.hexdigest()[:2], STORED.hexdigest()
 SCENARIOS: dict[str, tuple[StreamName, list[str]]] = {
     "publish": (STABLE, REPLACED),
     "release": (STABLE, REPLACED),
@@ -64,6 +70,10 @@ SCENARIOS: dict[str, tuple[StreamName, list[str]]] = {
         ],
     ),
     "by hand": (STABLE, [*written("00000017.toml", "stable"), *REPLACED]),
+    "store": (
+        STABLE,
+        [*made("ROOT", "blobs", "sha256", SHARD), *written(BLOB, SHARD), *REPLACED],
+    ),
     "promote": (STABLE, REPLACED),
     "rollback": (STABLE, REPLACED),
     "remove": (
@@ -139,13 +149,19 @@ def temporaries(root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("base", "scenario"), [(s, s) for s in SCENARIOS], indirect=["base"])
-def test_killed_at_every_step(base: Path, scenario: str, tmp_path: Path) -> None:
+def test_killed_at_every_step(
+    base: Path, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed before any step, or half-way through a write, a change is made or not made.
 
     What is left has no errors and no lock, a long-lived reader takes it, and the next publish
     works, with a sequence that was never in effect.
     """
+    monkeypatch.setattr("netota_coap.blobs._STALE_S", 0)
     name, expected_steps = SCENARIOS[scenario]
+    if scenario == "store" and can_clone(tmp_path):
+        expected_steps = list(expected_steps)
+        expected_steps.remove("write")
     roots, ends = faulty("killed", scenario, base, tmp_path / "out")
     steps = ends[-1].steps
     assert tuple(expected_steps) == steps
@@ -170,12 +186,17 @@ def test_killed_at_every_step(base: Path, scenario: str, tmp_path: Path) -> None
         if state and state.closed:
             reopen(root, name)
         image = root / "repository.toml"
+        blobs = Blobs(root)
+        assert blobs.verify() == ()
+        if scenario == "store" and done:
+            os.close(blobs.open(STORED.digest()))
         next_ = publish(root, name, "10.0.0", [ArchiveSource(image, "image")])
         assert next_.sequence > (after if done else before)
         assert attrs.evolve(next_, changed=None) == stream_of(loader.load(), name)
         again = check(root)
         assert again.errors == ()
         assert [issue for issue in again.warnings if "/history/" in issue.file] == []
+        blobs.gc(1_000, grace_s=0)
         assert temporaries(root) == []
 
 
@@ -201,6 +222,9 @@ TOLD = {
         ("full", "by hand", "by hand"),
         ("interrupted", "remove", "remove"),
         ("full", "remove", "remove"),
+        ("interrupted", "store", "store"),
+        ("full", "store", "store"),
+        ("broken", "store", "store"),
     ],
     indirect=["base"],
 )
@@ -302,6 +326,7 @@ def disk(tmp_path: Path) -> tuple[Path, list[str]]:
 NO_ROOM = {
     ("pages", "release"): 5,
     ("pages", "first"): 3,
+    ("pages", "store"): 4,
     ("pages", "promote"): 3,
     ("pages", "rollback"): 3,
     ("pages", "close"): 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -332,3 +333,94 @@ def test_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, _ = replay(journal.take())
 
     assert kept.damaged
+
+
+@pytest.mark.parametrize("gone", ["file", "directory"])
+async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is removed under a running server is made anew, with all that stood there."""
+    directory = tmp_path / "state"
+    async with keeping(directory) as keeper:
+        for record in SAID[1:-1]:
+            keeper.journal.append(*attrs.astuple(record))
+        await settled(keeper)
+        (directory / FILE).unlink()
+        if gone == "directory":
+            directory.rmdir()
+        keeper.journal.append(*attrs.astuple(SAID[-1]))
+        await until(lambda: (directory / FILE).exists())
+        await settled(keeper)
+        with pytest.raises(ConfigError, match="another server"):
+            Keeper.open(directory)
+        assert keeper.trouble == ""
+    async with keeping(directory) as keeper:
+        assert summary(keeper.kept) == summary(replay(written(*SAID))[0])
+
+    assert caplog.messages == [f"{directory / FILE}: was removed, and is made anew"]
+
+
+async def test_removed_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another server has made itself at home meanwhile, its state is left alone."""
+    monkeypatch.setattr(persistence, "_RETRY_S", 0.01)
+    directory, away = tmp_path / "state", tmp_path / "away"
+    async with keeping(directory) as keeper:
+        directory.rename(away)
+        async with keeping(directory) as other:
+            keeper.journal.append(Kind.NUMBER, 5)
+            await until(lambda: keeper.trouble)
+            assert keeper.trouble.startswith(f"{directory / FILE}: cannot be written: ")
+            other.journal.append(Kind.NUMBER, 7)
+            await settled(other)
+        await until(lambda: not keeper.trouble)
+        await settled(keeper)
+    kept, _ = replay((directory / FILE).read_bytes())
+
+    assert kept.number == 5
+
+
+def refusing(number: int) -> Callable[[Path, bytes], None]:
+    def write(path: Path, _data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    return write
+
+
+async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there is used, and is there still when there is room again."""
+    monkeypatch.setattr(persistence, "_RETRY_S", 0.01)
+    (tmp_path / FILE).write_bytes(written(*SAID[:-1]))
+    write = persistence.write
+    monkeypatch.setattr(persistence, "write", refusing(errno.ENOSPC))
+    async with keeping(tmp_path) as keeper:
+        assert len(keeper.kept.observers) == 2
+        keeper.journal.append(*attrs.astuple(SAID[-1]))
+        await until(lambda: keeper.trouble)
+        monkeypatch.setattr(persistence, "write", write)
+        await until(lambda: not keeper.trouble)
+        await settled(keeper)
+    kept, _ = replay((tmp_path / FILE).read_bytes())
+
+    assert summary(kept) == summary(replay(written(*SAID))[0])
+
+
+def test_a_place_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that may not be written to is a mistake, not a trouble that passes."""
+    monkeypatch.setattr(persistence, "write", refusing(errno.EACCES))
+    with pytest.raises(ConfigError, match="no state can be kept there: Permission denied"):
+        Keeper.open(tmp_path)
+
+
+async def test_no_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a shorter file cannot be written beside the long one, the long one is written on."""
+    monkeypatch.setattr(persistence, "_SMALLEST", 100)
+    async with keeping(tmp_path) as keeper:
+        for record in SAID[1:]:
+            keeper.journal.append(*attrs.astuple(record))
+        monkeypatch.setattr(persistence, "write", refusing(errno.ENOSPC))
+        for _ in range(20):
+            keeper.journal.append(Kind.TOLD, 0, 0x8001, E1, b"t")
+        await settled(keeper)
+        assert keeper.trouble == ""
+    data = (tmp_path / FILE).read_bytes()
+
+    assert summary(replay(data)[0]) == summary(replay(written(*SAID))[0])
+    assert data.count(SAID[-1].encode()) == 21

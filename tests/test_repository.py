@@ -154,14 +154,16 @@ def test_stream_name_refuses(text: str, expected: str) -> None:
 
 def test_check_lists_what_is_ignored(repository_dir: Path) -> None:
     """Files at no place that counts are warnings; blobs and hidden files are not."""
+    blob = f"blobs/sha256/ab/{'ab' * 32}"
     ignored = [
+        "blobs/sha256/ab/abcd",
         "packages/sensor-node/history/stable/000000017.toml",
         "packages/sensor-node/history/stable/17.toml",
         "packages/sensor-node/history/stable/١٢٣٤٥٦٧٨.toml",
         "packages/sensor-node/stable.toml",
         "packages/sensor-node/streams/stable.tml",
     ]
-    for file in (*ignored, "blobs/sha256/ab/abcd", ".hidden/config", "packages/.note"):
+    for file in (*ignored, blob, ".hidden/config", "packages/.note"):
         (repository_dir / file).parent.mkdir(parents=True, exist_ok=True)
         (repository_dir / file).write_text("")
     findings = check(repository_dir)

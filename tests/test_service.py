@@ -18,6 +18,7 @@ from asyncinotify import Inotify, Mask, Watch
 
 from netota_coap import lock, repository
 from netota_coap.coap import options as coap
+from netota_coap.config import Config
 from netota_coap.errors import AddressError, InvalidDataError
 from netota_coap.formats import Format
 from netota_coap.model import Stream
@@ -459,7 +460,7 @@ async def test_a_bug_in_watching_ends_the_service(
 
     monkeypatch.setattr(Inotify, "get", fail)
     with pytest.raises(ZeroDivisionError):
-        await Service(sample, ["127.0.0.1:0"]).run()
+        await Service(Config(repository=sample, coap_bind=("127.0.0.1:0",))).run()
 
 
 async def test_signals_while_loading(sample: Path) -> None:
@@ -485,6 +486,20 @@ async def test_signals_while_loading(sample: Path) -> None:
     await process.communicate()
 
     assert process.returncode == 0
+
+
+async def test_how_many_observe(sample: Path) -> None:
+    """A service knows how many observe each stream, and of none before it serves."""
+    uris: list[str] = []
+    service = Service(Config(repository=sample, coap_bind=("127.0.0.1:0",)), uris.append)
+    assert service.observers() == {}
+    running = asyncio.create_task(service.run())
+    await until(lambda: uris)
+    async with device(uris[0]) as it:
+        await it.observe(PATH)
+        assert service.observers() == {"sensor-node/edge": 0, "sensor-node/stable": 1}
+    service.stop()
+    await running
 
 
 async def test_malformed_at_the_start(sample: Path) -> None:

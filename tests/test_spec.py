@@ -12,19 +12,25 @@ import pytest
 
 import netota_coap
 from netota_coap import model
-from netota_coap.formats import Format, dump
+from netota_coap.formats import Format, diagnostic, dump
 from netota_coap.wire import decode
 from tests.cddl import validate
 from tools import make_spec
 
 CODE = Path(netota_coap.__file__).parent
 DOCUMENTS = sorted(make_spec.SPEC.rglob("*.md"))
-RULE = re.compile(r"\b[RPWC]-[0-9]+\b")
-STATED = re.compile(r"^- \*\*([RPWC]-[0-9]+)\*\* \S", re.MULTILINE)
+RULE = re.compile(r"\b[RPWCH]-[0-9]+\b")
+STATED = re.compile(r"^- \*\*([RPWCH]-[0-9]+)\*\* \S", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-PREFIXES = {"repository.md": "R", "publishing.md": "P", "wire.md": "W", "resources.md": "C"}
+PREFIXES = {
+    "repository.md": "R",
+    "publishing.md": "P",
+    "wire.md": "W",
+    "resources.md": "C",
+    "http.md": "H",
+}
 
 
 def rules() -> dict[str, str]:
@@ -91,7 +97,7 @@ def test_every_part_is_used() -> None:
 )
 def test_diagnostic_notation(item: object, notation: str) -> None:
     """Plain data is written as RFC 8949, section 8, has it."""
-    assert make_spec.diagnostic(item) == notation
+    assert diagnostic(item) == notation
 
 
 # ----------------------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ def test_rules_begin_an_item() -> None:
     """A bold id is a statement; nothing else is written like one."""
     for path in DOCUMENTS:
         text = read(path)
-        assert re.findall(r"\*\*([RPWC]-[0-9]+)\*\*", text) == STATED.findall(text)
+        assert re.findall(r"\*\*([RPWCH]-[0-9]+)\*\*", text) == STATED.findall(text)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ import contextlib
 import functools
 import json
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,11 +34,11 @@ from rich.table import Table
 from netota_coap.catalog import Catalog, ContentFormat
 from netota_coap.repository import Loader, init
 from tools import load
+from tools.peers import PATIENCE_S, Process, free_port, together, until
 
 NARROWED = ("machine=board-000", "scheme=https")
 NARROWINGS = 10_000
 BOARDS = 20
-PATIENCE_S = 30.0
 SMALL, LARGE = "small", "large"
 NODE_SERVER = """
 const coap = require('coap'), fs = require('fs');
@@ -243,21 +241,6 @@ PEERS = {
 }
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as opened:
-        opened.bind(("::", 0))
-        port: int = opened.getsockname()[1]
-        return port
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > end_s:
-            raise SystemExit(f"tools/bench_get.py: {what} in {PATIENCE_S:g} s")
-        time.sleep(0.01)
-
-
 @attrs.frozen
 class Running:
     """A server that runs.
@@ -276,24 +259,14 @@ class Running:
     @contextlib.contextmanager
     def start(cls, bench: Bench, key: str) -> Iterator[Running | None]:
         """Run a server until the block ends; None: its program is not to be had."""
-        peer, port = PEERS[key], _free_port()
+        peer, port = PEERS[key], free_port()
         command = peer.command(bench, port)
         if command is None:
             click.echo(f"{peer.what}: not to be had here, left out", err=True)
             yield None
             return
-        log = bench.directory / f"{key}.log"
-        with log.open("w") as stream:
-            process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream)
-        try:
-            yield cls(peer, port, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        with Process.start(command, bench.directory / f"{key}.log") as process:
+            yield cls(peer, port, process.log)
 
     def answers(self, bench: Bench) -> bool:
         """Tell whether it answers already."""
@@ -315,6 +288,9 @@ class Running:
 # What is measured
 
 Figures = dict[str, float]
+
+ADDED = ("failed", "refused")
+"""Figures that no median may hide."""
 
 
 def _measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figures:
@@ -340,7 +316,7 @@ def _measure_swap(bench: Bench, running: Running, seconds: float, version: str) 
     loading = asking.start(running.port, 2 * PATIENCE_S)
     try:
         _publish(bench.root, SMALL, version)
-        _until(lambda: _reloads(running.log) > reloads, "the server does not reload")
+        until(lambda: _reloads(running.log) > reloads, "the server does not reload")
         swapped_s = time.monotonic()
         time.sleep(seconds)
     finally:
@@ -365,7 +341,7 @@ def _run(bench: Bench, keys: Sequence[str], seconds: float, run: int) -> dict[st
         started = {key: stack.enter_context(Running.start(bench, key)) for key in keys}
         servers = {key: running for key, running in started.items() if running}
         for running in servers.values():
-            _until(functools.partial(running.answers, bench), f"{running.peer.what}: no answer")
+            until(functools.partial(running.answers, bench), f"{running.peer.what}: no answer")
         for name, row in ROWS.items():
             for key, running in servers.items():
                 figures[name][key] = _measure(bench, row, running, seconds)
@@ -374,13 +350,6 @@ def _run(bench: Bench, keys: Sequence[str], seconds: float, run: int) -> dict[st
             version = f"2.{run}.{index}"
             figures["swap"][key] = _measure_swap(bench, servers[key], seconds, version)
     return figures
-
-
-def _together(runs: Sequence[Any], figure: str = "") -> Any:
-    """Return the medians of figures that have the same places in each run; what failed adds up."""
-    if isinstance(runs[0], dict):
-        return {key: _together([run[key] for run in runs], key) for key in runs[0]}
-    return sum(runs) if figure in ("failed", "refused") else statistics.median(runs)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -470,7 +439,8 @@ def main(runs: int, seconds: float, archives: int, peers: Sequence[str], as_json
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench.prepare(Path(directory), archives)
         keys = [key for key in PEERS if key in (peers or PEERS)]
-        figures = _together([_run(bench, keys, seconds, run) for run in range(runs)])
+        measured = [_run(bench, keys, seconds, run) for run in range(runs)]
+        figures = together(measured, ADDED)
         sizes = {name: path.stat().st_size for name, path in bench.payloads.items()}
     if as_json:
         told = {"runs": runs, "seconds": seconds, "archives": archives, "bytes": sizes}

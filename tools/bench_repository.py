@@ -78,7 +78,8 @@ def _stream(label: str) -> Stream:
     return Stream(version="2.4.1", sequence=1, published=NOW, archives=archives)
 
 
-def _generate(root: Path, streams: int) -> None:
+def generate(root: Path, streams: int) -> None:
+    """Write a repository of streams with 4 archives each."""
     init(root, "Generated")
     for index in range(streams):
         package, stream = divmod(index, STREAMS_PER_PACKAGE)
@@ -169,7 +170,7 @@ def main(streams: int, runs: int, as_json: bool, measure: Path | None) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory) / "repository"
-        _generate(root, streams)
+        generate(root, streams)
         command = [sys.executable, __file__, "--measure", str(root)]
         outputs = [
             subprocess.run(command, check=True, capture_output=True).stdout for _ in range(runs)

@@ -25,7 +25,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.server import CODES, Responder, problem
 from netota_coap.errors import NotFoundError
 from netota_coap.fields import SAME, Field
-from netota_coap.formats import Format
+from netota_coap.formats import Format, diagnostic
 from netota_coap.model import (
     CONTENT_ATTRIBUTES,
     LIMITS,
@@ -43,7 +43,7 @@ from netota_coap.model import (
 )
 from netota_coap.selection import Selection
 from netota_coap.wire import MEDIA_TYPES, TABLES, encode, selection_to_cbor
-from tools import spec_cli
+from tools import spec_cli, spec_http, spec_operation
 
 SPEC = Path(__file__).parent.parent / "netota_coap" / "spec"
 
@@ -291,25 +291,6 @@ def _sizes() -> str:
 # Examples
 
 
-def diagnostic(item: object, indent: str = "") -> str:
-    """Write plain data in the diagnostic notation of CBOR (RFC 8949, section 8)."""
-    if isinstance(item, bytes):
-        return f"h'{item.hex()}'"
-    if not isinstance(item, Mapping | list):
-        return json.dumps(item, ensure_ascii=False)
-    deeper = indent + "  "
-    if isinstance(item, Mapping):
-        parts = [f"{diagnostic(k)}: {diagnostic(v, deeper)}" for k, v in item.items()]
-        opening, closing = "{", "}"
-    else:
-        parts = [diagnostic(value, deeper) for value in item]
-        opening, closing = "[", "]"
-    line = f"{opening}{', '.join(parts)}{closing}"
-    if len(indent) + len(line) <= 88 and "\n" not in line:
-        return line
-    return f"{opening}\n{deeper}" + f",\n{deeper}".join(parts) + f"\n{indent}{closing}"
-
-
 def _cbor(payload: bytes, rule: str) -> str:
     """Show a payload; `rule` is what wire.cddl calls it."""
     digits = payload.hex()
@@ -374,6 +355,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     ),
     "example:problem": _problem,
     **spec_cli.PARTS,
+    **spec_http.PARTS,
+    **spec_operation.PARTS,
 }
 """What can stand in a document, by the name in its marker."""
 

@@ -13,9 +13,11 @@ from typing import Any
 import click
 
 from netota_coap.artefacts import Artefact
+from netota_coap.blobs import Blob
 from netota_coap.checks import Findings
 from netota_coap.cli import cli, plain
 from netota_coap.cli.frame import BUG, exit_codes
+from netota_coap.config import assemble
 from netota_coap.diff import Difference
 from netota_coap.download import Report
 from netota_coap.errors import Issue
@@ -57,7 +59,16 @@ AFTER = Stream(
 
 def commands() -> str:
     """Describe each command as its `--help` does."""
-    return "\n".join(_command(name, command) for name, command in sorted(cli.commands.items()))
+    return "\n".join(_command(name, command) for name, command in _each(cli))
+
+
+def _each(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command with its name, those of a group with the group's before it."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _each(command, f"{name} ")
+        else:
+            yield prefix + name, command
 
 
 def _command(name: str, command: click.Command) -> str:
@@ -105,6 +116,10 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
     yield plain.entry, "`log`, an array, the last first", [plain.entry(AFTER)]
     found = plain.difference(Difference.of(change), dry_run=True)
     yield plain.difference, f"`diff`, {changing}", found
+    effective = assemble(
+        None, {"STATE_DIRECTORY": "/var/lib/netota-coap"}, {"http_bind": "[::]:80"}
+    )
+    yield plain.configuration, "`config show`", plain.configuration(effective)
     archive = (AFTER.archives or ())[0]
     offer = archive.offers[0]
     image = Artefact(
@@ -112,6 +127,12 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
         content=archive.content,
         version=AFTER.version,
         facts={"format": "mcuboot", "signatures": ["ecdsa-p256"], "encrypted": False},
+    )
+    held = Blob(archive.envelope.sha256, archive.envelope.size, AFTER.published.timestamp())
+    yield (
+        plain.blobs,
+        "`blob` with `list`, `add`, `verify` and `gc`, an array",
+        plain.blobs([held]),
     )
     yield plain.artefact, "`inspect`, an array", [plain.artefact("zephyr.signed.bin", image)]
     missing = Report(offer.url, archive.envelope, problem="404 Not Found")

@@ -90,7 +90,8 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
                 dry_run=dry_run,
             )
             change = function(directory, edit=edit, **given)
-            return _tell(change, edit, as_json=as_json, builds=builds)
+            stored = bool(given.get("store"))
+            return _tell(directory, change, edit, as_json=as_json, builds=builds, stored=stored)
 
         for option in reversed(options):
             run = option(run)
@@ -99,14 +100,20 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
     return decorate
 
 
-def _tell(change: Change, edit: Edit, *, as_json: bool, builds: bool) -> int:
+def _tell(
+    directory: Path, change: Change, edit: Edit, *, as_json: bool, builds: bool, stored: bool
+) -> int:
     """Print what a change did or would do; 1: it would be refused."""
     from netota_coap.cli import plain, tables
-    from netota_coap.diff import Difference
+    from netota_coap.diff import Difference, held_after
 
     if not (as_json or edit.dry_run):
         click.echo(tables.summary(change))  # what is done is done, whatever comes after it
-    found = Difference.of(change)
+    if stored:
+        held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
+    else:
+        held = held_after(directory, change)
+    found = Difference.of(change, held=held)
     if as_json:
         print_json(plain.difference(found, dry_run=edit.dry_run))
     elif edit.dry_run:
@@ -154,6 +161,11 @@ def _now() -> datetime:
     help="A file that describes all archives, instead of --archive and --offer.",
 )
 @click.option(
+    "--store",
+    is_flag=True,
+    help="Put the files into the repository: servers of it offer them by themselves.",
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Let what is said contradict what the files state; publish the same again.",
@@ -166,6 +178,7 @@ def publish(
     archives: Sequence[str],
     offers: Sequence[str],
     release_file: Path | None,
+    store: bool,
     force: bool,
     edit: Edit,
 ) -> Change:
@@ -192,7 +205,8 @@ def publish(
     else:
         sources = [ArchiveSource.parse(text) for text in archives]
         templates = [parse_offer(text) for text in offers]
-    with progress("reading", total_size(source.path for source in sources)) as advance:
+    total = total_size(source.path for source in sources)
+    with progress("reading", total * (2 if store else 1)) as advance:
         return publishing.publish(
             directory,
             name,
@@ -200,6 +214,7 @@ def publish(
             sources,
             templates,
             edit=edit,
+            store=store,
             force=force,
             progress=advance,
         )

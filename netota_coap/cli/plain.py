@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from netota_coap.artefacts import Artefact
+    from netota_coap.blobs import Blob
     from netota_coap.checks import Findings
+    from netota_coap.config import Effective
     from netota_coap.diff import Difference, Got
     from netota_coap.download import Report
     from netota_coap.model import Archive, Offer, Stream
@@ -32,6 +34,19 @@ def time_text(time: datetime) -> str:
 def made(directory: Path) -> dict[str, Any]:
     """A repository that was made."""
     return {"repository": str(directory)}
+
+
+def configuration(effective: Effective) -> dict[str, Any]:
+    """The configuration of a service, and where each value comes from."""
+    from netota_coap.config import SETTINGS
+
+    return {
+        setting.key: {
+            "value": setting.plain(effective.config),
+            "from": effective.origins[setting.key],
+        }
+        for setting in SETTINGS
+    }
 
 
 def findings(found: Findings) -> dict[str, Any]:
@@ -137,6 +152,22 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
         "content": found.content.all(),
         "facts": dict(found.facts),
     }
+
+
+def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
+    """Blobs; `path` is that of their URLs, `damaged` ones were set aside."""
+    from netota_coap.blobs import blob_name
+
+    return [
+        {
+            "sha256": each.sha256.hex(),
+            "path": f"/b/{blob_name(each.sha256)}",
+            "size": each.size,
+            "since": time_text(datetime.fromtimestamp(int(each.since), UTC)),
+            "damaged": each.damaged,
+        }
+        for each in found
+    ]
 
 
 def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from netota_coap.cli.frame import (
     FILE,
     STREAM,
     command,
-    directory_argument,
     json_option,
     print_json,
     progress,
@@ -29,40 +28,90 @@ if TYPE_CHECKING:
 
 
 @command("serve fleet --bind [::]:5683")
-@directory_argument
+@click.argument("repository", metavar="[DIR]", type=FILE, required=False)
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=FILE,
+    help="Of the service; other options win over it. "
+    "[default: /etc/netota-coap/config.toml, if it is there]",
+)
 @click.option(
     "--bind",
-    "binds",
+    "coap_bind",
     metavar="HOST:PORT",
     multiple=True,
     help="Where to listen; port 0 is any free one. Again for each address. [default: [::]:5683]",
 )
 @click.option(
+    "--tcp",
+    "coap_tcp",
+    metavar="HOST:PORT",
+    multiple=True,
+    help="Where to listen for CoAP over TCP. Again for each address.",
+)
+@click.option(
+    "--multicast",
+    "coap_multicast",
+    metavar="IFACE",
+    multiple=True,
+    help="Interface on which to be found. Again for each.",
+)
+@click.option(
+    "--http",
+    "http_bind",
+    metavar="HOST:PORT",
+    help="Where to listen for HTTP, as localhost:8000. [default: nowhere]",
+)
+@click.option(
     "--state",
     metavar="DIR",
     type=FILE,
-    envvar="STATE_DIRECTORY",
     help="Where to remember observers and sequences over a restart. [default: $STATE_DIRECTORY]",
 )
-def serve(directory: Path, binds: Sequence[str], state: Path | None) -> None:
-    """Serve a repository over CoAP, and notify devices of what is published.
+@click.option(
+    "--max-age-s",
+    "coap_max_age_s",
+    type=int,
+    help="How long caches may keep an answer, seconds. [default: 60]",
+)
+@click.option(
+    "--keep-trying",
+    is_flag=True,
+    default=None,
+    help="Wait for a repository that can be served, instead of exiting.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "plain", "journal", "json"]),
+    help="[default: auto: journal under systemd, else plain]",
+)
+def serve(file: Path | None, **given: Any) -> None:
+    """Serve a repository over CoAP, and HTTP if asked; notify devices of what is published.
 
-    SIGHUP reloads at once, SIGTERM and SIGINT end it. A repository that is malformed is refused at
-    the start; later the old state is served on, and the log says why.
+    DIR need not be given where the configuration names it. SIGHUP reloads at once, the repository
+    and what of the configuration can change at run time; SIGTERM and SIGINT end it. A repository
+    that is malformed is refused at the start; later the old state is served on, and the log says
+    why.
     """
     import asyncio
-    import logging
-    import sys
+    import os
 
-    from netota_coap.coap.sockets import DEFAULT_BIND
+    from netota_coap import logs
+    from netota_coap.config import Config, assemble
     from netota_coap.service import Service
+    from netota_coap.systemd import Manager
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for name in ("netota_coap.aiocoap", "asyncio"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    service = Service(
-        directory, binds or (DEFAULT_BIND,), lambda uri: click.echo(f"listening on {uri}"), state
-    )
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+
+    def read() -> Config:
+        return assemble(file, os.environ, options).config
+
+    config = read()
+    logs.configure(config.log_level, config.log_format, os.environ)
+    manager = Manager.of(os.environ)
+    service = Service(config, lambda uri: click.echo(f"listening on {uri}"), read, manager)
     asyncio.run(service.run())
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netota_coap.cli import plain
 from netota_coap.cli.frame import console, table, text
 from netota_coap.cli.plain import time_text
 from netota_coap.diff import describe
@@ -15,6 +16,7 @@ from netota_coap.selection import text_form
 
 if TYPE_CHECKING:
     from netota_coap.artefacts import Artefact
+    from netota_coap.blobs import Blob
     from netota_coap.checks import Findings
     from netota_coap.diff import Difference, Got
     from netota_coap.download import Report
@@ -45,6 +47,17 @@ def offers(reports: Sequence[tuple[str, Report]]) -> None:
         click.echo(printable(f"{report.problem or 'fine'}: {place}: {report.url}"))
     if reports:
         click.echo(f"{len(reports)} offers, {bad} bad")
+
+
+def blobs(found: Sequence[Blob]) -> None:
+    """Print blobs, and how much they are."""
+    made = table("SHA-256", "BYTES", "SINCE", "")
+    for row in plain.blobs(found):
+        state = "damaged" if row["damaged"] else ""
+        made.add_row(row["sha256"], str(row["size"]), row["since"], state)
+    if found:
+        console().print(made)
+    click.echo(f"{len(found)} blobs, {sum(each.size for each in found)} bytes")
 
 
 def rows(found: Iterable[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
 import fcntl
 import hashlib
 import logging
@@ -40,6 +41,8 @@ _WRITE_S = 0.05  # from a record to its way to the disk
 _RETRY_S = 1.0  # after a failure
 _SMALLEST = 64 * 1_024  # bytes: below, rewriting is not worth it
 _MOST_WAITING = 4 * 2**20  # bytes that wait for a disk that is full
+# A disk in this state is to be mended while the service runs; other reasons are of its operator.
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class Kind(enum.IntEnum):
@@ -327,18 +330,20 @@ class Keeper:
         journal: What is said to it will be written.
         kept: What it said at the start.
         running: The task that writes.
+        trouble: Why nothing can be written now, or "".
     """
 
     journal: Journal
     kept: Kept
     running: asyncio.Task[None] = attrs.field(init=False)
+    trouble: str = attrs.field(init=False, default="")
     _directory: int = -1
     _path: Path = Path()
+    _unwritten: bytes = attrs.field(init=False, default=b"")
     _size: int = attrs.field(init=False, default=0)
     _descriptor: int = attrs.field(init=False, default=-1)
     _said: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _closing: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _failed: str = attrs.field(init=False, default="")
     _reviewed: dict[StreamName, Stream] = attrs.field(init=False, factory=dict)
 
     @classmethod
@@ -354,12 +359,11 @@ class Keeper:
         if directory is None:
             _log.info("no --state: observers are forgotten when the server stops")
             return cls(Journal(), Kept())
-        path = directory / FILE
+        path = directory.absolute() / FILE
         try:
-            make_directory(directory.absolute())
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            make_directory(path.parent)
+            descriptor = _locked(path.parent)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 keeper = cls._read(path, descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -386,7 +390,13 @@ class Keeper:
             )
         keeper = cls(Journal(), kept, directory, path)
         keeper.journal.wake = keeper._said.set
-        keeper._rewrite(data)
+        try:
+            keeper._rewrite(data)
+        except OSError as error:
+            if error.errno not in _FULL_OR_BROKEN:
+                raise
+            keeper._unwritten = data
+            keeper._said.set()  # to be tried again
         return keeper
 
     def review(self, repository: Repository) -> list[Record]:
@@ -440,11 +450,14 @@ class Keeper:
             failed = await asyncio.to_thread(self._try, data)
             if failed:
                 self.journal.put(data, 0)
-                if not self._failed:
+                if not self.trouble:
                     _log.error("%s: cannot be written, is tried again: %s", self._path, failed)
+                self.trouble = f"{self._path}: cannot be written: {failed}"
                 await asyncio.sleep(0 if closing else _RETRY_S)
                 self._said.set()
-            self._failed = failed
+            elif self.trouble:
+                self.trouble = ""
+                _log.info("%s: is written again", self._path)
 
     async def close(self) -> None:
         """Write the rest."""
@@ -457,32 +470,63 @@ class Keeper:
 
     def _try(self, data: bytes) -> str:
         """Write; the reason if it failed, and then none of it was written."""
-        if self._descriptor < 0 or not data:
+        if self._directory < 0 or (self._descriptor >= 0 and not data):
             return ""
         try:
+            self._stay_in_place()
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
             os.truncate(self._descriptor, self._size)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
             os.fsync(self._descriptor)
-            self._size += len(data)
-            if self._size > _SMALLEST and self.journal.void > self._size / 2:
-                self._rewrite(self._path.read_bytes())
         except OSError as error:
             return error.strerror or str(error)
+        self._size += len(data)
+        if self._size > _SMALLEST and self.journal.void > self._size / 2:
+            # Where there is no room for both, the long one says the same.
+            with contextlib.suppress(OSError):
+                self._rewrite(self._path.read_bytes())
         return ""
+
+    def _stay_in_place(self) -> None:
+        """Make the file anew if it was removed, or could not be made yet."""
+        if self._descriptor < 0:
+            self._rewrite(self._unwritten)
+            self._unwritten = b""
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
+                return
+        make_directory(self._path.parent)
+        if not os.path.samestat(os.fstat(self._directory), self._path.parent.stat()):
+            directory = _locked(self._path.parent)
+            os.close(self._directory)
+            self._directory = directory
+        self._rewrite(os.pread(self._descriptor, self._size, 0))
+        _log.warning("%s: was removed, and is made anew", self._path)
 
     def _rewrite(self, data: bytes) -> None:
         """Write the file anew, without what is void."""
         small = compacted(data)
         write(self._path, small)
-        fresh = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        fresh = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = fresh
         self._size = len(small)
         self.journal.void = 0
+
+
+def _locked(directory: Path) -> int:
+    """Open a directory that no other server uses."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.asynccontextmanager

@@ -86,6 +86,8 @@ def _open(kind: int, host: object, port: int, scope: object) -> socket.socket:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if kind == socket.SOCK_STREAM:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it; asyncio sets it for sockets that it made itself only.
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             for option, _ in _BUFFERS.values():
                 opened.setsockopt(socket.SOL_SOCKET, option, _BUFFER)

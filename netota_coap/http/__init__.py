@@ -1,0 +1,1 @@
+"""HTTP beside CoAP: the same catalog for reverse proxies, SysOTA-like clients and people."""

@@ -1,0 +1,321 @@
+"""The catalog over HTTP: what is answered, and the server that answers (uvicorn).
+
+Source: `spec/http.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+
+import attrs
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from netota_coap.catalog import ContentFormat, Path, Representation
+from netota_coap.coap.sockets import open_sockets
+from netota_coap.errors import NetotaError
+from netota_coap.http import events
+from netota_coap.http.figures import Figures
+from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
+from netota_coap.http.page import Page
+from netota_coap.http.site import RefusedError, Site, problem, problem_of
+from netota_coap.metrics import resource_class
+
+_log = logging.getLogger("netota_coap.http")
+
+_METHODS = ("GET", "HEAD")
+_FORMATS = (ContentFormat.JSON, ContentFormat.CBOR, ContentFormat.LINK)  # the preferred first
+_LONGEST_HEAD = 8_192  # bytes of a request without its payload
+_DEFAULTS = {
+    "Vary": "Accept",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Headers of each answer that does not say otherwise."""
+
+
+@attrs.define(eq=False)
+class HttpSite(Site):
+    """The catalog over HTTP.
+
+    Attributes:
+        page: For people.
+    """
+
+    page: Page = attrs.field(init=False)
+
+    @page.default
+    def _for_people(self) -> Page:
+        return Page(self)
+
+    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (an ASGI application)."""
+        request = Request(scope)
+        try:
+            answer = await self._answer(request)
+        except NetotaError as error:
+            answer = problem(error)
+        except Exception:  # noqa: BLE001 - a bug must not reach the wire
+            _log.exception("a bug: %s %s", request.method, scope["path"])
+            answer = problem_of(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; it was logged")
+        await answer(scope, receive, partial(self._send, request, send))
+
+    async def _answer(self, request: Request) -> ASGIApp:
+        if request.method not in _METHODS:
+            allowed = "GET and HEAD are all there is: nothing can be changed over the network"
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, allowed, Allow=", ".join(_METHODS))
+        # uvicorn lets through what arrives all at once.
+        if _length(request.scope) > _LONGEST_HEAD:
+            detail = f"a request has at most {_LONGEST_HEAD} bytes"
+            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+        path = path_of(request.scope["raw_path"])
+        page = await self.page.answer(request, path)
+        if page:
+            return page
+        if path in _OWN:
+            return _OWN[path](self, request)
+        return self._of_catalog(request, path)
+
+    def _of_catalog(self, request: Request, path: Path) -> ASGIApp:
+        found = self.catalog.find(path)
+        formats = {fmt.media_type: fmt for fmt in _FORMATS if fmt in found.formats}
+        offered = [*formats, *[events.MEDIA_TYPE] * found.observable]
+        media_type = chosen(_joined(request, "accept"), offered)
+        if media_type is None:
+            raise RefusedError(HTTPStatus.NOT_ACCEPTABLE, f"there is {', '.join(offered)}")
+        parameters = parameters_of(request.scope["query_string"])
+        asked = (parameters, formats.get(media_type, ContentFormat.JSON), request.scope["scheme"])
+        representation = self.represent(found, *asked)
+        if media_type != events.MEDIA_TYPE:
+            return self._respond(request, representation)
+        state = partial(self.state, path, parameters, request.scope["scheme"])
+        return self.follow(path, state, _joined(request, "last-event-id"))
+
+    def _respond(self, request: Request, representation: Representation) -> Response:
+        etag = representation.etag.hex()
+        headers = {"ETag": f'"{etag}"', "Cache-Control": f"public, max-age={self.max_age_s}"}
+        if has(_joined(request, "if-none-match"), etag):
+            return Response(None, HTTPStatus.NOT_MODIFIED, headers)
+        media_type = representation.format.media_type
+        return Response(representation.payload, HTTPStatus.OK, headers, media_type)
+
+    async def _send(self, request: Request, send: Send, message: Message) -> None:
+        """Send a part of an answer, with what all have in common, and count it."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Date"] = formatdate(usegmt=True)
+            for name, value in _DEFAULTS.items():
+                headers.setdefault(name, value)
+            if {"content-length", "transfer-encoding"} & set(request.headers):
+                headers["Connection"] = "close"  # what it carries is not read
+            kind = _class(request, headers.get("content-type", ""))
+            self.metrics.answered("http", kind, str(int(message["status"])), 0)
+        elif request.method != "HEAD":
+            self.metrics.sent_bytes["http"] += len(message.get("body", b""))
+        await send(message)
+
+
+def _joined(request: Request, header: str) -> str:
+    return ", ".join(request.headers.getlist(header))
+
+
+def _length(scope: Scope) -> int:
+    fields = sum(len(name) + len(value) for name, value in scope["headers"])
+    return fields + len(scope["raw_path"]) + len(scope["query_string"])
+
+
+def _class(request: Request, content_type: str) -> str:
+    """Return the class of the resource that a request is counted by."""
+    try:
+        path = path_of(request.scope["raw_path"])
+    except NetotaError:
+        return "other"
+    people = not path or path[0] == "static" or content_type.startswith("text/html")
+    return "page" if people else resource_class(path)
+
+
+# ----------------------------------------------------------------------------------------------
+# Besides the catalog
+
+
+def _root(_site: HttpSite, _request: Request) -> Response:
+    return RedirectResponse("p", HTTPStatus.FOUND)  # relative: behind a prefix as well
+
+
+def _healthz(_site: HttpSite, _request: Request) -> Response:
+    return PlainTextResponse("alive\n")
+
+
+def _readyz(site: HttpSite, _request: Request) -> Response:
+    status = site.status()
+    if status.is_ready:
+        return PlainTextResponse("ready\n")
+    detail = "what is on disk is refused; the state before it is served"
+    return problem_of(HTTPStatus.SERVICE_UNAVAILABLE, detail, issues=status.issues)
+
+
+def _metrics(site: HttpSite, request: Request) -> Response:
+    content_type, payload = Figures(site.metrics, site.status).encode(_joined(request, "accept"))
+    return Response(payload, headers={"Content-Type": content_type})
+
+
+_OWN: Mapping[Path, Callable[[HttpSite, Request], Response]] = {
+    (): _root,
+    ("healthz",): _healthz,
+    ("readyz",): _readyz,
+    ("metrics",): _metrics,
+}
+
+
+# ----------------------------------------------------------------------------------------------
+# The server
+
+_MOST_CONNECTIONS = 8_192
+_SPARE_FILES = 128  # that the rest of the process may open
+_TRUSTED = ["127.0.0.0/8", "::1", "::ffff:127.0.0.0/104"]  # reverse proxies on this machine
+
+
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(_MOST_CONNECTIONS, max(files - _SPARE_FILES, 1))
+
+
+@attrs.frozen
+class Bounds:
+    """What a server puts up with.
+
+    Attributes:
+        connections: At a time.
+        request_s: Until a connection has brought its next request.
+        stalled_s: Until a client takes some of what was sent to it.
+        grace_s: For what is on its way when the server stops.
+    """
+
+    connections: int = attrs.field(factory=_most_connections)
+    request_s: float = 30.0
+    stalled_s: float = 60.0
+    grace_s: float = 1.0
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which does not wait for requests for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin, if there are not too many."""
+        super().connection_made(transport)
+        assert self.limit_concurrency is not None
+        if len(self.connections) >= self.limit_concurrency:
+            transport.abort()
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        super().connection_lost(exc)
+        if self._deadline:
+            self._deadline.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        super().data_received(data)
+        self._await_request()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+        super().on_response_complete()
+        self._await_request()
+
+    def _await_request(self) -> None:
+        # uvicorn says that there is always one; before the first request, there is none.
+        waits = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
+        if waits and self._deadline is None:
+            self._deadline = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+        elif not waits and self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    site: HttpSite, bind: str, bounds: Bounds | None = None
+) -> AsyncIterator[tuple[str, ...]]:
+    """Serve a site in this event loop, for as long as the block takes.
+
+    At its end event streams are ended, and other answers have a moment to arrive.
+
+    Args:
+        site: What is served.
+        bind: `HOST:PORT`; port 0 is any free one.
+        bounds: What is put up with; None: the usual.
+
+    Yields:
+        The URIs that are listened on, at least one.
+
+    Raises:
+        AddressError: The address is in use, not of this machine, or not to be had.
+        ConfigError: `bind` cannot be read.
+
+    Source: rules H-50 to H-52.
+    """
+    bounds = bounds or Bounds()
+    sockets = open_sockets(bind, socket.SOCK_STREAM)
+    for each in sockets:
+        # Those that are accepted inherit both. A payload must not wait until the client
+        # acknowledged the headers, which it does after 40 ms.
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel ends what a client leaves unread: it knows of what left this process, too.
+        stalled_ms = int(bounds.stalled_s * 1e3)
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
+    config = Config(
+        site.application,
+        interface="asgi3",
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # what it says of hostile requests is nothing to an operator
+        access_log=False,
+        date_header=False,  # it would wake up ten times a second for it
+        forwarded_allow_ips=_TRUSTED,
+        h11_max_incomplete_event_size=_LONGEST_HEAD,
+        limit_concurrency=bounds.connections + 1,  # which there never are
+        timeout_keep_alive=bounds.request_s,  # type: ignore[arg-type]  # call_later's
+    )
+    config.load()
+    server = Server(config)
+    server.lifespan = config.lifespan_class(config)
+    # Not `serve`, which takes over the process: its signals, and a loop that never sleeps.
+    await server.startup(sockets)
+    try:
+        yield tuple(map(_uri_of, sockets))
+    finally:
+        site.events.end()
+        impatient = asyncio.get_running_loop().call_later(bounds.grace_s, _abort, server)
+        await server.shutdown(sockets)
+        impatient.cancel()
+
+
+def _abort(server: Server) -> None:
+    for connection in tuple(server.server_state.connections):
+        connection.transport.abort()
+
+
+def _uri_of(opened: socket.socket) -> str:
+    host, port, *_ = opened.getsockname()
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return f"http://{address.ipv4_mapped or f'[{host}]'}:{port}"

@@ -1,0 +1,199 @@
+"""What the page for people shows: pure functions from what is served to what templates take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from urllib.parse import quote
+
+import attrs
+
+from netota_coap.catalog import ContentFormat, StreamResource, View
+from netota_coap.diff import ArchiveChange, archive_changes, archives_of, describe, lost
+from netota_coap.errors import printable
+from netota_coap.formats import Format, diagnostic, load
+from netota_coap.model import CONTENT_ATTRIBUTES, Archive, Package, Stream, StreamName
+from netota_coap.repository import Change
+from netota_coap.selection import Selection
+from netota_coap.wire import decode, selection_to_query
+
+MOST_KINDS = 50  # of devices; a stream can have 1,000 archives
+MOST_STATES = 20  # of the history; a stream can have had millions
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252})(?::\d{1,5})?")
+_AGES = (
+    (31_557_600, "year"),
+    (2_629_800, "month"),
+    (86_400, "day"),
+    (3_600, "hour"),
+    (60, "minute"),
+)
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_SIZES = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+# ----------------------------------------------------------------------------------------------
+# Texts
+
+
+def shown(value: object) -> object:
+    """Escape in a text of others what would rewrite a line, as a mark of direction does."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
+def age(then: datetime, now: datetime) -> str:
+    """Say how long ago something was; of the future, as a wrong clock has it: just now."""
+    seconds = (now - then).total_seconds()
+    for size, unit in _AGES:
+        count = int(seconds // size)
+        if count >= 1:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def duration(seconds: int) -> str:
+    """Return a duration in the largest unit that it is a multiple of."""
+    size, unit = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
+    return f"{seconds // size:,} {unit}"
+
+
+def readable_size(size: int) -> str:
+    """Return a size in three digits and a unit, as `201 kB`; fewer than 1,000 bytes exactly."""
+    scaled, place = float(size), 0
+    while float(f"{scaled:.3g}") >= 1_000 and place < len(_SIZES) - 1:
+        scaled, place = scaled / 1_000, place + 1
+    return f"{scaled:.3g} {_SIZES[place]}"
+
+
+def is_web(url: str) -> bool:
+    """Tell whether a URL leads to a page or a file, so that it can be a link; others could run."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def name_of(author: str | None) -> str:
+    """Return an author without the mail address: anybody may read the page."""
+    name = (author or "").partition("<")[0].strip()
+    return "" if "@" in name else name
+
+
+def host_of(header: str) -> str:
+    """Return the host that a request was sent to, without the port; `HOST` if it is none."""
+    match = _HOST.fullmatch(header)
+    return match[1] if match else "HOST"
+
+
+# ----------------------------------------------------------------------------------------------
+# What devices get
+
+
+@attrs.frozen
+class Kind:
+    """What a kind of device gets.
+
+    Attributes:
+        label: What it says about itself.
+        archives: Names of what suits it, the preferred first.
+        size: Of the payload, bytes.
+        more: Whether something had to be left out of that.
+        notation: The payload in diagnostic notation (RFC 8949, section 8).
+        commands: By which it can be had and followed, for a shell.
+    """
+
+    label: str
+    archives: tuple[str, ...]
+    size: int
+    more: bool
+    notation: str
+    commands: tuple[str, ...]
+
+
+def columns(archives: Iterable[Archive]) -> tuple[str, ...]:
+    """Return the attributes that some archive says, the six of content before free ones."""
+    said = {name for archive in archives for name in archive.content.all()}
+    free = sorted(said.difference(CONTENT_ATTRIBUTES))
+    return (*(name for name in CONTENT_ATTRIBUTES if name in said), *free)
+
+
+def kinds(resource: StreamResource, host: str) -> list[Kind]:
+    """Return what devices get that say all that an archive says; of many, the first.
+
+    Args:
+        resource: The stream.
+        host: Of this server, for commands.
+    """
+    said = {Selection.of(a.content.all()): a.content.all() for a in archives_of(resource.stream)}
+    return [
+        _kind(resource, selection, describe(content), f"coap://{host}/{'/'.join(resource.path)}")
+        for selection, content in islice((said or {Selection(): {}}).items(), MOST_KINDS)
+    ]
+
+
+def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) -> Kind:
+    payload = resource.view(View(selection), ContentFormat.CBOR, "coap").payload
+    got = decode(Stream, payload, Format.CBOR)
+    query = selection_to_query(selection)
+    encoded = "&".join(quote(parameter, safe="=") for parameter in query)
+    options = "".join(f" --query {shlex.quote(parameter)}" for parameter in query)
+    return Kind(
+        label,
+        tuple(archive.name for archive in got.archives or ()),
+        len(payload),
+        got.more,
+        diagnostic(load(payload, Format.CBOR)),
+        (
+            f"aiocoap-client '{uri}{'?' if query else ''}{encoded}'",
+            f"netota-coap watch {uri}{options}",
+        ),
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# History
+
+
+@attrs.frozen
+class Past:
+    """A state that a stream held.
+
+    Attributes:
+        state: It.
+        version: Its version, with the one before where that was another.
+        archives: Those that changed.
+        lost: Architectures and machines that lost their build.
+    """
+
+    state: Stream
+    version: str
+    archives: tuple[ArchiveChange, ...]
+    lost: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """What changed, in a few words."""
+        whats = [change.what for change in self.archives]
+        words = [f"{whats.count(what)} {what}" for what in dict.fromkeys(whats)]
+        words += ["closed"] * self.state.closed + ["removed"] * self.state.removed
+        return ", ".join(words)
+
+
+def history(name: StreamName, states: Sequence[Stream]) -> Iterator[Past]:
+    """Tell what changed from state to state.
+
+    Args:
+        name: Of the stream.
+        states: The last first; of more than `MOST_STATES`, the oldest is only compared with.
+    """
+    for state, before in zip(states[:MOST_STATES], [*states[1:], None], strict=False):
+        changes = archive_changes(archives_of(before), archives_of(state))
+        versions = dict.fromkeys((before.version if before else state.version, state.version))
+        yield Past(
+            state,
+            " → ".join(versions),
+            tuple(change for change in changes if change.what != "kept"),
+            lost(Change(name, Package(), before, state)),
+        )

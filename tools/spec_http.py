@@ -1,0 +1,22 @@
+"""The part of `spec/http.md` that `make_spec.py` makes: status codes of errors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from netota_coap.http.site import STATUSES
+
+
+def statuses() -> str:
+    """Describe the status of each class of errors."""
+    rows = "".join(
+        f"| `{cls.__name__}` | {(inspect.getdoc(cls) or '').partition('.')[0]} "
+        f"| {status.value} {status.phrase} |\n"
+        for cls, status in STATUSES.items()
+    )
+    return f"| error | what it means | status |\n| --- | --- | --- |\n{rows}"
+
+
+PARTS: Mapping[str, Callable[[], str]] = {"table:statuses": statuses}
+"""What can stand in the document, by the name in its marker."""
