@@ -139,8 +139,7 @@ class Blobs:
         Raises:
             RepositoryError: A directory cannot be read.
         """
-        shards = [shard for shard in self._names(_SHARDS) if _SHARD.fullmatch(shard)]
-        places = [(f"{_SHARDS}/{shard}", False) for shard in shards] + [(_QUARANTINE, True)]
+        places = [(shard, False) for shard in self._shards()] + [(_QUARANTINE, True)]
         return tuple(
             Blob(bytes.fromhex(name), status.st_size, status.st_ctime, damaged)
             for place, damaged in places
@@ -184,7 +183,7 @@ class Blobs:
         Args:
             state: Of the repository, which promises sizes.
         """
-        shards = [f"{_SHARDS}/{name}" for name in self._names(_SHARDS)]
+        shards = self._shards()
         for place in (_PLACE, _SHARDS, _QUARANTINE, *shards):
             with contextlib.suppress(OSError):
                 if not stat.S_ISDIR((self.root / place).lstat().st_mode):
@@ -316,20 +315,18 @@ class Blobs:
                 if blob.since <= old and (blob.damaged or blob.sha256 not in kept)
             )
             if not dry_run:
-                with writing(self.root):
-                    for blob in removed:
-                        place = _QUARANTINE if blob.damaged else _shard_of(blob.sha256)
-                        self._remove(place, blob.sha256.hex())
-                    self._tidy()
+                for blob in removed:
+                    place = _QUARANTINE if blob.damaged else _shard_of(blob.sha256)
+                    self._remove(place, blob.sha256.hex())
+                self._tidy()
         return removed
 
     def _tidy(self) -> None:
         """Remove what writers left behind that were killed."""
-        for shard in filter(_SHARD.fullmatch, self._names(_SHARDS)):
-            place = f"{_SHARDS}/{shard}"
-            for name, status in self._files(place, _TEMPORARY):
+        for shard in self._shards():
+            for name, status in self._files(shard, _TEMPORARY):
                 if status.st_ctime <= time.time() - _STALE_S:
-                    self._remove(place, name, unless_locked=True)
+                    self._remove(shard, name, unless_locked=True)
 
     def _remove(self, place: str, name: str, *, unless_locked: bool = False) -> None:
         # It may be gone, or whoever writes it is alive.
@@ -383,6 +380,9 @@ class Blobs:
             if error.errno in _NOT_THERE:
                 return []
             raise self._unreadable(place, error) from error
+
+    def _shards(self) -> list[str]:
+        return [f"{_SHARDS}/{name}" for name in self._names(_SHARDS) if _SHARD.fullmatch(name)]
 
     def _files(self, place: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, os.stat_result]]:
         """Yield the regular files in a directory whose names fit."""

@@ -20,7 +20,8 @@ What devices are supposed to run, as plain files: a repository of netota-coap, w
 directory and tells devices of each change. A package has streams, and a stream holds one version:
 
 - `packages/<package>/streams/<stream>.toml`: what the stream holds now;
-- `packages/<package>/history/<stream>/<sequence>.toml`: every state that it ever held.
+- `packages/<package>/history/<stream>/<sequence>.toml`: every state that it ever held;
+- `blobs/`: the files themselves, as far as they are held here. Not in git.
 
 ## Day by day
 

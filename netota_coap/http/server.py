@@ -11,10 +11,12 @@ import ipaddress
 import logging
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
+from urllib.parse import unquote
 
 import attrs
 from starlette.datastructures import MutableHeaders
@@ -32,7 +34,7 @@ from netota_coap.http.figures import Figures
 from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
 from netota_coap.http.page import Page
 from netota_coap.http.site import RefusedError, Site, problem, problem_of
-from netota_coap.metrics import resource_class
+from netota_coap.metrics import Heard, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
@@ -64,7 +66,7 @@ class HttpSite(Site):
 
     async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (an ASGI application)."""
-        request = Request(scope)
+        request, came_ns = Request(scope), time.perf_counter_ns()
         try:
             answer = await self._answer(request)
         except NetotaError as error:
@@ -72,7 +74,7 @@ class HttpSite(Site):
         except Exception:  # noqa: BLE001 - a bug must not reach the wire
             _log.exception("a bug: %s %s", request.method, scope["path"])
             answer = problem_of(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; it was logged")
-        await answer(scope, receive, partial(self._send, request, send))
+        await answer(scope, receive, partial(self._send, request, came_ns, send))
 
     async def _answer(self, request: Request) -> ASGIApp:
         if request.method not in _METHODS:
@@ -113,7 +115,7 @@ class HttpSite(Site):
         media_type = representation.format.media_type
         return Response(representation.payload, HTTPStatus.OK, headers, media_type)
 
-    async def _send(self, request: Request, send: Send, message: Message) -> None:
+    async def _send(self, request: Request, came_ns: int, send: Send, message: Message) -> None:
         """Send a part of an answer, with what all have in common, and count it."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
@@ -124,9 +126,26 @@ class HttpSite(Site):
                 headers["Connection"] = "close"  # what it carries is not read
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
+            if self.metrics.listener:
+                took_us = (time.perf_counter_ns() - came_ns) / 1_000
+                self.metrics.listener(_heard(request, message["status"], headers, took_us))
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
         await send(message)
+
+
+def _heard(request: Request, status: int, headers: MutableHeaders, took_us: float) -> Heard:
+    parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
+    return Heard(
+        "http",
+        request.method,
+        unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
+        [parameter for parameter in parameters if parameter],
+        str(int(status)),
+        int(headers.get("content-length", 0)),
+        ":".join(map(str, request.client or ())),
+        took_us,
+    )
 
 
 def _joined(request: Request, header: str) -> str:
