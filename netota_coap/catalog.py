@@ -10,17 +10,19 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import attrs
 
-from netota_coap.errors import InvalidDataError, Issue, NotFoundError
+from netota_coap.blobs import digest_of
+from netota_coap.datagram import fitting
+from netota_coap.errors import NotFoundError
 from netota_coap.formats import Format
+from netota_coap.holding import NOTHING, Holding, OpenBlobs, own_below
 from netota_coap.model import (
     LIMITS,
     Archive,
-    Offer,
     Package,
     PackageEntry,
     Repository,
@@ -29,13 +31,11 @@ from netota_coap.model import (
     Value,
 )
 from netota_coap.selection import Index, Selection
+from netota_coap.views import View
 from netota_coap.wire import (
     StreamEncoder,
     encode,
     encode_list,
-    selection_from_cbor,
-    selection_from_query,
-    selection_to_query,
 )
 
 Path = tuple[str, ...]
@@ -50,6 +50,7 @@ class ContentFormat(enum.IntEnum):
     """Content formats by their CoAP number (RFC 7252, section 12.3)."""
 
     LINK = 40
+    OCTETS = 42
     JSON = 50
     CBOR = 60
 
@@ -61,6 +62,7 @@ class ContentFormat(enum.IntEnum):
 
 _MEDIA_TYPES = {
     ContentFormat.LINK: "application/link-format",
+    ContentFormat.OCTETS: "application/octet-stream",
     ContentFormat.JSON: "application/json",
     ContentFormat.CBOR: "application/cbor",
 }
@@ -81,6 +83,41 @@ class Representation:
     payload: bytes
     etag: bytes
 
+    @property
+    def size(self) -> int:
+        """Of the whole, bytes."""
+        return len(self.payload)
+
+    def part(self, offset: int, size: int) -> bytes:
+        """Return a part of the bytes; less than was asked for at the end.
+
+        Raises:
+            NotFoundError: They are not to be had any more.
+        """
+        return self.payload[offset : offset + size]
+
+
+@attrs.frozen
+class BlobRepresentation(Representation):
+    """A file's bytes, which are read when they are asked for; there is no `payload`.
+
+    Attributes:
+        sha256: Of the file.
+        files: Reads them.
+    """
+
+    sha256: bytes
+    files: OpenBlobs
+
+    @property
+    def size(self) -> int:
+        """Of the file, bytes."""
+        return self.files.size(self.sha256)
+
+    def part(self, offset: int, size: int) -> bytes:
+        """Return a part of the file."""
+        return self.files.read(self.sha256, offset, size)
+
 
 def etag_of(payload: bytes) -> bytes:
     """Return the ETag of a payload: the first 8 bytes of its SHA-256. Source: rule C-8."""
@@ -89,50 +126,6 @@ def etag_of(payload: bytes) -> bytes:
 
 def _represent(fmt: ContentFormat, payload: bytes) -> Representation:
     return Representation(fmt, payload, etag_of(payload))
-
-
-@attrs.frozen
-class View:
-    """What a request wants to see of a resource.
-
-    Attributes:
-        selection: The device's.
-        head: Without archives.
-        full: Whole, even where it takes several datagrams.
-        sequence: The state that a full view continues, or None.
-    """
-
-    selection: Selection = Selection()
-    head: bool = False
-    full: bool = False
-    sequence: int | None = None
-
-    @classmethod
-    def from_query(cls, parameters: Sequence[str]) -> View:
-        """Read the parameters of a query; unknown ones without `=` are ignored.
-
-        Raises:
-            InvalidDataError: `sequence` is no number.
-        """
-        head = "head" in parameters
-        full = "full" in parameters and not head
-        sequence = None
-        for parameter in parameters:
-            if full and parameter.startswith("sequence="):
-                text = parameter[len("sequence=") :]
-                if not (text.isascii() and text.isdecimal() and len(text) <= 10):
-                    raise InvalidDataError([Issue("sequence", f"{text!r} is not a number")])
-                sequence = int(text)
-        return cls(selection_from_query(parameters), head, full, sequence)
-
-    @classmethod
-    def from_fetch(cls, payload: bytes) -> View:
-        """Read the payload of a FETCH.
-
-        Raises:
-            InvalidDataError: It is no selection.
-        """
-        return cls(selection_from_cbor(payload))
 
 
 @attrs.define(eq=False)
@@ -170,6 +163,7 @@ class Resource:
         formats: That it can be had in, the default first.
         observable: Whether a client can ask to be notified.
         poll_s: Seconds until a client that observes should ask again anyway.
+        max_age_s: For how long caches may keep an answer; None: as the server says of all.
         title: For people, or None.
     """
 
@@ -179,6 +173,7 @@ class Resource:
     title: str | None = None
     observable: bool = False
     poll_s: int = DEFAULT_POLL_S
+    max_age_s: int | None = None
 
     def represent(
         self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
@@ -216,6 +211,15 @@ class Resource:
 
 _DEFAULT = View()
 
+Own = tuple[frozenset[bytes], int]
+"""What of a stream the server offers itself, and by which metric."""
+
+
+def _own(source: Stream, holding: Holding) -> Own:
+    digests = frozenset(archive.envelope.sha256 for archive in source.archives or ())
+    own = digests & holding.digests
+    return own, holding.metric if own else 0
+
 
 @attrs.define(eq=False)
 class StreamResource(Resource):
@@ -224,23 +228,35 @@ class StreamResource(Resource):
     Attributes:
         source: As the repository has it.
         stream: As it is served: archives and offers in order, poll_s from the package.
+        own: Offers that the server adds itself: digests and metric.
         default: Its representation for those who ask for nothing special.
         fingerprint: ETag of everything that a client could learn of it.
         shelf: Where its other representations are kept.
+        pinned: What it was under the same sequence, which a full view goes on with.
     """
 
     source: Stream = attrs.field(kw_only=True)
     stream: Stream = attrs.field(kw_only=True)
+    own: Own = attrs.field(kw_only=True)
     default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
     shelf: Shelf = attrs.field(kw_only=True)
+    pinned: StreamResource | None = attrs.field(init=False, default=None)
     _indexes: dict[str, Index] = attrs.field(init=False, factory=dict)
     _encoder: StreamEncoder | None = attrs.field(init=False, default=None)
 
     @classmethod
-    def of(cls, path: Path, source: Stream, poll_s: int | None, shelf: Shelf) -> StreamResource:
+    def of(
+        cls,
+        path: Path,
+        source: Stream,
+        poll_s: int | None,
+        shelf: Shelf,
+        holding: Holding = NOTHING,
+    ) -> StreamResource:
         """Render a stream; `poll_s` is its own or its package's."""
-        archives = Selection().narrow(source.archives or (), "")
+        offered = tuple(holding.offers(archive) for archive in source.archives or ())
+        archives = Selection().narrow(offered, "")
         stream = attrs.evolve(source, archives=archives, poll_s=poll_s)
         whole = encode(stream, Format.CBOR)
         return cls(
@@ -252,7 +268,8 @@ class StreamResource(Resource):
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,
-            default=_represent(ContentFormat.CBOR, _in_one_datagram(stream, whole)),
+            own=_own(source, holding),
+            default=_represent(ContentFormat.CBOR, fitting(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
             shelf=shelf,
         )
@@ -274,6 +291,11 @@ class StreamResource(Resource):
                 f"the stream does not hold sequence {view.sequence} any more, "
                 f"but {self.stream.sequence}"
             )
+        continued = self.pinned if view.sequence is not None else None
+        return (continued or self).present(view, fmt, scheme)
+
+    def present(self, view: View, fmt: ContentFormat, scheme: str) -> Representation:
+        """Return what `view` does, but always of the present state."""
         if view == _DEFAULT and fmt is ContentFormat.CBOR:
             return self.default
         full = view.full or fmt is not ContentFormat.CBOR
@@ -286,17 +308,21 @@ class StreamResource(Resource):
         def render() -> Representation:
             if view.head:
                 return _represent(fmt, encode(self._with(None), CODECS[fmt]))
-            narrowed = index.narrow(selection)
+            narrowed = tuple(own_below(view.prefix, each) for each in index.narrow(selection))
             if full:
                 return _represent(fmt, encode(self._with(narrowed), CODECS[fmt]))
             if self._encoder is None:
                 self._encoder = StreamEncoder(self.stream)
             whole = self._encoder.encode(narrowed)
             if len(whole) > LIMITS["datagram"].value:
-                whole = _in_one_datagram(self._with(narrowed), whole)
+                whole = fitting(self._with(narrowed), whole)
             return _represent(fmt, whole)
 
-        view_key = "head" if view.head else (selection, full, scheme if selection.schemes else "")
+        view_key = (
+            "head"
+            if view.head
+            else (*(selection, full, scheme if selection.schemes else "", view.prefix),)
+        )
         return self.shelf.get((self.path, self.fingerprint, fmt, view_key), render)
 
     def entry(self) -> StreamEntry:
@@ -312,45 +338,43 @@ class StreamResource(Resource):
         return attrs.evolve(self.stream, archives=archives)
 
 
-def in_one_datagram(stream: Stream) -> bytes:
-    """Encode a stream in CBOR within `LIMITS["datagram"]` bytes.
+# ----------------------------------------------------------------------------------------------
+# A blob
 
-    Each archive's offers must be in order, the best first, as `Selection.narrow` leaves them.
-    Offers of the highest metrics are left out first, each archive keeping its best one; if that
-    does not do, all archives. `more` tells that something was left out.
+_BLOB_MAX_AGE_S = 31_536_000  # its name says what it is
 
-    Source: rules W-30 to W-32.
+
+@attrs.define(eq=False)
+class BlobResource(Resource):
+    """A file that the server holds.
+
+    Attributes:
+        sha256: Of the file.
+        files: Reads it.
     """
-    return _in_one_datagram(stream, encode(stream, Format.CBOR))
 
+    sha256: bytes = attrs.field(kw_only=True)
+    files: OpenBlobs = attrs.field(kw_only=True)
 
-def _in_one_datagram(stream: Stream, whole: bytes) -> bytes:
-    bound = LIMITS["datagram"].value
-    archives = stream.archives
-    if len(whole) <= bound or archives is None:
-        return whole
-    spare = sorted(
-        (offer.metric, index, place)
-        for index, archive in enumerate(archives)
-        for place, offer in enumerate(archive.offers[1:])
-    )
+    @classmethod
+    def of(cls, path: Path, files: OpenBlobs) -> BlobResource:
+        """Return the blob at a path.
 
-    def with_spare(count: int) -> bytes:
-        """Encode with each archive's best offer and some of the spare ones."""
-        kept = [list(archive.offers[:1]) for archive in archives]
-        for _, index, place in spare[:count]:
-            kept[index].append(archives[index].offers[1 + place])
-        fewer = tuple(
-            attrs.evolve(archive, offers=tuple(offers))
-            for archive, offers in zip(archives, kept, strict=True)
+        Raises:
+            NotFoundError: There is none.
+        """
+        formats = (ContentFormat.OCTETS,)
+        sha256 = digest_of(path[1])
+        files.size(sha256)
+        return cls(
+            *(path, "netota.blob", formats), max_age_s=_BLOB_MAX_AGE_S, sha256=sha256, files=files
         )
-        return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
 
-    # Whether the smallest fits is asked first: for most of those that are too long, it does not.
-    if spare and len(smallest := with_spare(0)) <= bound:
-        counts = range(len(spare) - 1, 0, -1)
-        return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)
-    return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)
+    def represent(
+        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+    ) -> BlobRepresentation:
+        """Return the file; no query makes it another one."""
+        return BlobRepresentation(fmt, b"", self.sha256[:8], self.sha256, self.files)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -447,18 +471,26 @@ class Catalog:
     Attributes:
         resources: By path.
         shelf: Of its streams, and of those of the catalogs before and after.
+        files: That are served themselves.
     """
 
     resources: Mapping[Path, Resource]
     shelf: Shelf
+    files: OpenBlobs | None = None
 
     @classmethod
-    def of(cls, repository: Repository, previous: Catalog | None = None) -> Catalog:
+    def of(
+        cls,
+        repository: Repository,
+        previous: Catalog | None = None,
+        holding: Holding = NOTHING,
+    ) -> Catalog:
         """Render a repository.
 
         Args:
             repository: Loaded and checked.
             previous: The catalog before it; streams that did not change are taken over.
+            holding: What the server offers itself.
         """
         before, shelf = (previous.resources, previous.shelf) if previous else ({}, Shelf())
         packages: list[Resource] = []
@@ -469,9 +501,11 @@ class Catalog:
             for stream_name, source in sorted(package.streams.items()):
                 path = ("p", name, "s", stream_name)
                 poll_s = source.poll_s or package.poll_s
-                stream = before.get(path)
-                if not _still(stream, source, poll_s):
-                    stream = StreamResource.of(path, source, poll_s, shelf)
+                old = stream = before.get(path)
+                if not _still(stream, source, poll_s, holding):
+                    stream = StreamResource.of(path, source, poll_s, shelf, holding)
+                    if _glues(old, stream):
+                        stream.pinned = old
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
             packages.append(_collection(("p", name), "netota.package", own, package))
@@ -488,7 +522,8 @@ class Catalog:
         core = DiscoveryResource(
             (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
         )
-        return cls({resource.path: resource for resource in (core, *listed)}, shelf)
+        resources = {resource.path: resource for resource in (core, *listed)}
+        return cls(resources, shelf, holding.files)
 
     def find(self, path: Path) -> Resource:
         """Return the resource at a path.
@@ -497,9 +532,18 @@ class Catalog:
             NotFoundError: There is none.
         """
         resource = self.resources.get(path)
+        if resource is None and self.files and path[:1] == ("b",) and len(path) == 2:
+            return BlobResource.of(path, self.files)
         if resource is None:
             raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
         return resource
+
+    def unpin(self) -> bool:
+        """Let full views go on with the present state only; tell whether that changes anything."""
+        pinned = [r for r in self.resources.values() if isinstance(r, StreamResource) and r.pinned]
+        for stream in pinned:
+            stream.pinned = None
+        return bool(pinned)
 
     def differing(self, other: Catalog) -> set[Path]:
         """Return the paths whose resources are not the very same in both."""
@@ -522,57 +566,21 @@ def _collection(
     )
 
 
-def _still(old: Resource | None, source: Stream, poll_s: int | None) -> TypeGuard[StreamResource]:
-    return isinstance(old, StreamResource) and old.source is source and old.stream.poll_s == poll_s
+def _glues(old: Resource | None, new: StreamResource) -> TypeGuard[StreamResource]:
+    """Tell whether a transfer of the state with a sequence would get parts of both."""
+    return (
+        isinstance(old, StreamResource)
+        and old.source.sequence == new.source.sequence
+        and old.fingerprint != new.fingerprint
+    )
 
 
-# ----------------------------------------------------------------------------------------------
-# Advice to publishers
-
-_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
-_LOCAL_OFFER = Offer(url="/b/" + "A" * 43, metric=10)  # as long as any digest in base64url
-
-
-def advice(repository: Repository) -> Iterator[Issue]:
-    """Warn of what a device with a small buffer would not get in one datagram.
-
-    Each archive is looked at as a device sees it that says all of the archive's attributes, with
-    and without an offer of a server that holds the file itself.
-
-    Source: rule W-33.
-    """
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            poll_s = stream.poll_s or package.poll_s
-            served = attrs.evolve(stream, poll_s=poll_s)
-            yield from (Issue(*issue, file) for issue in _crowded(served))
-            machines = [a.content.machine or "" for a in stream.archives or ()]
-            longest = max(machines, key=len, default="")
-            machine = f"machine={longest}&" if longest else ""
-            path = f"p/{package_name}/s/{name}?{machine}scheme=coap"
-            if len(path) > _ZEPHYR_PATH:
-                reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
-                yield Issue("", reason, file)
-
-
-def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:
-    selections: dict[Selection, int] = {}
-    for index, archive in enumerate(stream.archives or ()):
-        selections.setdefault(Selection.of(archive.content.all()), index)
-    for selection, index in selections.items():
-        narrowed = selection.narrow(stream.archives or (), "")
-        for offers, why in (((), ""), ((_LOCAL_OFFER,), " once a gateway adds its own offer")):
-            archives = tuple(
-                attrs.evolve(a, offers=(*offers, *a.offers)[: LIMITS["offers"].value])
-                for a in narrowed
-            )
-            size = len(encode(attrs.evolve(stream, archives=archives), Format.CBOR))
-            if size > LIMITS["datagram"].value:
-                query = "&".join(selection_to_query(selection))
-                reason = (
-                    f"?{query} takes {size} bytes{why}: more than one datagram "
-                    f"of {LIMITS['datagram'].value}, so something is left out"
-                )
-                yield f"archives[{index}]", reason
-                break
+def _still(
+    old: Resource | None, source: Stream, poll_s: int | None, holding: Holding
+) -> TypeGuard[StreamResource]:
+    return (
+        isinstance(old, StreamResource)
+        and old.source is source
+        and old.stream.poll_s == poll_s
+        and old.own == _own(source, holding)
+    )

@@ -17,10 +17,9 @@ import attrs
 
 from netota_coap import git
 from netota_coap.blobs import Blobs
-from netota_coap.catalog import advice
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 from netota_coap.formats import Format
-from netota_coap.model import Repository, Stream, StreamName
+from netota_coap.model import LIMITS, Offer, Repository, Stream, StreamName
 from netota_coap.repository import (
     HISTORY_NAME,
     Loader,
@@ -29,7 +28,8 @@ from netota_coap.repository import (
     sequence_hint,
     sequence_issue,
 )
-from netota_coap.wire import decode
+from netota_coap.selection import Selection
+from netota_coap.wire import decode, encode, selection_to_query
 
 
 @attrs.frozen
@@ -151,3 +151,55 @@ def _ignored(root: Path) -> Iterator[Issue]:
             file = (Path(directory) / name).relative_to(root).as_posix()
             if not name.startswith(".") and not counts.fullmatch(file):
                 yield Issue("", "is ignored: it stands at no place that counts", file)
+
+
+# ----------------------------------------------------------------------------------------------
+# Advice to publishers
+
+_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
+_LOCAL_OFFER = Offer(url="/b/" + "A" * 43, metric=10)  # as long as any digest in base64url
+
+
+def advice(repository: Repository) -> Iterator[Issue]:
+    """Warn of what a device with a small buffer would not get in one datagram.
+
+    Each archive is looked at as a device sees it that says all of the archive's attributes, with
+    and without an offer of a server that holds the file itself.
+
+    Source: rule W-33.
+    """
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            poll_s = stream.poll_s or package.poll_s
+            served = attrs.evolve(stream, poll_s=poll_s)
+            yield from (Issue(*issue, file) for issue in _crowded(served))
+            machines = [a.content.machine or "" for a in stream.archives or ()]
+            longest = max(machines, key=len, default="")
+            machine = f"machine={longest}&" if longest else ""
+            path = f"p/{package_name}/s/{name}?{machine}scheme=coap"
+            if len(path) > _ZEPHYR_PATH:
+                reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
+                yield Issue("", reason, file)
+
+
+def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:
+    selections: dict[Selection, int] = {}
+    for index, archive in enumerate(stream.archives or ()):
+        selections.setdefault(Selection.of(archive.content.all()), index)
+    for selection, index in selections.items():
+        narrowed = selection.narrow(stream.archives or (), "")
+        for offers, why in (((), ""), ((_LOCAL_OFFER,), " once a gateway adds its own offer")):
+            archives = tuple(
+                attrs.evolve(a, offers=(*offers, *a.offers)[: LIMITS["offers"].value])
+                for a in narrowed
+            )
+            size = len(encode(attrs.evolve(stream, archives=archives), Format.CBOR))
+            if size > LIMITS["datagram"].value:
+                query = "&".join(selection_to_query(selection))
+                reason = (
+                    f"?{query} takes {size} bytes{why}: more than one datagram "
+                    f"of {LIMITS['datagram'].value}, so something is left out"
+                )
+                yield f"archives[{index}]", reason
+                break

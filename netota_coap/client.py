@@ -263,6 +263,25 @@ class Client:
                 await asyncio.sleep(retry_s * random.uniform(1.0, 1.5))  # noqa: S311
                 retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
 
+    async def changes(
+        self, uri: str, *, poll_s: float | None = None
+    ) -> AsyncGenerator[None, None]:
+        """Learn by one observation that anything of a server changed; the first time at once.
+
+        It ends when it is time to begin anew: the server was silent for as long as it may be.
+
+        Args:
+            uri: Of the server, `coap://HOST`.
+            poll_s: As in `observe`.
+
+        Raises:
+            TransferError: As `get` does; the server may be back later.
+        """
+        registered = self._registered(f"{uri.rstrip('/')}/p", [], poll_s)
+        async with contextlib.aclosing(registered) as states:
+            async for _ in states:
+                yield
+
     async def _registered(
         self, uri: str, query: list[str], poll_s: float | None
     ) -> AsyncGenerator[Fetched, None]:

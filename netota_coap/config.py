@@ -24,6 +24,7 @@ from netota_coap.coap.server import DEFAULT_MAX_AGE_S, STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND, parse_bind
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.formats import Format, load, refuse
+from netota_coap.holding import DEFAULT_METRIC
 from netota_coap.model import LIMITS, Rule, instance, text
 
 FILE = "config.toml"
@@ -157,6 +158,7 @@ INTERFACES = _array("interfaces", _interface)
 NETWORKS = _array("networks", _network)
 SECONDS = _number("seconds", 0, LIMITS["poll"].value)
 COUNT = _number("number", 1, 10_000_000)
+METRIC = _number("number", 0, LIMITS["metric"].value)
 BOOLEAN = Kind(
     "true or false",
     lambda plain, _: _held(instance(bool, "a boolean"), plain),
@@ -303,6 +305,13 @@ class Config:
         "http.prefix",
         PREFIX,
         "Of all paths where clients see them, behind a reverse proxy, as in /ota.",
+    )
+    blobs_metric: int = _setting(
+        DEFAULT_METRIC,
+        "blobs.metric",
+        METRIC,
+        "Of the offers that the server adds for files that it holds itself; lowest preferred.",
+        at_reload=True,
     )
     status_readers: tuple[str, ...] = _setting(
         STATUS_READERS,

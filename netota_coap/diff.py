@@ -14,7 +14,7 @@ import attrs
 
 from netota_coap import repository
 from netota_coap.blobs import Blobs
-from netota_coap.catalog import in_one_datagram
+from netota_coap.datagram import in_one_datagram
 from netota_coap.errors import Issue
 from netota_coap.formats import Format
 from netota_coap.model import Archive, AttributeValue, Content, Package, Stream, StreamName

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
-import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,12 +21,11 @@ from netota_coap.errors import (
     NotFoundError,
     RepositoryConflictError,
 )
-from netota_coap.files import at_once, make_directory, sync_directory, write, writing
+from netota_coap.files import make_directory, sync_directory, write, writing
 from netota_coap.formats import Format
 from netota_coap.lock import locked, require_repository
 from netota_coap.model import (
     FORMAT,
-    LIMITS,
     Package,
     Repository,
     Stream,
@@ -39,128 +35,33 @@ from netota_coap.model import (
     name_rule,
     require_names,
 )
+from netota_coap.tree import HISTORY_NAME as HISTORY_NAME
+from netota_coap.tree import (
+    Signature,
+    history_file,
+    package_names,
+    read_file,
+    recorded,
+    signature_of,
+    stream_entries,
+    stream_file,
+)
 from netota_coap.wire import decode, encode
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Value)
 
 _NOT_IN_GIT = (b"/" + lock.FILE.encode(), b"/blobs/", b".*.tmp")
-HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
 _ABOVE = "must be above"
 _REVERT_HINT = (
     "Devices ignore a sequence that they have seen. Take the edit, revert or merge back, then "
     "make the wanted state a new publish: netota-coap rollback, or publish."
 )
 
-
-# ----------------------------------------------------------------------------------------------
-# Places
-
-
-def _stream_file(root: Path, name: StreamName) -> Path:
-    return root / "packages" / name[0] / "streams" / f"{name[1]}.toml"
-
-
-def _history_file(root: Path, name: StreamName, sequence: int) -> Path:
-    return root / "packages" / name[0] / "history" / name[1] / f"{sequence:08}.toml"
-
-
-def _history(root: Path, name: StreamName) -> list[int]:
-    """Return the sequences in a stream's history, ascending."""
-    entries = _listing(root, f"packages/{name[0]}/history/{name[1]}")
-    found = (
-        int(entry.name[:-5])
-        for entry in entries
-        if re.fullmatch(HISTORY_NAME, entry.name) and entry.is_file()
-    )
-    return sorted(sequence for sequence in found if sequence <= LIMITS["sequence"].value)
-
+_Files = dict[str, "tuple[Signature | None, Value]"]
 
 # ----------------------------------------------------------------------------------------------
 # Reading
-
-_Signature = tuple[int, int, int, int, int]
-_Files = dict[str, "tuple[_Signature | None, Value]"]
-_RACY_NS = 20_000_000
-_MOST_ISSUES = 100  # that are told of one file: a broken one can have a million
-
-
-def _signature(status: os.stat_result) -> _Signature:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-
-
-def _read(cls: type[V], path: Path, file: str) -> tuple[_Signature | None, V]:
-    """Read one file.
-
-    Returns:
-        What it says, and by what to know it again. That is None for a file so young that it
-        could change once more without looking different (git calls such an entry racy).
-
-    Raises:
-        InvalidDataError: Its issues name `file`.
-        FileNotFoundError: It is not there.
-    """
-    try:
-        status = path.stat()
-        # Opening a pipe would wait for its other end.
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidDataError([Issue("", "is not a regular file", file)])
-        with open(path, "rb", opener=at_once) as stream:
-            status = os.fstat(stream.fileno())
-            data = stream.read(LIMITS["document"].value + 1)
-        if data is None:
-            raise InvalidDataError([Issue("", "cannot be read: nothing comes", file)])
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InvalidDataError([Issue("", f"cannot be read: {error.strerror}", file)]) from error
-    try:
-        young = time.time_ns() - status.st_mtime_ns < _RACY_NS
-        return None if young else _signature(status), decode(cls, data, Format.TOML)
-    except InvalidDataError as error:
-        issues = [attrs.evolve(issue, file=file) for issue in error.issues[:_MOST_ISSUES]]
-        if len(error.issues) > _MOST_ISSUES:
-            issues.append(Issue("", f"and {len(error.issues) - _MOST_ISSUES} more", file))
-        raise InvalidDataError(issues) from error
-
-
-def _listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
-    """List a directory in the order of the names, without what is hidden; [] if it is not there.
-
-    Raises:
-        InvalidDataError: It cannot be read.
-    """
-    try:
-        with os.scandir(root / directory) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        issue = Issue("", f"cannot be read: {error.strerror}", directory)
-        raise InvalidDataError([issue]) from error
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def _packages(root: Path) -> list[str]:
-    return [entry.name for entry in _listing(root, "packages") if _is_directory(entry)]
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return True  # what is wrong with it is told when it is read
-
-
-def _streams(root: Path, package: str) -> list[os.DirEntry[str]]:
-    entries = _listing(root, f"packages/{package}/streams")
-    return [entry for entry in entries if entry.name.endswith(".toml")]
 
 
 @attrs.define
@@ -178,7 +79,7 @@ class Loader:
     root: Path
     parsed: int = attrs.field(init=False, default=0)
     _real: Path = attrs.field(init=False, default=Path())
-    _files: dict[str, tuple[_Signature | None, Value]] = attrs.field(init=False, factory=dict)
+    _files: dict[str, tuple[Signature | None, Value]] = attrs.field(init=False, factory=dict)
     _seen: dict[StreamName, Stream] = attrs.field(init=False, factory=dict)
 
     def load(self) -> Repository:
@@ -202,7 +103,7 @@ class Loader:
         top = self._file(Repository, "repository.toml", known, issues)
         if top is None and not issues:
             issues.append(Issue("", "is missing", "repository.toml"))
-        names = _collect(issues, lambda: _packages(self._real))
+        names = _collect(issues, lambda: package_names(self._real))
         issues += _name_issues(tuple(names), "packages/{name}")
         loaded = {name: self._package(name, known, issues) for name in names}
         packages = {name: package for name, package in loaded.items() if package}
@@ -215,7 +116,7 @@ class Loader:
     def _package(self, name: str, known: _Files, issues: list[Issue]) -> Package | None:
         place = f"packages/{name}"
         package = self._file(Package, f"{place}/package.toml", known, issues)
-        entries = _collect(issues, lambda: _streams(self._real, name))
+        entries = _collect(issues, lambda: stream_entries(self._real, name))
         if package is None and not entries:
             return None
         names = tuple(entry.name[:-5] for entry in entries)
@@ -244,8 +145,8 @@ class Loader:
         try:
             found = known.get(file)
             # A directory's entries are asked instead of paths, which take as long again to make.
-            if found is None or found[0] != _signature((entry or self._real / file).stat()):
-                found = _read(cls, self._real / file, file)
+            if found is None or found[0] != signature_of((entry or self._real / file).stat()):
+                found = read_file(cls, self._real / file, file)
                 self.parsed += 1
         except FileNotFoundError:
             return None
@@ -324,13 +225,13 @@ def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
 
     def optional(cls: type[V], path: Path) -> V | None:
         try:
-            return _read(cls, path, path.relative_to(root).as_posix())[1]
+            return read_file(cls, path, path.relative_to(root).as_posix())[1]
         except FileNotFoundError:
             return None
 
     optional(Repository, root / "repository.toml")
     package = optional(Package, root / "packages" / name[0] / "package.toml") or Package()
-    path = _stream_file(root, name)
+    path = stream_file(root, name)
     stream = optional(Stream, path)
     if stream and (issues := _removed_issues(stream, path.relative_to(root).as_posix())):
         raise InvalidDataError(issues)
@@ -375,7 +276,7 @@ def plan(root: Path, name: StreamName, make: Make) -> Change:
     require_repository(root)
     package, present = read(root, name)
     _refuse_similar(root, *name)
-    sequence = 1 + max([*_history(root, name), present.sequence if present else 0])
+    sequence = 1 + max([*recorded(root, name), present.sequence if present else 0])
     state = attrs.evolve(make(package, present), sequence=sequence)
     return Change(name, package, present, state)
 
@@ -413,15 +314,16 @@ def _commit(root: Path, planned: Change) -> None:
     # What cannot be read back must never be written.
     if decode(Stream, data, Format.TOML) != after:
         raise AssertionError(f"{'/'.join(name)}: does not survive writing and reading")
-    history = _history(root, name)
+    history = recorded(root, name)
     if before and before.sequence not in history:
         # Made by hand; what is replaced must not be lost.
-        write(_history_file(root, name, before.sequence), encode(before, Format.TOML))
-    stream, record = _stream_file(root, name), _history_file(root, name, after.sequence)
+        write(history_file(root, name, before.sequence), encode(before, Format.TOML))
+    stream, record = stream_file(root, name), history_file(root, name, after.sequence)
     try:
         write(record, data)
         for leftover in _interrupted(root, name, before, history):
-            _history_file(root, name, leftover).unlink()
+            if leftover != after.sequence:
+                history_file(root, name, leftover).unlink()
         if after.removed:
             stream.unlink()
             sync_directory(stream.parent)
@@ -432,6 +334,79 @@ def _commit(root: Path, planned: Change) -> None:
             # Nobody has seen the new state. The disk may be full: what is removed is a relief.
             record.unlink(missing_ok=True)
         raise
+
+
+Adopt = Callable[["Stream | None"], "Stream | None"]
+"""From the state that a stream holds, or held last, to the one to be written; None: none."""
+
+
+def take_over(root: Path, name: StreamName, adopt: Adopt) -> Stream | None:
+    """Write a state of somebody else's stream under the sequence that it has there.
+
+    Args:
+        root: Of the repository.
+        name: Of the stream; it need not exist.
+        adopt: Under the lock; what it raises stops the change. A state that differs from the last
+            one in no more than R-9 allows, under the same sequence, makes no history.
+
+    Returns:
+        What was written; None: nothing.
+
+    Raises:
+        RepositoryError: It could not be written; nothing changed.
+        InvalidDataError: As `plan` does.
+
+    Source: rules M-20 to M-22.
+    """
+    with locked(root):
+        package, present = read(root, name)
+        _refuse_similar(root, *name)
+        state = adopt(present or _last(root, name))
+        if state is None:
+            return None
+        if _is_recorded(root, name, state):
+            write(stream_file(root, name), encode(state, Format.TOML))
+        else:
+            _commit(root, Change(name, package, present, state))
+    return state
+
+
+def _is_recorded(root: Path, name: StreamName, state: Stream) -> bool:
+    recording = recorded(root, name)
+    if state.sequence not in recording:
+        return False
+    return _state(root, name, state.sequence).essence() == state.essence()
+
+
+def last(root: Path, name: StreamName) -> Stream | None:
+    """Return the state that a stream holds, or held last; None: there never was such a stream.
+
+    Raises:
+        InvalidDataError: As `history` does.
+    """
+    return read(root, name)[1] or _last(root, name)
+
+
+def _last(root: Path, name: StreamName) -> Stream | None:
+    """Return the state that a stream which is gone held last."""
+    found = recorded(root, name)
+    traces = _interrupted(root, name, None, found)
+    sequence = next((each for each in reversed(found) if each not in traces), None)
+    return None if sequence is None else _state(root, name, sequence)
+
+
+def drop(root: Path, name: StreamName) -> None:
+    """Remove a stream that is gone where it was taken over from; its history stays as it is.
+
+    Raises:
+        RepositoryError: It could not be removed.
+
+    Source: rule M-23.
+    """
+    with locked(root):
+        path = stream_file(root, name)
+        path.unlink(missing_ok=True)
+        sync_directory(path.parent)
 
 
 def _interrupted(
@@ -472,7 +447,7 @@ def history(root: Path, name: StreamName, most: int | None = None) -> list[Strea
 def _sequences(root: Path, name: StreamName) -> list[int]:
     """Return the sequences that a stream held, the last one first; its own may be missing."""
     require_repository(root)
-    present, found = read(root, name)[1], _history(root, name)
+    present, found = read(root, name)[1], recorded(root, name)
     if not present and not found:
         raise NotFoundError(
             f"{root}: there is no stream {'/'.join(name)}, and never was",
@@ -483,8 +458,8 @@ def _sequences(root: Path, name: StreamName) -> list[int]:
 
 
 def _state(root: Path, name: StreamName, sequence: int) -> Stream:
-    path = _history_file(root, name, sequence)
-    return _read(Stream, path, path.relative_to(root).as_posix())[1]
+    path = history_file(root, name, sequence)
+    return read_file(Stream, path, path.relative_to(root).as_posix())[1]
 
 
 def history_issues(
@@ -499,11 +474,11 @@ def history_issues(
     """
     errors: list[Issue] = []
     warnings: list[Issue] = []
-    for sequence in _collect(errors, lambda: _history(root, name)):
-        path = _history_file(root, name, sequence)
+    for sequence in _collect(errors, lambda: recorded(root, name)):
+        path = history_file(root, name, sequence)
         file = path.relative_to(root).as_posix()
         try:
-            _, state = _read(Stream, path, file)
+            _, state = read_file(Stream, path, file)
         except FileNotFoundError:
             continue  # a publisher has just replaced an interrupted publish
         except InvalidDataError as error:
@@ -517,7 +492,7 @@ def history_issues(
             )
             warnings.append(Issue("", reason, file))
         elif sequence == stream.sequence:
-            file = _stream_file(root, name).relative_to(root).as_posix()
+            file = stream_file(root, name).relative_to(root).as_posix()
             errors.extend(_sequence_issues(state, stream, file))
     return errors, warnings
 
@@ -542,9 +517,9 @@ def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
 
 
 def _refuse_similar(root: Path, package: str, stream: str | None = None) -> None:
-    names = [(package, _packages(root))]
+    names = [(package, package_names(root))]
     if stream is not None:
-        names.append((stream, [entry.name[:-5] for entry in _streams(root, package)]))
+        names.append((stream, [entry.name[:-5] for entry in stream_entries(root, package)]))
     for wanted, others in names:
         for other in others:
             if other != wanted and other.casefold() == wanted.casefold():

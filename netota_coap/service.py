@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from netota_coap import __version__, logs
+from netota_coap.blobs import Blobs
 from netota_coap.catalog import Catalog
 from netota_coap.catalog import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
@@ -24,6 +25,7 @@ from netota_coap.coap.server import Responder, Site
 from netota_coap.config import Config
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.garbage import collected_rarely
+from netota_coap.holding import Holding, OpenBlobs
 from netota_coap.metrics import Metrics
 from netota_coap.repository import Loader
 from netota_coap.status import Status
@@ -37,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_ISSUES = 100  # that are logged of one reload
 _MOST_SHOWN = 5  # that the status has of them
+_PINNED_S = 300.0  # for which a transfer goes on with the representation that it began with
 # While there is nothing to serve: what is mounted later wakes no watcher.
 _TRY_S = 30.0
 
@@ -66,6 +69,11 @@ class Service:
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
     _asked: bool = attrs.field(init=False, default=False)
+    _files: OpenBlobs = attrs.field(init=False)
+
+    @_files.default
+    def _of_repository(self) -> OpenBlobs:
+        return OpenBlobs(Blobs(self.root))
 
     async def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reloads at once.
@@ -179,7 +187,7 @@ class Service:
         """Load what is served first; if it is to be waited for, until there is something."""
         while True:
             try:
-                catalog = await _load(loader, keeper)
+                catalog = await _load(loader, keeper, self._files, self.config.blobs_metric)
             except InvalidDataError as error:
                 if not self.config.keep_trying:
                     raise
@@ -200,20 +208,30 @@ class Service:
             done, self._asked = self._asked, False
             start = time.perf_counter()
             try:
-                catalog = await _load(loader, keeper, site.responder.catalog)
+                metric, previous = self.config.blobs_metric, site.responder.catalog
+                catalog = await _load(loader, keeper, self._files, metric, previous)
             except InvalidDataError as error:
                 self.metrics.reloads["refused"] += 1
                 self._refuse(error, "not reloaded, the old state is served on:")
             else:
                 self.metrics.reloads["taken"] += 1
-                site.swap(catalog)
-                if self._http:
-                    self._http.swap(catalog)
+                self._swap(site, catalog)
                 self._accept()
                 took_ms = (time.perf_counter() - start) * 1e3
                 extra = {"files": loader.parsed, "ms": round(took_ms, 1)}
                 _log.info("reloaded %d files in %.1f ms", loader.parsed, took_ms, extra=extra)
             self._tell(done=done)
+
+    def _swap(self, site: Site, catalog: Catalog) -> None:
+        site.swap(catalog)
+        if self._http:
+            self._http.swap(catalog)
+        asyncio.get_running_loop().call_later(_PINNED_S, self._unpin, site, catalog)
+
+    def _unpin(self, site: Site, catalog: Catalog) -> None:
+        """Let transfers that a swap overtook end: what is ready is thrown away, too."""
+        if site.responder.catalog is catalog and catalog.unpin():
+            site.responder = attrs.evolve(site.responder)
 
     def _tell(self, *, done: bool) -> None:
         """Tell the manager what goes on, and whether what it waited for is done."""
@@ -285,12 +303,20 @@ def _over_http(
     return site, serving(site, service.config.http_bind)
 
 
-async def _load(loader: Loader, keeper: Keeper, previous: Catalog | None = None) -> Catalog:
+async def _load(
+    loader: Loader,
+    keeper: Keeper,
+    files: OpenBlobs,
+    metric: int,
+    previous: Catalog | None = None,
+) -> Catalog:
     """Load in another thread, and remember the sequences that are new."""
 
     def load() -> tuple[Catalog, list[Record]]:
         repository = loader.load()
-        return Catalog.of(repository, previous), keeper.review(repository)
+        files.forget()
+        holding = Holding(files.blobs.present(repository), files, metric)
+        return Catalog.of(repository, previous, holding), keeper.review(repository)
 
     catalog, learned = await asyncio.to_thread(load)
     keeper.learn(learned)

@@ -26,10 +26,10 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 
 
 @contextlib.asynccontextmanager
-async def serving(root: Path, *binds: str, state: Path | None = None) -> AsyncIterator[list[str]]:
+async def serving(root: Path, *binds: str, **settings: object) -> AsyncIterator[list[str]]:
     """Serve in this process; the URIs that are listened on."""
     uris: list[str] = []
-    config = Config(repository=root, coap_bind=binds or ("127.0.0.1:0",), state=state)
+    config = Config(repository=root, coap_bind=binds or ("127.0.0.1:0",), **settings)  # type: ignore[arg-type]
     service = Service(config, uris.append)
     running = asyncio.create_task(service.run())
     try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog import View
+from netota_coap.views import View
 from netota_coap.errors import NotFoundError
 from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
 

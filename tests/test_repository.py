@@ -9,8 +9,7 @@ import attrs
 import pytest
 
 from netota_coap import repository
-from netota_coap.catalog import advice
-from netota_coap.checks import check
+from netota_coap.checks import advice, check
 from netota_coap.errors import (
     InvalidDataError,
     Issue,

@@ -199,11 +199,12 @@ class Peer:
     reloads: bool = False
 
 
-def _serve(host: str) -> Callable[[Bench, int], Sequence[str | Path]]:
-    return lambda bench, port: (
-        *(sys.executable, "-m", "netota_coap", "serve"),
-        *(bench.root, "--bind", f"{host}:{port}"),
-    )
+def _serve(host: str, *more: str) -> Callable[[Bench, int], Sequence[str | Path]]:
+    def command(bench: Bench, port: int) -> Sequence[str | Path]:
+        serve = (sys.executable, "-m", "netota_coap", "serve", bench.root)
+        return (*serve, "--bind", f"{host}:{port}", *more)
+
+    return command
 
 
 def _plain(bench: Bench, port: int, *paths: Path) -> Sequence[str | Path]:
@@ -232,6 +233,9 @@ def _node(bench: Bench, port: int) -> Sequence[str | Path] | None:
 PEERS = {
     "door": Peer("ours, address", _serve("127.0.0.1"), is_ours=True, reloads=True),
     "wildcard": Peer("ours, wildcard", _serve("[::]"), is_ours=True, reloads=True),
+    "http": Peer(
+        "ours, HTTP idle", _serve("127.0.0.1", "--http", "127.0.0.1:0"), is_ours=True
+    ),
     "no_door": Peer(
         "ours, no door", lambda bench, port: _plain(bench, port, bench.root), is_ours=True
     ),

@@ -20,7 +20,7 @@ from pathlib import Path
 import attrs
 import cbor2
 
-from netota_coap.catalog import Catalog, ContentFormat, StreamResource, View
+from netota_coap.catalog import Catalog, ContentFormat, StreamResource
 from netota_coap.coap import options as coap
 from netota_coap.coap.server import CODES, Responder, problem
 from netota_coap.errors import NotFoundError
@@ -42,6 +42,7 @@ from netota_coap.model import (
     Value,
 )
 from netota_coap.selection import Selection
+from netota_coap.views import View
 from netota_coap.wire import MEDIA_TYPES, TABLES, encode, selection_to_cbor
 from tools import spec_cli, spec_http, spec_operation
 

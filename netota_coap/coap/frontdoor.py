@@ -331,9 +331,11 @@ class _Interface(MessageInterfaceUDP6):
         plain = tuple(option for option in options if option[0] != coap.OBSERVE)
         counts = _METHODS[Code(vetted[1])]
         code, tail = self._site.responder.answer(plain, payload if counts else None, "coap")
-        repeatable = not counts and not payload and plain == options
+        resource = _class_of(options)
+        # Files are large, and each device asks for each block once.
+        repeatable = not counts and not payload and plain == options and resource != "blob"
         if code in HEADS and repeatable and not self._site.metrics.listener:
-            tally = self._site.metrics.ready(_class_of(options), code.dotted, len(tail))
+            tally = self._site.metrics.ready(resource, code.dotted, len(tail))
             self._ready.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
 

@@ -26,7 +26,6 @@ from netota_coap.catalog import (
     Resource,
     Shelf,
     StreamResource,
-    View,
     etag_of,
 )
 from netota_coap.coap import options as coap
@@ -40,6 +39,7 @@ from netota_coap.formats import dump
 from netota_coap.metrics import Heard, Metrics, resource_class
 from netota_coap.model import LIMITS
 from netota_coap.status import Status
+from netota_coap.views import View
 
 DEFAULT_MAX_AGE_S = 60
 _METHODS = (Code.GET, Code.FETCH)
@@ -159,7 +159,9 @@ class Responder:
         self, request: _Request, resource: Resource, representation: Representation
     ) -> tuple[Code, bytes]:
         observed = request.registers(resource)
-        max_age_s = resource.poll_s if observed else self.max_age_s
+        max_age_s = self.max_age_s if resource.max_age_s is None else resource.max_age_s
+        if observed:
+            max_age_s = resource.poll_s
         head = [
             (coap.ETAG, representation.etag),
             (coap.MAX_AGE, coap.encode_uint(max_age_s)),
@@ -167,18 +169,18 @@ class Responder:
         if representation.etag in request.etags:
             return Code.VALID, coap.encode(head)
         head.append((coap.CONTENT_FORMAT, coap.encode_uint(representation.format)))
-        payload = representation.payload
+        size = representation.size
         asked = request.block or Block(0, more=False, szx=DEFAULT_SZX)
-        if asked.number and asked.offset >= len(payload):
+        if asked.number and asked.offset >= size:
             raise _RefusedError(
-                Code.BAD_REQUEST, f"block {asked.number} is past the end of {len(payload)} bytes"
+                Code.BAD_REQUEST, f"block {asked.number} is past the end of {size} bytes"
             )
-        part = payload[asked.offset : asked.offset + asked.size]
-        more = asked.offset + len(part) < len(payload)
+        part = representation.part(asked.offset, asked.size)
+        more = asked.offset + len(part) < size
         if request.block or more:
             head.append((coap.BLOCK2, Block(asked.number, more, asked.szx).encode()))
         if more and asked.number == 0:
-            head.append((coap.SIZE2, coap.encode_uint(len(payload))))
+            head.append((coap.SIZE2, coap.encode_uint(size)))
         return Code.CONTENT, coap.encode(head, part)
 
 

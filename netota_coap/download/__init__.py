@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -36,6 +36,26 @@ _PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take fo
 _STARTS = 3  # from the first byte, at a file that changes while it is downloaded
 
 Progress = Callable[[int], object]
+Pace = Callable[[int], Awaitable[object]]
+"""Called with each number of bytes received; nothing more is received until it returns."""
+
+
+@attrs.define
+class Limit:
+    """A pace of so many bytes a second, of all downloads together that keep it.
+
+    Attributes:
+        bytes_s: Bytes per second, above 0.
+    """
+
+    bytes_s: int
+    _due_s: float = attrs.field(init=False, default=0.0)
+
+    async def __call__(self, count: int) -> None:
+        """Wait until so many bytes may have come."""
+        now = asyncio.get_running_loop().time()
+        self._due_s = max(self._due_s, now) + count / self.bytes_s
+        await asyncio.sleep(self._due_s - now)
 
 
 @attrs.frozen
@@ -155,6 +175,7 @@ async def download(
     server: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     progress: Progress = lambda _: None,
+    pace: Pace | None = None,
 ) -> Offer | None:
     """Download an archive from the first of its offers that holds what it promises.
 
@@ -169,6 +190,7 @@ async def download(
         timeout_s: How long to wait for an answer, and for each next KiB of it, seconds.
         progress: Called with the number of bytes by which the file grew, again and again; the
             first time with those that were there, below 0 where it is begun anew.
+        pace: Keeps the sources waiting; None: all comes as fast as it can.
 
     Returns:
         The offer that the last bytes came from; None if all of them were there already.
@@ -181,7 +203,7 @@ async def download(
     """
     if await asyncio.to_thread(_holds, target, archive.envelope):
         return None
-    part = await asyncio.to_thread(_Part.open, target, archive.envelope, progress)
+    part = await asyncio.to_thread(_Part.open, target, archive.envelope, progress, pace)
     with contextlib.closing(part):
         progress(part.size)
         offer = None
@@ -197,7 +219,8 @@ async def _first(archive: Archive, part: _Part, server: str | None, timeout_s: f
     """Complete a part from the first offer that can; return that."""
     failed: list[NetotaError] = []
     reasons: list[str] = []
-    async with sources_of([server or "", *(o.url for o in archive.offers)], timeout_s) as sources:
+    urls = [server or "", *(offer.url for offer in archive.offers)]
+    async with sources_of(urls, timeout_s, paced=part.pace is not None) as sources:
         for offer in sorted(archive.offers, key=lambda offer: offer.metric):
             url = offer.url
             try:
@@ -265,9 +288,10 @@ def _verify(url: str, sink: _Sink, start: int) -> None:
 async def _receive(source: Source, url: str, sink: _Sink, timeout_s: float) -> int:
     """Receive what is missing; return the offset that the source began at."""
     now, awaited = asyncio.get_running_loop().time, "answer"
+    deadline = now() + timeout_s
     try:
         async with (
-            asyncio.timeout(timeout_s) as patience,
+            asyncio.timeout_at(deadline) as patience,
             source.open(url, sink.size, sink.tag) as body,
             contextlib.aclosing(body.chunks),
         ):
@@ -282,9 +306,15 @@ async def _receive(source: Source, url: str, sink: _Sink, timeout_s: float) -> i
                     sink.restart()
                     raise IntegrityError(f"has more than {sink.envelope.size} bytes", uri=url)
                 sink.write(chunk)
+                if sink.pace:
+                    begun = now()
+                    patience.reschedule(None)
+                    await sink.pace(len(chunk))
+                    deadline += now() - begun  # that wait was not the server's
+                    patience.reschedule(deadline)
                 if sink.size >= last + _PROGRESS:
-                    last = sink.size
-                    patience.reschedule(now() + timeout_s)
+                    last, deadline = sink.size, now() + timeout_s
+                    patience.reschedule(deadline)
     except TimeoutError:
         raise TransferError(f"no {awaited} in {timeout_s:g} s", uri=url) from None
     if sink.size < sink.envelope.size:
@@ -309,6 +339,7 @@ class _Sink:
     Attributes:
         envelope: What is to arrive.
         progress: Called with the change of `size`.
+        pace: Keeps the source waiting, or None.
         size: Bytes that have arrived.
         tag: ETag of the file that they are of, by the server that is asked; None: not known.
         told: Size of the whole that the server told last, bytes.
@@ -316,6 +347,7 @@ class _Sink:
 
     envelope: Envelope
     progress: Progress
+    pace: Pace | None = None
     size: int = 0
     tag: bytes | None = None
     told: int | None = None
@@ -350,7 +382,9 @@ class _Part(_Sink):
     _stream: BinaryIO
 
     @classmethod
-    def open(cls, target: Path, envelope: Envelope, progress: Progress) -> _Part:
+    def open(
+        cls, target: Path, envelope: Envelope, progress: Progress, pace: Pace | None
+    ) -> _Part:
         """Open the file, with what is there of an earlier time, and let nobody else do so."""
         path = target.with_name(f".{target.name}.{envelope.sha256.hex()[:16]}.part")
         with contextlib.ExitStack() as stack:
@@ -362,7 +396,8 @@ class _Part(_Sink):
                 stream.truncate(0)
             hashed = hashlib.file_digest(stream, "sha256")
             stack.pop_all()
-        return cls(envelope, progress, stream.tell(), hash=hashed, path=path, stream=stream)
+        size = stream.tell()
+        return cls(envelope, progress, pace, size, hash=hashed, path=path, stream=stream)
 
     def write(self, chunk: bytes) -> None:
         """Take the next bytes; they are there after this process is killed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from netota_coap.errors import ConfigError, IntegrityError, PeerError, TransferE
 
 _REDIRECTS = 10  # followed
 _COAP_BLOCK = 1024
+_PACED_BUFFER = 128 * 1024  # bytes
 _LONGEST_URL = 255  # shown of one that a server sent
 _LONGEST_CAUSE = 120  # characters of what a library says, which may hold what a server sent
 
@@ -73,25 +75,39 @@ class Source(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def sources_of(urls: Iterable[str], timeout_s: float) -> AsyncIterator[Mapping[str, Source]]:
-    """Make the sources that URLs need; by scheme."""
+async def sources_of(
+    urls: Iterable[str], timeout_s: float, *, paced: bool = False
+) -> AsyncIterator[Mapping[str, Source]]:
+    """Make the sources that URLs need; by scheme.
+
+    Args:
+        urls: That are to be opened.
+        timeout_s: Of one answer over CoAP, seconds.
+        paced: Whether they are read slowly on purpose, so that little of them is to wait here.
+    """
     schemes = {_scheme(url) for url in urls}
     made: dict[str, Source] = {}
     async with contextlib.AsyncExitStack() as stack:
         if "coap" in schemes:
-            client = await stack.enter_async_context(Client(timeout_s=timeout_s))
-            made["coap"] = _Coap(client)
+            coap = await stack.enter_async_context(Client(timeout_s=timeout_s))
+            made["coap"] = _Coap(coap)
         if schemes & {"http", "https"}:
-            made["http"] = made["https"] = _Http(await stack.enter_async_context(_http_client()))
+            client = await stack.enter_async_context(http_client())
+            made["http"] = made["https"] = _Http(client, paced)
         yield made
 
 
-def _http_client() -> httpx.AsyncClient:
+def http_client() -> httpx.AsyncClient:
+    """Return a client of HTTP that waits for as long as it is let.
+
+    Raises:
+        ConfigError: What the environment says of proxies cannot be used.
+    """
     headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
     try:
         return httpx.AsyncClient(
             headers=headers,
-            timeout=None,  # noqa: S113 - the one for all protocols is in `_receive`
+            timeout=None,  # noqa: S113 - whoever uses it has one for all protocols
             verify=ssl.create_default_context(),  # the system's authorities, not httpx's
         )
     except (ImportError, ValueError, httpx.InvalidURL) as error:
@@ -190,6 +206,7 @@ class _Http:
     """HTTP and HTTPS, with ranges."""
 
     _client: httpx.AsyncClient
+    _paced: bool
 
     async def size(self, url: str, _wanted: int) -> int | None:
         """Return the size that HEAD tells, or the first byte."""
@@ -214,6 +231,8 @@ class _Http:
             if start and response.status_code == 416:
                 raise ChangedError
             _refuse(url, response)
+            if self._paced:
+                _hold_little(response)
             found = _tag(response)
             if response.status_code == 200:
                 start = 0
@@ -228,10 +247,10 @@ class _Http:
         self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
     ) -> AsyncIterator[httpx.Response]:
         """Follow redirects to an answer, of which nothing has been read."""
-        with _failures(url):
+        with http_failures(url):
             request = self._client.build_request(method, url, headers=headers)
         for _ in range(1 + _REDIRECTS):
-            with _failures(url):
+            with http_failures(url):
                 response = await self._client.send(request, stream=True)
             try:
                 following = response.next_request
@@ -247,8 +266,14 @@ class _Http:
         raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
 
 
+def _hold_little(response: httpx.Response) -> None:
+    """Keep the kernel from taking in much that is not read yet, and lost with this process."""
+    opened: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACED_BUFFER)
+
+
 async def _chunks(url: str, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    with _failures(url):
+    with http_failures(url):
         async for chunk in response.aiter_raw():
             yield chunk
 
@@ -296,7 +321,7 @@ def _tag(response: httpx.Response) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _failures(url: str) -> Iterator[None]:
+def http_failures(url: str) -> Iterator[None]:
     """Turn what httpx raises into our own errors."""
     try:
         yield

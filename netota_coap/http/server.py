@@ -26,20 +26,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from netota_coap.catalog import ContentFormat, Path, Representation
+from netota_coap.catalog import (
+    BlobRepresentation,
+    ContentFormat,
+    Path,
+    Representation,
+    Resource,
+)
 from netota_coap.coap.sockets import open_sockets
 from netota_coap.errors import NetotaError
 from netota_coap.http import events
 from netota_coap.http.figures import Figures
 from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
 from netota_coap.http.page import Page
+from netota_coap.http.ranges import respond
 from netota_coap.http.site import RefusedError, Site, problem, problem_of
 from netota_coap.metrics import Heard, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
 _METHODS = ("GET", "HEAD")
-_FORMATS = (ContentFormat.JSON, ContentFormat.CBOR, ContentFormat.LINK)  # the preferred first
+# The preferred first.
+_FORMATS = (ContentFormat.JSON, ContentFormat.CBOR, ContentFormat.LINK, ContentFormat.OCTETS)
 _LONGEST_HEAD = 8_192  # bytes of a request without its payload
 _DEFAULTS = {
     "Vary": "Accept",
@@ -103,15 +111,23 @@ class HttpSite(Site):
         asked = (parameters, formats.get(media_type, ContentFormat.JSON), request.scope["scheme"])
         representation = self.represent(found, *asked)
         if media_type != events.MEDIA_TYPE:
-            return self._respond(request, representation)
+            return self._respond(request, found, representation)
         state = partial(self.state, path, parameters, request.scope["scheme"])
         return self.follow(path, state, _joined(request, "last-event-id"))
 
-    def _respond(self, request: Request, representation: Representation) -> Response:
+    def _respond(
+        self, request: Request, found: Resource, representation: Representation
+    ) -> Response:
         etag = representation.etag.hex()
-        headers = {"ETag": f'"{etag}"', "Cache-Control": f"public, max-age={self.max_age_s}"}
+        lasts = f"public, max-age={self.max_age_s}"
+        if found.max_age_s is not None:
+            lasts = f"public, max-age={found.max_age_s}, immutable"
+        headers = {"ETag": f'"{etag}"', "Cache-Control": lasts}
         if has(_joined(request, "if-none-match"), etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
+        if isinstance(representation, BlobRepresentation):
+            asked, if_range = (_joined(request, name) for name in ("range", "if-range"))
+            return respond(representation, headers, asked=asked, if_range=if_range)
         media_type = representation.format.media_type
         return Response(representation.payload, HTTPStatus.OK, headers, media_type)
 

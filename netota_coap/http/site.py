@@ -18,12 +18,12 @@ from netota_coap.catalog import (
     Representation,
     Resource,
     StreamResource,
-    View,
 )
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.http.events import Event, Events, EventStream
 from netota_coap.metrics import Metrics
 from netota_coap.status import Status
+from netota_coap.views import View
 
 DEFAULT_MAX_AGE_S = 60
 
@@ -135,7 +135,9 @@ class Site:
         """
         if isinstance(resource, StreamResource):
             view = View.from_query(parameters)
-            return resource.view(attrs.evolve(view, full=not view.head), fmt, scheme)
+            return resource.view(
+                attrs.evolve(view, full=not view.head, prefix=self.prefix), fmt, scheme
+            )
         representation = resource.represent(parameters, fmt, scheme)
         if fmt is ContentFormat.LINK and self.prefix:
             target = b"<" + self.prefix.encode()

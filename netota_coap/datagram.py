@@ -1,0 +1,54 @@
+"""What of a stream fits in one datagram.
+
+Source: `spec/wire.md`, rules W-30 to W-32.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from netota_coap.formats import Format
+from netota_coap.model import LIMITS, Stream
+from netota_coap.wire import encode
+
+
+def in_one_datagram(stream: Stream) -> bytes:
+    """Encode a stream in CBOR within `LIMITS["datagram"]` bytes.
+
+    Each archive's offers must be in order, the best first, as `Selection.narrow` leaves them.
+    Offers of the highest metrics are left out first, each archive keeping its best one; if that
+    does not do, all archives. `more` tells that something was left out.
+
+    Source: rules W-30 to W-32.
+    """
+    return fitting(stream, encode(stream, Format.CBOR))
+
+
+def fitting(stream: Stream, whole: bytes) -> bytes:
+    """Encode a stream like `in_one_datagram`; `whole` is it, encoded without a bound."""
+    bound = LIMITS["datagram"].value
+    archives = stream.archives
+    if len(whole) <= bound or archives is None:
+        return whole
+    spare = sorted(
+        (offer.metric, index, place)
+        for index, archive in enumerate(archives)
+        for place, offer in enumerate(archive.offers[1:])
+    )
+
+    def with_spare(count: int) -> bytes:
+        """Encode with each archive's best offer and some of the spare ones."""
+        kept = [list(archive.offers[:1]) for archive in archives]
+        for _, index, place in spare[:count]:
+            kept[index].append(archives[index].offers[1 + place])
+        fewer = tuple(
+            attrs.evolve(archive, offers=tuple(offers))
+            for archive, offers in zip(archives, kept, strict=True)
+        )
+        return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
+
+    # Whether the smallest fits is asked first: for most of those that are too long, it does not.
+    if spare and len(smallest := with_spare(0)) <= bound:
+        counts = range(len(spare) - 1, 0, -1)
+        return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)
+    return encode(attrs.evolve(stream, archives=None, more=True), Format.CBOR)

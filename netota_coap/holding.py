@@ -1,0 +1,147 @@
+"""What a server holds of the files that it tells of: which, what it asks of it, and their bytes.
+
+Source: rules C-85 to C-89.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+import attrs
+
+from netota_coap.blobs import Blobs, blob_name
+from netota_coap.errors import NotFoundError
+from netota_coap.model import LIMITS, Archive, Offer
+
+DEFAULT_METRIC = 10
+_MOST_OPEN = 64
+_OWN = "/b/"
+
+
+@attrs.frozen
+class _Open:
+    """A blob that is being read.
+
+    Attributes:
+        descriptor: Is closed with it.
+        size: Bytes.
+        written_ns: When; a blob is never written again.
+    """
+
+    descriptor: int
+    size: int
+    written_ns: int
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+@attrs.define(eq=False)
+class OpenBlobs:
+    """The bytes of blobs, by descriptors that are kept; the least recently used are closed.
+
+    May be used by several threads.
+
+    Attributes:
+        blobs: Of the repository.
+    """
+
+    blobs: Blobs
+    _open: OrderedDict[bytes, _Open] = attrs.field(init=False, factory=OrderedDict)
+    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+
+    def size(self, sha256: bytes) -> int:
+        """Return how many bytes a blob has.
+
+        Raises:
+            NotFoundError: It is not held here (any more).
+            RepositoryError: It cannot be read.
+        """
+        return self._of(sha256).size
+
+    def read(self, sha256: bytes, offset: int, size: int) -> bytes:
+        """Return a part of a blob: all that was asked for, up to its end.
+
+        Raises:
+            NotFoundError: It is not held here (any more), or is not what was put in.
+            RepositoryError: It cannot be read.
+        """
+        found = self._of(sha256)
+        wanted = max(min(size, found.size - offset), 0)
+        try:
+            part = os.pread(found.descriptor, wanted, offset)
+            status = os.fstat(found.descriptor)
+        except OSError:
+            part, status = b"", None
+        if status is None or len(part) < wanted or status.st_mtime_ns != found.written_ns:
+            with self._lock:
+                self._open.pop(sha256, None)
+            raise NotFoundError(f"the blob {blob_name(sha256)} is damaged")
+        return part
+
+    def forget(self) -> None:
+        """Open all blobs anew from now on."""
+        with self._lock:
+            self._open.clear()
+
+    def _of(self, sha256: bytes) -> _Open:
+        with self._lock:
+            found = self._open.get(sha256)
+            if found:
+                self._open.move_to_end(sha256)
+                return found
+            descriptor = self.blobs.open(sha256)
+            status = os.fstat(descriptor)
+            found = _Open(descriptor, status.st_size, status.st_mtime_ns)
+            self._open[sha256] = found
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+            return found
+
+
+@attrs.frozen(eq=False)
+class Holding:
+    """What a server holds, and offers by itself.
+
+    Attributes:
+        digests: SHA-256 of what it offers.
+        files: Bytes of these and others; None: nothing is held.
+        metric: Of its offers.
+    """
+
+    digests: frozenset[bytes] = frozenset()
+    files: OpenBlobs | None = None
+    metric: int = DEFAULT_METRIC
+
+    def offers(self, archive: Archive) -> Archive:
+        """Add the server's own offer to an archive, if it holds the file.
+
+        Of as many offers as there can be, the one of the highest metric makes room.
+
+        Source: rule C-87.
+        """
+        sha256 = archive.envelope.sha256
+        if sha256 not in self.digests:
+            return archive
+        own = Offer(url=_OWN + blob_name(sha256), metric=self.metric)
+        others = sorted(
+            (offer for offer in archive.offers if offer.url != own.url),
+            key=lambda offer: offer.metric,
+        )
+        return attrs.evolve(archive, offers=(own, *others[: LIMITS["offers"].value - 1]))
+
+
+def own_below(prefix: str, archive: Archive) -> Archive:
+    """Put a prefix before the URLs of what servers offer themselves. Source: rule H-14."""
+    if not prefix:
+        return archive
+    offers = (
+        attrs.evolve(offer, url=prefix + offer.url) if offer.url.startswith(_OWN) else offer
+        for offer in archive.offers
+    )
+    return attrs.evolve(archive, offers=tuple(offers))
+
+
+NOTHING = Holding()

@@ -1,0 +1,60 @@
+"""What a request wants to see of a stream.
+
+Source: `spec/wire.md`, narrowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.selection import Selection
+from netota_coap.wire import selection_from_cbor, selection_from_query
+
+
+@attrs.frozen
+class View:
+    """What a request wants to see of a resource.
+
+    Attributes:
+        selection: The device's.
+        head: Without archives.
+        full: Whole, even where it takes several datagrams.
+        sequence: The state that a full view continues, or None.
+        prefix: Of all paths of the server where the client sees them; for its own offers.
+    """
+
+    selection: Selection = Selection()
+    head: bool = False
+    full: bool = False
+    sequence: int | None = None
+    prefix: str = ""
+
+    @classmethod
+    def from_query(cls, parameters: Sequence[str]) -> View:
+        """Read the parameters of a query; unknown ones without `=` are ignored.
+
+        Raises:
+            InvalidDataError: `sequence` is no number.
+        """
+        head = "head" in parameters
+        full = "full" in parameters and not head
+        sequence = None
+        for parameter in parameters:
+            if full and parameter.startswith("sequence="):
+                text = parameter[len("sequence=") :]
+                if not (text.isascii() and text.isdecimal() and len(text) <= 10):
+                    raise InvalidDataError([Issue("sequence", f"{text!r} is not a number")])
+                sequence = int(text)
+        return cls(selection_from_query(parameters), head, full, sequence)
+
+    @classmethod
+    def from_fetch(cls, payload: bytes) -> View:
+        """Read the payload of a FETCH.
+
+        Raises:
+            InvalidDataError: It is no selection.
+        """
+        return cls(selection_from_cbor(payload))
