@@ -341,7 +341,7 @@ class StreamResource(Resource):
 # ----------------------------------------------------------------------------------------------
 # A blob
 
-_BLOB_MAX_AGE_S = 31_536_000  # its name says what it is
+BLOB_MAX_AGE_S = 31_536_000  # its name says what it is
 
 
 @attrs.define(eq=False)
@@ -367,7 +367,7 @@ class BlobResource(Resource):
         sha256 = digest_of(path[1])
         files.size(sha256)
         return cls(
-            *(path, "netota.blob", formats), max_age_s=_BLOB_MAX_AGE_S, sha256=sha256, files=files
+            *(path, "netota.blob", formats), max_age_s=BLOB_MAX_AGE_S, sha256=sha256, files=files
         )
 
     def represent(

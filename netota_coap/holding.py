@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import attrs
 
@@ -49,6 +50,8 @@ class OpenBlobs:
     """
 
     blobs: Blobs
+    _sizes: Mapping[bytes, int] = attrs.field(init=False, factory=dict)
+    _damaged: set[bytes] = attrs.field(init=False, factory=set)
     _open: OrderedDict[bytes, _Open] = attrs.field(init=False, factory=OrderedDict)
     _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
@@ -78,13 +81,20 @@ class OpenBlobs:
         if status is None or len(part) < wanted or status.st_mtime_ns != found.written_ns:
             with self._lock:
                 self._open.pop(sha256, None)
-            raise NotFoundError(f"the blob {blob_name(sha256)} is damaged")
+                self._damaged.add(sha256)
+            raise _damaged(sha256)
         return part
 
-    def forget(self) -> None:
-        """Open all blobs anew from now on."""
+    def refresh(self, sizes: Mapping[bytes, int]) -> None:
+        """Open all blobs anew from now on.
+
+        Args:
+            sizes: That some of them are known to have, by SHA-256, bytes.
+        """
         with self._lock:
             self._open.clear()
+            self._damaged.clear()
+            self._sizes = sizes
 
     def _of(self, sha256: bytes) -> _Open:
         with self._lock:
@@ -92,13 +102,21 @@ class OpenBlobs:
             if found:
                 self._open.move_to_end(sha256)
                 return found
+            if sha256 in self._damaged:
+                raise _damaged(sha256)
             descriptor = self.blobs.open(sha256)
             status = os.fstat(descriptor)
             found = _Open(descriptor, status.st_size, status.st_mtime_ns)
+            if self._sizes.get(sha256, found.size) != found.size:
+                raise _damaged(sha256)
             self._open[sha256] = found
             if len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
             return found
+
+
+def _damaged(sha256: bytes) -> NotFoundError:
+    return NotFoundError(f"the blob {blob_name(sha256)} is damaged")
 
 
 @attrs.frozen(eq=False)

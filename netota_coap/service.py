@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from netota_coap import __version__, logs
-from netota_coap.blobs import Blobs
+from netota_coap.blobs import Blobs, envelopes_of
 from netota_coap.catalog import Catalog
 from netota_coap.catalog import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
@@ -314,7 +314,7 @@ async def _load(
 
     def load() -> tuple[Catalog, list[Record]]:
         repository = loader.load()
-        files.forget()
+        files.refresh({each.sha256: each.size for each in envelopes_of(repository)})
         holding = Holding(files.blobs.present(repository), files, metric)
         return Catalog.of(repository, previous, holding), keeper.review(repository)
 

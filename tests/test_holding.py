@@ -10,12 +10,17 @@ from pathlib import Path
 import attrs
 import httpx
 import pytest
+from aiocoap.numbers.codes import Code
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netota_coap import publish
 from netota_coap.blobs import Blobs, blob_name, path_of
-from netota_coap.catalog import Catalog, ContentFormat
+from netota_coap.catalog import Catalog, ContentFormat, Shelf
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
+from netota_coap.coap.pieces import Pieces
+from netota_coap.coap.server import Responder
 from netota_coap.errors import NotFoundError
 from netota_coap.formats import Format
 from netota_coap.holding import Holding, OpenBlobs, own_below
@@ -23,7 +28,7 @@ from netota_coap.model import Offer, Stream
 from netota_coap.repository import Loader
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import decode
-from tests.device import GET, device
+from tests.device import GET, NON, device
 from tests.publishing import EDIT
 from tests.serving import serving
 
@@ -170,6 +175,70 @@ async def test_blocks(uris: list[str]) -> None:
         assert (await it.observe(URL)).values(coap.OBSERVE) == []
 
 
+@given(st.integers(0, len(DATA) // 16 + 2), st.integers(0, 7), st.booleans())
+def test_pieces_are_what_the_responder_answers(number: int, szx: int, more: bool) -> None:
+    """Byte for byte, for each block but the first; what is no block is left to it."""
+    files = _Memory()
+    responder = Responder(Catalog({}, Shelf(), files))
+    block = coap.encode_uint(number << 4 | more << 3 | szx)
+    options = (*FILE, (coap.BLOCK2, block))
+    found = Pieces().find(files, coap.encode(options))
+    code, tail = responder.answer(options, None, "coap")
+    expected = tail if number and szx < 7 and not more and code == Code.CONTENT else None
+    assert expected == found
+
+
+class _Memory(OpenBlobs):
+    """A file that is in no repository."""
+
+    def __init__(self) -> None:
+        super().__init__(Blobs(Path()))
+
+    def size(self, sha256: bytes) -> int:
+        return len(DATA)
+
+    def read(self, sha256: bytes, offset: int, size: int) -> bytes:
+        return DATA[offset : offset + size]
+
+
+FILE = [(coap.URI_PATH, part.encode()) for part in URL.split("/")[1:]]
+BLOCK_1 = (coap.BLOCK2, b"\x16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        [(coap.URI_PATH, b"b")],
+        FILE,
+        [*FILE, (coap.ACCEPT, b"\x2a"), BLOCK_1],
+        [*FILE, BLOCK_1, (coap.SIZE2, b"")],
+        [(coap.URI_PATH, b"c"), FILE[1], BLOCK_1],
+        [FILE[0], (coap.URI_PATH, b"?" * 43), BLOCK_1],
+        [FILE[0], (coap.URI_PATH, b"\xff" * 43), BLOCK_1],
+        [*FILE, (coap.BLOCK2, b"\1\0\0\x16")],
+    ],
+)
+def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
+    """The responder is asked; so it is where nothing is held."""
+    key = coap.encode(options)
+    assert Pieces().find(_Memory(), key) is None
+    assert Pieces().find(None, key) is None
+
+
+async def test_pieces_over_the_wire(uris: list[str]) -> None:
+    """They are sent from the address that was asked, and counted."""
+    async with device(uris[0]) as it:
+        block = [(coap.BLOCK2, Block(3, more=False, szx=2).encode())]
+        answers = [await it.ask(GET, URL, options=block) for _ in range(3)]
+        assert [DATA[192:256]] * 3 == [answer.payload for answer in answers]
+        slow = await it.ask(GET, URL, options=block, kind=NON)
+        assert slow.payload == answers[0].payload
+    async with httpx.AsyncClient(base_url=uris[1]) as client:
+        counted = (await client.get("/metrics")).text
+    assert 'netota_requests_total{code="2.05",resource="blob",transport="coap"} 4.0' in counted
+
+
 @pytest.mark.parametrize(
     "name", ["", "x", "A" * 42, "A" * 43, "A" * 44, blob_name(SHA256) + "=", "%2e%2e", "é" * 43]
 )
@@ -190,7 +259,9 @@ async def test_a_file_that_changes_is_gone(uris: list[str], root: Path, szx: int
         assert (await it.ask(GET, URL, options=block)).code == "2.05"
         file.chmod(0o644)
         os.truncate(file, 20)
-        assert (await it.ask(GET, URL, options=block)).code == "4.04"
+        for _ in range(2):
+            assert (await it.ask(GET, URL, options=block)).code == "4.04"
+            assert (await it.ask(GET, URL)).code == "4.04"
 
 
 async def test_ranges(uris: list[str]) -> None:
@@ -247,7 +318,7 @@ def test_descriptors_are_bounded(root: Path) -> None:
         sha256 = blobs.add(file).sha256
         assert files.read(sha256, 0, 100) == b"%d" % number
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 64
-    files.forget()
+    files.refresh({})
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     with pytest.raises(NotFoundError):
         files.size(bytes(32))

@@ -57,6 +57,7 @@ struct slot { /* one of the window */
     uint16_t message_id;
     uint32_t token, block;
     unsigned attempts;
+    unsigned long answers;
     uint64_t sent, deadline;
     size_t got, size; /* bytes: of the payload so far, of the datagram */
     uint8_t datagram[8 + MOST_OPTIONS + 8];
@@ -345,6 +346,7 @@ static void take(struct peer *peer, const uint8_t *data, size_t size, uint64_t n
         return (void)counted.strays++;
     latencies_us[counted.answers++] = (float)(now - slot->sent) / 1000;
     counted.codes[data[1]]++;
+    slot->answers++;
     last_answer = now;
     counted.slices[slice_of(now)]++;
     if (take_block(slot, data + 8, data + size, data[1] >> 5 == 2) && going_on(now))
@@ -438,9 +440,15 @@ static void tell(void)
     printf(", \"started_s\": %.6f, \"seconds\": %.6f, \"per_second\": %.1f, \"cpu_s\": %.6f",
            (double)start / (double)NS, seconds, seconds > 0 ? (double)n / seconds : 0.0,
            (double)clock() / CLOCKS_PER_SEC);
-    printf(", \"median_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, \"by_code\": {",
+    printf(", \"median_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f",
            n ? latencies_us[n / 2] : 0.0, n ? latencies_us[n * 99 / 100] : 0.0,
            n ? latencies_us[n - 1] : 0.0);
+    unsigned long fewest = slots[0].answers, most = 0;
+    for (unsigned i = 0; i < asked.window; i++) {
+        fewest = slots[i].answers < fewest ? slots[i].answers : fewest;
+        most = slots[i].answers > most ? slots[i].answers : most;
+    }
+    printf(", \"fewest\": %lu, \"most\": %lu, \"by_code\": {", fewest, most);
     const char *comma = "";
     for (unsigned code = 0; code < 256; code++)
         if (counted.codes[code]) {

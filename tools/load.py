@@ -34,6 +34,8 @@ class Result:
         median_us: Time until an answer, repetitions of the request included.
         p99_us: 99 % were no slower.
         max_us: The slowest.
+        fewest: Answers that one of the window got.
+        most: Likewise.
         transfers: Payloads that came whole.
         payload_bytes: Of the last payload, of all its blocks that came.
         slices: Answers in each hundredth of a second, from the start to the last answer.
@@ -53,6 +55,8 @@ class Result:
     median_us: float
     p99_us: float
     max_us: float
+    fewest: int
+    most: int
     transfers: int
     payload_bytes: int
     slices: Sequence[int]

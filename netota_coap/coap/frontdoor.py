@@ -14,6 +14,7 @@ names that are used here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -32,6 +33,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
 from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
 from netota_coap.coap.observers import Alarm, Observers
+from netota_coap.coap.pieces import Pieces
 from netota_coap.coap.ready import HEADS, Answering, ReadyAnswers
 from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
@@ -109,6 +111,7 @@ class _Interface(MessageInterfaceUDP6):
         """
         self._opened, self._index, self._site = opened, index, site
         self._ready, self._doorkeeper, self._leisure = ready, doorkeeper, leisure
+        self._pieces = Pieces()
         self._own: dict[bytes, None] = {}  # addresses, with interfaces, that were asked at
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
@@ -187,6 +190,8 @@ class _Interface(MessageInterfaceUDP6):
             Whether it was handed on: aiocoap must begin with it before it gets another one, which
             might end it (and Python complains of what never began).
         """
+        if self._send_piece(data, ancillary, address):
+            return False
         self._came_ns = time.perf_counter_ns()
         verdict = vet(data[:_LONGEST], truncated=len(data) > _LONGEST)
         if ancillary and is_group(ancillary[0][2]):
@@ -220,6 +225,21 @@ class _Interface(MessageInterfaceUDP6):
             self.datagram_msg_received(verdict, ancillary, 0, address)
             return True
         return False
+
+    def _send_piece(self, data: bytes, ancillary: Ancillary, address: Address) -> bool:
+        """Answer a request of a block of a file, if it is a plain one; whether it was."""
+        end = _GETS.get(data[:2], 0)
+        metrics = self._site.metrics
+        if not end or data[0] >> 4 & 3 != _CON or metrics.listener:
+            return False
+        tail = self._pieces.find(self._site.responder.files, data[end:])
+        if tail is None or (ancillary and ancillary[0][2] not in self._own):
+            return False
+        metrics.answered("coap", "blob", "2.05", len(tail))
+        head = bytes((0x40 | _ACK << 4 | end - 4, Code.CONTENT))
+        with contextlib.suppress(OSError):  # it will ask again
+            self._opened.sendmsg((head, data[2:end], tail), ancillary, 0, address)
+        return True
 
     def _be_found(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
         """Answer a request to a group, if it is a discovery that finds something here."""

@@ -10,6 +10,7 @@ import attrs
 from aiocoap.numbers.codes import Code
 
 from netota_coap.coap import options as coap
+from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Tally
 
 _CON, _, _ACK = range(3)
@@ -37,6 +38,10 @@ class Answering(Protocol):
         self, options: tuple[coap.Option, ...], payload: bytes | None, scheme: str
     ) -> tuple[Code, bytes]:
         """Return response code, and the bytes of options and payload."""
+
+    @property
+    def files(self) -> OpenBlobs | None:
+        """The bytes of files that are served."""
 
 
 @attrs.define(eq=False)

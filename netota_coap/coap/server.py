@@ -36,6 +36,7 @@ from netota_coap.coap.persistence import Journal
 from netota_coap.coap.reliable import Followers
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.formats import dump
+from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Heard, Metrics, resource_class
 from netota_coap.model import LIMITS
 from netota_coap.status import Status
@@ -145,6 +146,11 @@ class Responder:
             return self._respond(request, resource, representation)
         except NetotaError as error:
             return problem(error)
+
+    @property
+    def files(self) -> OpenBlobs | None:
+        """The bytes of files that are served."""
+        return self.catalog.files
 
     def observed(self, options: tuple[Option, ...]) -> Path | None:
         """Return the path that a request wants to observe and can, or None."""
