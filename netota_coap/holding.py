@@ -71,19 +71,23 @@ class OpenBlobs:
             NotFoundError: It is not held here (any more), or is not what was put in.
             RepositoryError: It cannot be read.
         """
+        return self.piece(sha256, offset, size)[0]
+
+    def piece(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
+        """Return what `read` does, and whether more follows."""
         found = self._of(sha256)
         wanted = max(min(size, found.size - offset), 0)
         try:
             part = os.pread(found.descriptor, wanted, offset)
-            status = os.fstat(found.descriptor)
+            written_ns = os.fstat(found.descriptor).st_mtime_ns
         except OSError:
-            part, status = b"", None
-        if status is None or len(part) < wanted or status.st_mtime_ns != found.written_ns:
+            part, written_ns = b"", 0
+        if len(part) < wanted or written_ns != found.written_ns:
             with self._lock:
                 self._open.pop(sha256, None)
                 self._damaged.add(sha256)
             raise _damaged(sha256)
-        return part
+        return part, offset + wanted < found.size
 
     def refresh(self, sizes: Mapping[bytes, int]) -> None:
         """Open all blobs anew from now on.

@@ -176,6 +176,8 @@ class Service:
             stack.push_async_callback(door.close)
             uris = door.uris
             if self.config.http_bind:
+                # Devices are answered already while this is loaded.
+                await asyncio.to_thread(_import_http)
                 self._http, opening = _over_http(self, catalog)
                 uris += await stack.enter_async_context(opening)
             for uri in uris:
@@ -282,15 +284,20 @@ class Service:
             self._http.max_age_s = age_s
 
 
+def _import_http() -> None:
+    try:
+        import netota_coap.http.server  # noqa: F401
+    except ImportError as error:
+        hint = "pip install 'netota-coap[http]'"
+        raise ConfigError(f"HTTP takes what is not installed: {error.name}", hint=hint) from error
+
+
 def _over_http(
     service: Service, catalog: Catalog
 ) -> tuple[HttpSite, AbstractAsyncContextManager[tuple[str, ...]]]:
     """Return the site that serves a catalog over HTTP, and what opens it."""
-    try:
-        from netota_coap.http.server import HttpSite, serving
-    except ImportError as error:
-        hint = "pip install 'netota-coap[http]'"
-        raise ConfigError(f"HTTP takes what is not installed: {error.name}", hint=hint) from error
+    from netota_coap.http.server import HttpSite, serving
+
     site = HttpSite(
         catalog,
         status=service.status,

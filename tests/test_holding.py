@@ -197,8 +197,8 @@ class _Memory(OpenBlobs):
     def size(self, sha256: bytes) -> int:
         return len(DATA)
 
-    def read(self, sha256: bytes, offset: int, size: int) -> bytes:
-        return DATA[offset : offset + size]
+    def piece(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
+        return DATA[offset : offset + size], offset + size < len(DATA)
 
 
 FILE = [(coap.URI_PATH, part.encode()) for part in URL.split("/")[1:]]

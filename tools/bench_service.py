@@ -47,7 +47,7 @@ FIGURES = {
     "coap_rss_mb": Figure("memory, idle", "MB", 45),
     "coap_wakes": Figure("wake-ups while idle", "/s", 0),
     "watchdog_wakes": Figure("with a watchdog fed each 5 s", "/s", 0.21),
-    "http_start_s": Figure("start to first answer, with HTTP", "s", 0.75),
+    "http_start_s": Figure("start to first answer, with HTTP", "s", 0.5),
     "http_rss_mb": Figure("memory, idle, with HTTP", "MB", 75),
     "http_wakes": Figure("wake-ups while idle, with HTTP", "/s", 0),
 }

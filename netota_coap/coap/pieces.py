@@ -53,15 +53,12 @@ class Pieces:
             self._known.clear()
         try:
             sha256, head = self._known.get(key[len(_BEGIN) : _END]) or self._learn(key)
-            size = 16 << szx
-            offset = number * size
-            part = files.read(sha256, offset, size)
-            if not part:
-                return None
-            more = 8 if offset + len(part) < files.size(sha256) else 0
+            part, more = files.piece(sha256, number << szx + 4, 16 << szx)
         except NetotaError:
             return None
-        block = coap.encode_uint(number << 4 | more | szx)
+        if not part:
+            return None
+        block = coap.encode_uint(number << 4 | more << 3 | szx)
         return head + bytes((_AFTER | len(block),)) + block + b"\xff" + part
 
     def _learn(self, key: bytes) -> tuple[bytes, bytes]:
