@@ -23,18 +23,20 @@ from rich.text import Text
 
 from netota_coap import artefacts, publish, release
 from netota_coap.artefacts import Artefact
+from netota_coap.blobs import Blobs
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError, printable
 from netota_coap.metrics import Heard
-from netota_coap.model import Offer, Stream, StreamName
+from netota_coap.model import Stream, StreamName
 from netota_coap.publish import Edit
 from netota_coap.service import Service
-from netota_coap.sources import DEFAULT_METRIC, ArchiveSource
+from netota_coap.sources import ArchiveSource
 
 POLL_S = 0.5
 """Between two looks at a build; it is taken when it did not change between them."""
 
 _KEPT = 500  # lines that a screen could show
 _NO_VERSION = "0.0.0"
+_STATES = 5  # whose files are kept
 
 # ----------------------------------------------------------------------------------------------
 # Publishing
@@ -75,11 +77,14 @@ class Publisher:
         built = {path: artefacts.read(path) for path, _, _ in self._seen}
         if self._holds(built.values()):
             return None
-        sources = [ArchiveSource(path, offers=(_at(path),)) for path in built]
+        sources = [ArchiveSource(path) for path in built]
         told = min((each.version for each in built.values() if each.version), default=_NO_VERSION)
         version = f"{told}+dev.{now:%Y%m%d%H%M%S}"
         edit = Edit(now=now, allow_missing=True)
-        done = publish.publish(self.root, self.name, version, sources, edit=edit, force=True)
+        done = publish.publish(
+            self.root, self.name, version, sources, edit=edit, force=True, store=True
+        )
+        Blobs(self.root).gc(_STATES, grace_s=0)
         return done.after
 
     def _files(self) -> tuple[tuple[Path, int, int], ...]:
@@ -96,10 +101,6 @@ class Publisher:
             return False
         held = {archive.envelope.sha256 for archive in present.archives or ()}
         return held == {each.envelope.sha256 for each in built}
-
-
-def _at(path: Path) -> Offer:
-    return Offer(url=path.absolute().as_uri(), metric=DEFAULT_METRIC)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import pty
@@ -17,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from netota_coap import publish, repository
+from netota_coap.blobs import Blobs, blob_name
 from netota_coap.dev import Lines, Publisher, Screen, heard, logged
 from netota_coap.errors import NetotaError
 from netota_coap.metrics import Heard
@@ -49,7 +51,8 @@ def test_a_new_build_is_published_once(publisher: Publisher) -> None:
     first = publisher.look(NOW)
     assert first and first.archives
     assert first.version.endswith("+dev.20261124093000")
-    assert first.archives[0].offers[0].url.startswith("file:///")
+    held = [blob.sha256 for blob in Blobs(publisher.root).all()]
+    assert held == [archive.envelope.sha256 for archive in first.archives]
     assert publisher.look(NOW) is None
     (file,) = publisher.build.rglob("*.bin")
     file.write_bytes(file.read_bytes())
@@ -154,6 +157,8 @@ async def test_the_command(tmp_path: Path, image: Path) -> None:
         coap = line("listening on coap").split()[-1]
         async with device(coap) as it:
             await it.observe("p/local/s/dev")
+            name = blob_name(hashlib.sha256(image.read_bytes()).digest())
+            assert (await it.ask(GET, f"b/{name}")).payload == image.read_bytes()
             await it.ask(GET, "p/nothing")
             await until(lambda: line("observers of local/dev: 1"))
         async with httpx.AsyncClient() as client:
