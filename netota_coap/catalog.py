@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import attrs
@@ -31,6 +31,7 @@ from netota_coap.model import (
     Value,
 )
 from netota_coap.selection import Index, Selection
+from netota_coap.shelf import Shelf
 from netota_coap.views import View
 from netota_coap.wire import (
     StreamEncoder,
@@ -41,8 +42,6 @@ from netota_coap.wire import (
 Path = tuple[str, ...]
 
 DEFAULT_POLL_S = 86_400
-_SHELF_BYTES = 16 * 2**20
-_ENTRY_BYTES = 1_024  # what an entry of the shelf takes besides its payload
 _FILTERED_LISTS = 16  # of discovery that are kept
 
 
@@ -129,31 +128,6 @@ def _represent(fmt: ContentFormat, payload: bytes) -> Representation:
 
 
 @attrs.define(eq=False)
-class Shelf:
-    """Views of streams that were rendered, ready to be had again; the least recently used leave.
-
-    Bounded in bytes, over all streams together: whoever asks for ever new views can push out those
-    of others, which costs them time, but the server no memory.
-    """
-
-    _ready: OrderedDict[object, Representation] = attrs.field(init=False, factory=OrderedDict)
-    _bytes: int = attrs.field(init=False, default=0)
-
-    def get(self, key: object, render: Callable[[], Representation]) -> Representation:
-        """Return what stands under a key, rendered now or before."""
-        ready = self._ready.get(key)
-        if ready is not None:
-            self._ready.move_to_end(key)
-            return ready
-        ready = self._ready[key] = render()
-        self._bytes += len(ready.payload) + _ENTRY_BYTES
-        while self._bytes > _SHELF_BYTES:
-            _, dropped = self._ready.popitem(last=False)
-            self._bytes -= len(dropped.payload) + _ENTRY_BYTES
-        return ready
-
-
-@attrs.define(eq=False)
 class Resource:
     """What all resources have in common.
 
@@ -233,6 +207,7 @@ class StreamResource(Resource):
         fingerprint: ETag of everything that a client could learn of it.
         shelf: Where its other representations are kept.
         pinned: What it was under the same sequence, which a full view goes on with.
+        pinned_s: Since when, on the clock of `time.monotonic`.
     """
 
     source: Stream = attrs.field(kw_only=True)
@@ -240,8 +215,9 @@ class StreamResource(Resource):
     own: Own = attrs.field(kw_only=True)
     default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
-    shelf: Shelf = attrs.field(kw_only=True)
+    shelf: Shelf[Representation] = attrs.field(kw_only=True)
     pinned: StreamResource | None = attrs.field(init=False, default=None)
+    pinned_s: float = attrs.field(init=False, default=0.0)
     _indexes: dict[str, Index] = attrs.field(init=False, factory=dict)
     _encoder: StreamEncoder | None = attrs.field(init=False, default=None)
 
@@ -251,7 +227,7 @@ class StreamResource(Resource):
         path: Path,
         source: Stream,
         poll_s: int | None,
-        shelf: Shelf,
+        shelf: Shelf[Representation],
         holding: Holding = NOTHING,
     ) -> StreamResource:
         """Render a stream; `poll_s` is its own or its package's."""
@@ -475,7 +451,7 @@ class Catalog:
     """
 
     resources: Mapping[Path, Resource]
-    shelf: Shelf
+    shelf: Shelf[Representation]
     files: OpenBlobs | None = None
 
     @classmethod
@@ -505,7 +481,8 @@ class Catalog:
                 if not _still(stream, source, poll_s, holding):
                     stream = StreamResource.of(path, source, poll_s, shelf, holding)
                     if _glues(old, stream):
-                        stream.pinned = old
+                        # Without what that was pinned to itself.
+                        stream.pinned, stream.pinned_s = attrs.evolve(old), time.monotonic()
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
             packages.append(_collection(("p", name), "netota.package", own, package))
@@ -538,12 +515,29 @@ class Catalog:
             raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
         return resource
 
-    def unpin(self) -> bool:
-        """Let full views go on with the present state only; tell whether that changes anything."""
-        pinned = [r for r in self.resources.values() if isinstance(r, StreamResource) and r.pinned]
-        for stream in pinned:
+    @property
+    def _streams(self) -> Iterator[StreamResource]:
+        return (each for each in self.resources.values() if isinstance(each, StreamResource))
+
+    def unpin(self, before_s: float) -> tuple[bool, float | None]:
+        """Let full views go on with the present state where it was pinned before some time.
+
+        Returns:
+            Whether there was such a one; and since when the oldest of the others is pinned, if
+            there are any.
+        """
+        pinned = [stream for stream in self._streams if stream.pinned]
+        old = [stream for stream in pinned if stream.pinned_s <= before_s]
+        for stream in old:
             stream.pinned = None
-        return bool(pinned)
+        others = (stream.pinned_s for stream in pinned if stream.pinned)
+        return bool(old), min(others, default=None)
+
+    def tidy(self) -> None:
+        """Let go of the views of states that are not served any more."""
+        streams = list(self._streams)
+        streams += [stream.pinned for stream in streams if stream.pinned]
+        self.shelf.keep({stream.fingerprint for stream in streams})
 
     def differing(self, other: Catalog) -> set[Path]:
         """Return the paths whose resources are not the very same in both."""

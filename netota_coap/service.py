@@ -69,6 +69,7 @@ class Service:
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
     _asked: bool = attrs.field(init=False, default=False)
+    _pins: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _files: OpenBlobs = attrs.field(init=False)
 
     @_files.default
@@ -228,12 +229,19 @@ class Service:
         site.swap(catalog)
         if self._http:
             self._http.swap(catalog)
-        asyncio.get_running_loop().call_later(_PINNED_S, self._unpin, site, catalog)
+        if self._pins is None:
+            self._unpin(site)
 
-    def _unpin(self, site: Site, catalog: Catalog) -> None:
-        """Let transfers that a swap overtook end: what is ready is thrown away, too."""
-        if site.responder.catalog is catalog and catalog.unpin():
-            site.responder = attrs.evolve(site.responder)
+    def _unpin(self, site: Site) -> None:
+        """Let transfers that a swap overtook end, and look again when the next have to."""
+        now_s = time.monotonic()
+        some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
+        if some:
+            site.responder = attrs.evolve(site.responder)  # what is ready is thrown away, too
+        self._pins = None
+        if oldest_s is not None:
+            wait_s = oldest_s + _PINNED_S - now_s
+            self._pins = asyncio.get_running_loop().call_later(wait_s, self._unpin, site)
 
     def _tell(self, *, done: bool) -> None:
         """Tell the manager what goes on, and whether what it waited for is done."""

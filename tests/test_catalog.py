@@ -17,7 +17,6 @@ from netota_coap.catalog import (
     ContentFormat,
     DiscoveryResource,
     Resource,
-    Shelf,
     StreamResource,
 )
 from netota_coap.checks import advice
@@ -26,6 +25,7 @@ from netota_coap.errors import InvalidDataError, NotFoundError
 from netota_coap.formats import Format
 from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.selection import Selection
+from netota_coap.shelf import Shelf
 from netota_coap.views import View
 from netota_coap.wire import decode, encode, selection_to_cbor, selection_to_query
 from tests import cddl, strategies

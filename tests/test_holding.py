@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from netota_coap import publish
 from netota_coap.blobs import Blobs, blob_name, path_of
-from netota_coap.catalog import Catalog, ContentFormat, Shelf
+from netota_coap.catalog import Catalog, ContentFormat
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
 from netota_coap.coap.pieces import Pieces
@@ -26,6 +26,7 @@ from netota_coap.formats import Format
 from netota_coap.holding import Holding, OpenBlobs, own_below
 from netota_coap.model import Offer, Stream
 from netota_coap.repository import Loader
+from netota_coap.shelf import Shelf
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import decode
 from tests.device import GET, NON, device
@@ -125,11 +126,14 @@ def test_full_views_go_on_with_what_they_began_with(root: Path) -> None:
     assert seen(two, "full") != seen(one, "full")
     three = Catalog.of(repository, two, held(root, 7))
     assert seen(three, *full) == seen(two, "full")
-    assert three.unpin()
+    stable = three.find(PATH)
+    assert stable.pinned and not stable.pinned.pinned  # no chain
+    assert three.unpin(stable.pinned_s - 1) == (False, stable.pinned_s)
+    assert three.unpin(stable.pinned_s) == (True, None)
     assert seen(three, *full) == seen(three, "full")
-    assert not three.unpin()
+    assert three.unpin(stable.pinned_s) == (False, None)
     store(root, root.with_name("image.bin"))
-    assert not catalog(root, three).unpin()  # another sequence
+    assert catalog(root, three).unpin(0.0) == (False, None)  # another sequence
 
 
 def test_prefix(root: Path) -> None:

@@ -233,9 +233,7 @@ def _node(bench: Bench, port: int) -> Sequence[str | Path] | None:
 PEERS = {
     "door": Peer("ours, address", _serve("127.0.0.1"), is_ours=True, reloads=True),
     "wildcard": Peer("ours, wildcard", _serve("[::]"), is_ours=True, reloads=True),
-    "http": Peer(
-        "ours, HTTP idle", _serve("127.0.0.1", "--http", "127.0.0.1:0"), is_ours=True
-    ),
+    "http": Peer("ours, HTTP idle", _serve("127.0.0.1", "--http", "127.0.0.1:0"), is_ours=True),
     "no_door": Peer(
         "ours, no door", lambda bench, port: _plain(bench, port, bench.root), is_ours=True
     ),

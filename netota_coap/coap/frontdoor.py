@@ -37,13 +37,12 @@ from netota_coap.coap.pieces import Pieces
 from netota_coap.coap.ready import HEADS, Answering, ReadyAnswers
 from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
-from netota_coap.coap.vetting import NO_RESPONSE, Doorkeeper, Verdict, vet
+from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
 from netota_coap.metrics import Heard, Metrics, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 
 _CON, _NON, _ACK, _RST = range(4)
-_FIRST_RESPONSE = 32  # of the codes; below are those of requests
 _SEND_ATTEMPTS = 3
 
 
@@ -212,6 +211,9 @@ class _Interface(MessageInterfaceUDP6):
                 self._reply(data, verdict.code, tail, ancillary, address)
             return False
         plain = self._plain(verdict)
+        if plain and verdict[1] not in _METHODS:
+            self._reply(data, *METHOD_REFUSED, ancillary, address, _class_of(plain[0]))
+            return False
         if plain and self._register(verdict, plain[0], ancillary, address):
             return False
         answer = self._answer(*plain, verdict, data) if plain else None
@@ -244,7 +246,8 @@ class _Interface(MessageInterfaceUDP6):
     def _be_found(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
         """Answer a request to a group, if it is a discovery that finds something here."""
         plain = self._plain(vetted)
-        if plain is None or vetted[0] >> 4 & 3 != _NON or _class_of(plain[0]) != "core":
+        is_get = vetted[0] >> 4 & 3 == _NON and vetted[1] == Code.GET
+        if plain is None or not is_get or _class_of(plain[0]) != "core":
             return
         options = tuple(option for option in plain[0] if option[0] != coap.OBSERVE)
         code, tail = self._site.responder.answer(options, None, "coap")
@@ -258,17 +261,18 @@ class _Interface(MessageInterfaceUDP6):
     @staticmethod
     def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
         """Return options and payload of what the door answers; None: it is for aiocoap."""
-        if vetted[1] not in _METHODS:
+        if vetted[1] == Code.EMPTY:
             return None
         options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
         # What is the operator's depends on who asks.
-        aside = any(number == NO_RESPONSE for number, _ in options)
-        return None if aside or _class_of(options) == "status" else (options, payload)
+        to_reader = vetted[1] in _METHODS and _class_of(options) == "status"
+        aside = to_reader or any(number == NO_RESPONSE for number, _ in options)
+        return None if aside else (options, payload)
 
     def _turns_away(
         self, vetted: bytes, ancillary: Ancillary, address: Address
     ) -> tuple[Code, int] | None:
-        if not 0 < vetted[1] < _FIRST_RESPONSE:
+        if vetted[1] == Code.EMPTY:
             return None
         source = address_of(self._endpoint(ancillary, address))
         remembered = len(self._manager._recent_messages)

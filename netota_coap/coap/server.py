@@ -24,7 +24,6 @@ from netota_coap.catalog import (
     Path,
     Representation,
     Resource,
-    Shelf,
     StreamResource,
     etag_of,
 )
@@ -34,11 +33,13 @@ from netota_coap.coap.observers import Observers
 from netota_coap.coap.options import Block, Option
 from netota_coap.coap.persistence import Journal
 from netota_coap.coap.reliable import Followers
+from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
 from netota_coap.formats import dump
 from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Heard, Metrics, resource_class
 from netota_coap.model import LIMITS
+from netota_coap.shelf import Shelf
 from netota_coap.status import Status
 from netota_coap.views import View
 
@@ -302,6 +303,7 @@ class Site:
         """Serve another catalog from now on, and tell those who observe what differs."""
         differing = catalog.differing(self.responder.catalog)
         self.responder = attrs.evolve(self.responder, catalog=catalog)
+        catalog.tidy()
         self.observers.notify(differing)
         self.followers.notify(differing)
 
@@ -348,8 +350,7 @@ class Site:
         scheme, path = request.remote.scheme, request.opt.uri_path
         payload = request.payload if request.code is Code.FETCH else None
         if request.code not in _METHODS:
-            allowed = "GET and FETCH are all there is: nothing can be changed over the network"
-            code, tail = problem(_RefusedError(Code.METHOD_NOT_ALLOWED, allowed))
+            code, tail = METHOD_REFUSED
         elif path == STATUS_PATH and self._operator:
             if self._is_reader(request.remote.hostinfo):
                 code, tail = self._operator.answer(options, payload, scheme)

@@ -17,11 +17,22 @@ from netota_coap.coap import options as coap
 
 _CON, _NON, _ACK, _RST = range(4)
 _RESERVED_CLASSES = (1, 6, 7)
+_FIRST_RESPONSE = 64  # of the codes
 NO_RESPONSE = 258  # RFC 7967; aiocoap keeps to it
 _MOST_OPTIONS = 64
 # aiocoap decodes these before anybody can object: Uri-Host, Location-Path, Uri-Path, Uri-Query,
 # Location-Query, Proxy-Uri, Proxy-Scheme.
 _TEXT_OF_AIOCOAP = (3, 8, 11, 15, 20, 35, 39)
+
+
+METHOD_REFUSED = (
+    Code.METHOD_NOT_ALLOWED,
+    coap.problem(
+        Code.METHOD_NOT_ALLOWED.name_printable,
+        "GET and FETCH are all there is: nothing can be changed over the network",
+    ),
+)
+"""The answer to whatever is neither."""
 
 
 @attrs.frozen
@@ -58,7 +69,10 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
         # A Zephyr 1.14 device acknowledges with a token in the empty message: let it.
         empty = len(data) == (4 if kind in (_CON, _NON) else 4 + token_length)
         return data if empty else attrs.evolve(reset, reason="empty message that is not")
-    if kind == _RST or (kind == _ACK and code < 32):
+    if code >= _FIRST_RESPONSE:
+        # aiocoap would look for who asked, and keep for ever what numbers it has not seen before.
+        return attrs.evolve(reset, reason="a response, where nothing was asked")
+    if kind in (_ACK, _RST):
         return Verdict(None, "code that does not go with the type")
     try:
         found, payload = coap.decode(data[4 + token_length :])
@@ -66,7 +80,7 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
         return attrs.evolve(reset, reason=str(error))
     reason = _stumbling_block(found)
     if reason is not None:
-        return Verdict(Code.BAD_OPTION if code < 32 else None, reason)
+        return Verdict(Code.BAD_OPTION, reason)
     kept = [option for option in found if _is_kept(option)]
     if len(kept) == len(found):
         return data
