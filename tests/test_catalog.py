@@ -552,3 +552,17 @@ def test_advice_of_anything(archives: list[Archive]) -> None:
     """Whatever is valid can be advised on."""
     for issue in advice(repository(*archives)):
         assert issue.file == "packages/sensor-node/streams/stable.toml"
+
+
+def test_views_of_states_that_are_gone_leave_the_shelf() -> None:
+    """Those of the present one, and of what it goes on with, stay."""
+    old = repository(archive("a", (1, "coap://h/x"), machine="board"))
+    new = repository(archive("a", (2, "coap://h/x"), machine="board"))
+    one = Catalog.of(old)
+    for catalog in (one, Catalog.of(new, one)):
+        for query in (["machine=board"], ["full"], ["head"]):
+            catalog.find(PATH).represent(query, ContentFormat.CBOR, "coap")
+    kept = one.shelf._ready
+    assert len(kept) == 6
+    one.tidy()
+    assert {key[1] for key in kept} == {one.find(PATH).fingerprint}  # type: ignore[attr-defined]

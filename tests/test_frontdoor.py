@@ -33,7 +33,7 @@ from netota_coap.metrics import Tally
 from netota_coap.model import Repository
 from netota_coap.repository import Loader
 from tests.conftest import NOW
-from tests.device import ACK, CON, FETCH, GET, NON, RST, device
+from tests.device import ACK, CON, FETCH, GET, NON, POST, RST, code, device
 from tests.publishing import publish
 from tests.serving import run, serving
 
@@ -370,6 +370,22 @@ async def test_what_is_refused_is_not_kept(sample: Path) -> None:
     # Of all these, aiocoap was given one.
     assert len(manager.token_interface._recent_messages) == 1
     await door.close()
+
+
+async def test_aiocoap_sees_neither_other_methods_nor_responses(sample: Path) -> None:
+    """The door refuses the ones and drops the others: for each, memory would be taken."""
+    async with serving(sample) as (uri,), device(uri) as it:
+        refused = await it.ask(POST, "p", payload=b"x")
+        assert (refused.code, b"nothing can be changed" in refused.payload) == ("4.05", True)
+        unknown = await it.ask(31, "p", kind=NON)
+        assert (unknown.code, unknown.kind) == ("4.05", NON)
+        content = [(coap.CONTENT_FORMAT, b"\xff\xfe")]
+        for kind in (NON, ACK):
+            it.send(it.message(code("2.05"), "p", kind=kind, options=content))
+        it.send(it.message(code("2.05"), "p", kind=CON, options=content))
+        assert (await it.receive()).kind == RST
+        assert await it.silent()
+        assert (await it.ask(GET, "p")).code == "2.05"
 
 
 async def test_what_aiocoap_would_have_to_remember_is_bounded(
