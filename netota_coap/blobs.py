@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -320,6 +320,40 @@ class Blobs:
                     self._remove(place, blob.sha256.hex())
                 self._tidy()
         return removed
+
+    def renew(self, envelopes: Iterable[Envelope]) -> None:
+        """Let blobs count as put there anew, as far as they are there."""
+        for envelope in envelopes:
+            with (
+                contextlib.suppress(OSError),
+                self._directory(_shard_of(envelope.sha256)) as shard,
+            ):
+                _renewed(shard, envelope)
+
+    def shrink(self, size: int, also_kept: Collection[bytes] = ()) -> tuple[Blob, ...]:
+        """Remove blobs until all together are as small as is wanted, the oldest first.
+
+        Args:
+            size: Of all together, bytes; more where the streams hold more, whose blobs stay.
+            also_kept: SHA-256 of what stays besides.
+
+        Returns:
+            The blobs that were removed.
+
+        Raises:
+            InvalidDataError: As `gc` does; so does `RepositoryError`.
+        """
+        with locked(self.root):
+            state = repository.Loader(self.root).load()
+            kept = {envelope.sha256 for envelope in envelopes_of(state)} | {*also_kept}
+            found = sorted(self.all(), key=lambda blob: blob.since)
+            excess, removed = sum(blob.size for blob in found) - size, []
+            for blob in found:
+                if excess > 0 and not blob.damaged and blob.sha256 not in kept:
+                    self._remove(_shard_of(blob.sha256), blob.sha256.hex())
+                    excess -= blob.size
+                    removed.append(blob)
+        return tuple(removed)
 
     def _tidy(self) -> None:
         """Remove what writers left behind that were killed."""

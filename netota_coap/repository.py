@@ -346,8 +346,8 @@ def take_over(root: Path, name: StreamName, adopt: Adopt) -> Stream | None:
     Args:
         root: Of the repository.
         name: Of the stream; it need not exist.
-        adopt: Under the lock; what it raises stops the change. A state that differs from the last
-            one in no more than R-9 allows, under the same sequence, makes no history.
+        adopt: Asked under the lock; what it raises stops the change. A state that differs from
+            the last one in no more than R-9 allows, under the same sequence, makes no history.
 
     Returns:
         What was written; None: nothing.
@@ -361,7 +361,8 @@ def take_over(root: Path, name: StreamName, adopt: Adopt) -> Stream | None:
     with locked(root):
         package, present = read(root, name)
         _refuse_similar(root, *name)
-        state = adopt(present or _last(root, name))
+        known = present or _last(root, name)
+        state = adopt(known) or (None if present else known)
         if state is None:
             return None
         if _is_recorded(root, name, state):

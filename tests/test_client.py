@@ -316,7 +316,7 @@ async def test_a_server_in_trouble_is_waited_for() -> None:
 async def test_formats(sample: Path) -> None:
     """Any resource can be had in any of its formats."""
     async with serving(sample) as (uri,), Client() as client:
-        for fmt in ContentFormat:
+        for fmt in (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR):
             assert fmt == (await client.get(uri + "/p", accept=fmt)).format
         core = await client.get(uri + "/.well-known/core", ["rt=netota.stream"])
 
@@ -466,3 +466,17 @@ async def test_a_block_past_all() -> None:
     async with Client() as client:
         with pytest.raises(TransferError, match="counts no block"):
             await client.block("coap://127.0.0.1:1", 1 << 30)
+
+
+async def test_changes(sample: Path) -> None:
+    """One observation tells that anything changed; it ends after silence."""
+    async with serving(sample) as (uri,), Client() as client:
+        changes = client.changes(f"{uri}/", poll_s=2.0)
+        await anext(changes)
+        crowd(sample, 1)
+        async with asyncio.timeout(1.9):
+            await anext(changes)
+        assert [None async for _ in changes] == []
+    with pytest.raises(TransferError):
+        async with Client(timeout_s=1) as client:
+            await anext(client.changes(uri))

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.download import Report, check_offers, download, resolve
+from netota_coap.download import Limit, Report, check_offers, download, resolve
 from netota_coap.errors import ConfigError, IntegrityError, TransferError
 from netota_coap.model import Archive, Envelope, Offer
 from tests.file_servers import (
@@ -576,3 +576,19 @@ async def test_killed(target: Path) -> None:
 
         assert f"bytes={CUT}-" == it.requests[1].headers["range"]
     assert target.read_bytes() == DATA
+
+
+async def test_a_limit(tmp_path: Path) -> None:
+    """All downloads together are as slow as they are told to be; that wait is no silence."""
+    async with http_server(lambda request: ranged(DATA, request)) as server:
+        pace = Limit(2 * len(DATA))
+        start = asyncio.get_running_loop().time()
+        await asyncio.gather(
+            *(
+                download(archive(server.url), tmp_path / name, timeout_s=0.4, pace=pace)
+                for name in ("one", "two")
+            )
+        )
+        took_s = asyncio.get_running_loop().time() - start
+    assert took_s >= 1.0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == DATA

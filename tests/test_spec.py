@@ -19,8 +19,8 @@ from tools import make_spec
 
 CODE = Path(netota_coap.__file__).parent
 DOCUMENTS = sorted(make_spec.SPEC.rglob("*.md"))
-RULE = re.compile(r"\b[RPWCH]-[0-9]+\b")
-STATED = re.compile(r"^- \*\*([RPWCH]-[0-9]+)\*\* \S", re.MULTILINE)
+RULE = re.compile(r"\b[RPWCHM]-[0-9]+\b")
+STATED = re.compile(r"^- \*\*([RPWCHM]-[0-9]+)\*\* \S", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -30,6 +30,7 @@ PREFIXES = {
     "wire.md": "W",
     "resources.md": "C",
     "http.md": "H",
+    "mirror.md": "M",
 }
 
 
@@ -116,7 +117,7 @@ def test_rules_begin_an_item() -> None:
     """A bold id is a statement; nothing else is written like one."""
     for path in DOCUMENTS:
         text = read(path)
-        assert re.findall(r"\*\*([RPWCH]-[0-9]+)\*\*", text) == STATED.findall(text)
+        assert re.findall(r"\*\*([RPWCHM]-[0-9]+)\*\*", text) == STATED.findall(text)
 
 
 @pytest.mark.parametrize(

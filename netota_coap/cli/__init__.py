@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from netota_coap import __version__
-from netota_coap.cli import asking, blobs, changing, looking, operating, serving
+from netota_coap.cli import asking, blobs, changing, looking, mirroring, operating, serving
 from netota_coap.cli.frame import report
 
 
@@ -28,7 +28,7 @@ def cli() -> None:
     """
 
 
-for _module in (looking, changing, blobs, serving, asking, operating):
+for _module in (looking, changing, blobs, serving, mirroring, asking, operating):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -103,10 +103,11 @@ def _stumbling_block(found: Sequence[coap.Option]) -> str | None:
     for number, value in found:
         if number in _TEXT_OF_AIOCOAP and not coap.is_text(value):
             return f"option {number} is not UTF-8"
-        # aiocoap reads these as numbers, and forgets how long they were.
-        if coap.is_critical(number) and number in coap.KNOWN and not coap.fits((number, value)):
-            return f"{coap.KNOWN[number].name} has {len(value)} bytes"
-    return None
+    # aiocoap forgets how long numbers were, and keeps for ever what options it has seen. That
+    # there is no proxy here, `Responder` says.
+    return coap.refusal(
+        option for option in found if option[0] not in (coap.PROXY_URI, coap.PROXY_SCHEME)
+    )
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,0 +1,319 @@
+"""Keeps a local repository level with an upstream: follows, adopts, fetches, and only then swaps.
+
+`adoption.py` decides, without I/O; `upstreams.py` asks the other server; `incoming.py` fetches
+blobs. What is written goes through `repository.py`, so a server of the same directory learns of it
+as of any publish.
+Source: `spec/mirror.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import attrs
+
+from netota_coap import repository
+from netota_coap.errors import (
+    ConfigError,
+    IntegrityError,
+    InvalidDataError,
+    NetotaError,
+    RepositoryConflictError,
+    RepositoryError,
+    RollbackError,
+    TransferError,
+    printable,
+)
+from netota_coap.mirror.adoption import Choice, adopt, author_of
+from netota_coap.mirror.incoming import Incoming, SupersededError
+from netota_coap.mirror.upstreams import Upstream, upstream_of
+from netota_coap.model import Stream, StreamEntry, StreamName
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_POLL_S = 3600.0
+_LONGEST_RETRY_S = 300.0
+_ASKED_AT_ONCE = 4
+_REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
+"""What is wrong with an offered state, and does not become right by trying again."""
+_TROUBLES = (TransferError, RepositoryError, InvalidDataError)
+"""What may be over soon: the last is of the files here."""
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """How an upstream is followed.
+
+    Attributes:
+        poll_s: After so many seconds of silence it is asked, too.
+        timeout_s: How long to wait for an answer, seconds.
+        retry_s: How long to wait before the first retry, seconds; doubles up to 5 minutes.
+        announce_at_once: Whether devices hear of a state before its blobs are here.
+        limit_bytes_s: Of all downloads together, bytes per second; None: none.
+        keep_free: What is to stay free on the disk, bytes.
+        size_cap: Of all blobs together, bytes, as far as the streams hold no more; None: none.
+    """
+
+    poll_s: float = DEFAULT_POLL_S
+    timeout_s: float = 30.0
+    retry_s: float = 2.0
+    announce_at_once: bool = False
+    limit_bytes_s: int | None = None
+    keep_free: int = 0
+    size_cap: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class MirrorStatus:
+    """How it stands with an upstream.
+
+    Attributes:
+        uri: Of the upstream.
+        last_contact: When it answered last; None: not yet.
+        behind: How many of its streams are not here in the state that it has.
+        refused: How often a state of it was refused.
+        error: Why something is not level, or ""; one reason of maybe several.
+    """
+
+    uri: str
+    last_contact: datetime | None
+    behind: int
+    refused: int
+    error: str
+
+
+def _without_slash(uri: str) -> str:
+    return uri.rstrip("/")
+
+
+@attrs.define
+class Mirror:
+    """Follows one upstream.
+
+    Attributes:
+        root: Of the repository.
+        uri: Of the upstream: `coap://HOST`, or of HTTP with the prefix if it has one.
+        choice: What is mirrored.
+        terms: How.
+    """
+
+    root: Path
+    uri: str = attrs.field(converter=_without_slash)
+    choice: Choice = Choice()
+    terms: Terms = Terms()
+    _incoming: Incoming = attrs.field(init=False)
+    _asking: asyncio.Semaphore = attrs.field(
+        init=False, factory=lambda: asyncio.Semaphore(_ASKED_AT_ONCE)
+    )
+    _offered: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
+    _settled: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
+    _following: dict[StreamName, asyncio.Event] = attrs.field(init=False, factory=dict)
+    _reasons: dict[str, str] = attrs.field(init=False, factory=dict)
+    _refused: int = attrs.field(init=False, default=0)
+    _contact: datetime | None = attrs.field(init=False, default=None)
+
+    @_incoming.default
+    def _of_terms(self) -> Incoming:
+        terms = self.terms
+        return Incoming(self.root, terms.limit_bytes_s, terms.keep_free, terms.size_cap)
+
+    def __attrs_post_init__(self) -> None:
+        reason = Stream.rules()["author"](author_of(self.uri))
+        if reason:
+            raise ConfigError(f"{self.uri}: cannot be an upstream: {reason}")
+
+    @property
+    def status(self) -> MirrorStatus:
+        """How it stands."""
+        behind = {
+            name for name, entry in self._offered.items() if self._settled.get(name) != entry
+        }
+        behind |= {name for name in self._offered if "/".join(name) in self._reasons}
+        return MirrorStatus(
+            uri=self.uri,
+            last_contact=self._contact,
+            behind=len(behind),
+            refused=self._refused,
+            error=next(iter(self._reasons.values()), ""),
+        )
+
+    async def once(self) -> MirrorStatus:
+        """Become level with the upstream, as far as that can be done now.
+
+        Raises:
+            ConfigError: The URI is none of an upstream.
+            TransferError: The upstream cannot be asked.
+            RepositoryError: The repository cannot be written.
+            InvalidDataError: It is malformed.
+        """
+        await asyncio.to_thread(self._incoming.tidy)
+        async with upstream_of(self.uri, self.terms.timeout_s) as upstream:
+            due = await self._survey(upstream)
+            await asyncio.gather(*(self._settle(upstream, name) for name in due))
+        return self.status
+
+    async def run(self) -> None:
+        """Stay level with the upstream until cancelled; what goes wrong is logged and tried again.
+
+        Raises:
+            ConfigError: The URI is none of an upstream.
+        """
+        retry_s = self.terms.retry_s
+        await asyncio.to_thread(self._incoming.tidy)
+        async with (
+            upstream_of(self.uri, self.terms.timeout_s) as upstream,
+            asyncio.TaskGroup() as group,
+        ):
+            while True:
+                try:
+                    changes = upstream.changes(_jittered(self.terms.poll_s))
+                    async with contextlib.aclosing(changes):
+                        async for _ in changes:
+                            for name in await self._survey(upstream):
+                                self._follow(upstream, name, group)
+                            self._is_well("")
+                            retry_s = self.terms.retry_s
+                except IntegrityError as error:
+                    self._refuse("", error)
+                except _TROUBLES as error:
+                    self._complain("", error)
+                await asyncio.sleep(_jittered(retry_s))
+                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+
+    # ------------------------------------------------------------------------------------------
+    # What there is
+
+    async def _survey(self, upstream: Upstream) -> list[StreamName]:
+        """Learn what the upstream has, and drop what it has no more; return what is to be asked.
+
+        That is what its lists tell, or all if they tell nothing: offers may have changed.
+        """
+        offered: dict[StreamName, StreamEntry] = {}
+        for package in filter(self.choice.has_package, await upstream.packages()):
+            for stream, entry in (await upstream.streams(package)).items():
+                if self.choice.has((package, stream)):
+                    offered[package, stream] = entry
+        self._offered, self._contact = offered, datetime.now(UTC)
+        for name in self._settled.keys() - offered:
+            del self._settled[name]
+            self._reasons.pop("/".join(name), None)
+        await asyncio.to_thread(self._drop_vanished, offered.keys())
+        return [name for name in offered if self._settled.get(name) != offered[name]] or [*offered]
+
+    def _drop_vanished(self, offered: Collection[StreamName]) -> None:
+        state = repository.Loader(self.root).load()
+        for package_name, package in state.packages.items():
+            for stream_name, stream in package.streams.items():
+                name = (package_name, stream_name)
+                if stream.author == author_of(self.uri) and name not in offered:
+                    repository.drop(self.root, name)
+                    _log.info("%s: %s/%s is gone", self.uri, *name)
+                    self._incoming.let_go(stream)
+
+    # ------------------------------------------------------------------------------------------
+    # One stream
+
+    def _follow(self, upstream: Upstream, name: StreamName, group: asyncio.TaskGroup) -> None:
+        """See to it that somebody makes a stream level, and does not wait with it."""
+        if name in self._following:
+            self._following[name].set()
+            return
+        self._following[name] = asyncio.Event()
+        task = group.create_task(self._until_settled(upstream, name))
+        task.add_done_callback(lambda _: self._following.pop(name))
+
+    async def _until_settled(self, upstream: Upstream, name: StreamName) -> None:
+        retry_s, news = self.terms.retry_s, self._following[name]
+        while not await self._settle(upstream, name):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_jittered(retry_s)):
+                    await news.wait()
+            news.clear()
+            retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+
+    async def _settle(self, upstream: Upstream, name: StreamName) -> bool:
+        """Make a stream level, or refuse it; tell whether there is nothing to be tried again."""
+        label = "/".join(name)
+        while entry := self._offered.get(name):
+            try:
+                await self._make_level(upstream, name, partial(self._is_superseded, name, entry))
+            except SupersededError:
+                continue
+            except _REFUSED as error:
+                self._refuse(label, error)
+            except _TROUBLES as error:
+                self._complain(label, error)
+                return False
+            else:
+                self._is_well(label)
+            self._settled[name] = entry
+            if not self._is_superseded(name, entry):
+                break
+        return True
+
+    def _is_superseded(self, name: StreamName, entry: StreamEntry) -> bool:
+        return self._offered.get(name) != entry
+
+    async def _make_level(
+        self, upstream: Upstream, name: StreamName, is_superseded: Callable[[], bool]
+    ) -> None:
+        async with self._asking:
+            offered = await upstream.stream(name)
+
+        def decide(known: Stream | None) -> Stream | None:
+            if is_superseded():
+                raise SupersededError
+            return adopt(known, offered, self.uri)
+
+        present, known = await asyncio.to_thread(self._states, name)
+        state = decide(known) or known
+        assert state is not None
+        if self.terms.announce_at_once and state is not present:
+            await asyncio.to_thread(self._swap, name, present, decide)
+        async with self._incoming.fetched(self.choice.archives(state), is_superseded):
+            if not self.terms.announce_at_once and state is not present:
+                await asyncio.to_thread(self._swap, name, present, decide)
+
+    def _states(self, name: StreamName) -> tuple[Stream | None, Stream | None]:
+        """Return the state that a stream holds here, and that which it holds or held last."""
+        present = repository.read(self.root, name)[1]
+        return present, present or repository.last(self.root, name)
+
+    def _swap(self, name: StreamName, before: Stream | None, decide: repository.Adopt) -> None:
+        taken = repository.take_over(self.root, name, decide)
+        if taken:
+            told = ("/".join(name), taken.version, taken.sequence)
+            _log.info("%s: took %s %s, sequence %d", self.uri, *told)
+        if before:
+            self._incoming.let_go(before)
+
+    # ------------------------------------------------------------------------------------------
+    # What is wrong
+
+    def _refuse(self, label: str, error: NetotaError) -> None:
+        self._refused += 1
+        self._complain(label, error)
+
+    def _complain(self, label: str, error: NetotaError) -> None:
+        """Log what is wrong with a stream, or with all of them, once while it stays so."""
+        reason = printable(error.detail)
+        if self._reasons.get(label) != reason:
+            self._reasons[label] = reason
+            what = ": ".join(part for part in (self.uri, label, reason) if part)
+            _log.warning("%s%s", what, f" ({error.hint})" if error.hint else "")
+
+    def _is_well(self, label: str) -> None:
+        if self._reasons.pop(label, None):
+            _log.info("%s", ": ".join(part for part in (self.uri, label, "is well again") if part))
+
+
+def _jittered(seconds: float) -> float:
+    """Keep gateways that lost one upstream from asking it at one moment."""
+    return seconds * random.uniform(1.0, 1.5)  # noqa: S311

@@ -1,0 +1,166 @@
+"""Fetches the blobs that a mirror needs, one file at a time, which survives kills.
+
+Source: `spec/mirror.md`, rules M-30 to M-36.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+
+import attrs
+
+from netota_coap.blobs import Blobs
+from netota_coap.download import Limit, download
+from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
+from netota_coap.files import writing
+from netota_coap.model import Archive, Envelope, Stream
+
+_PLACE = "blobs/.incoming"
+_AT_ONCE = 2
+_TIMEOUT_S = 30.0
+_STALE_S = 7 * 86_400.0
+
+
+class SupersededError(Exception):
+    """What is being fetched is not wanted any more."""
+
+
+@attrs.define
+class Incoming:
+    """What is on its way into the blobs of a repository.
+
+    Attributes:
+        root: Of the repository.
+        limit_bytes_s: Of all downloads together, bytes per second; None: none.
+        keep_free: What is to stay free on the disk, bytes.
+        size_cap: Of all blobs together, bytes, as far as the streams hold no more; None: none.
+    """
+
+    root: Path
+    limit_bytes_s: int | None = None
+    keep_free: int = 0
+    size_cap: int | None = None
+    _limit: Limit | None = attrs.field(init=False)
+    _slots: asyncio.Semaphore = attrs.field(
+        init=False, factory=lambda: asyncio.Semaphore(_AT_ONCE)
+    )
+    _locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = attrs.field(
+        init=False, factory=weakref.WeakValueDictionary
+    )
+    _needed: Counter[bytes] = attrs.field(init=False, factory=Counter)
+    _expected: int = attrs.field(init=False, default=0)  # bytes of those that are under way
+
+    @_limit.default
+    def _limited(self) -> Limit | None:
+        return Limit(self.limit_bytes_s) if self.limit_bytes_s else None
+
+    @contextlib.asynccontextmanager
+    async def fetched(
+        self, archives: Collection[Archive], is_superseded: Callable[[], bool]
+    ) -> AsyncIterator[None]:
+        """Fetch what is not held yet, and keep all of it for as long as the block takes.
+
+        What has arrived of a file stays, whatever happens.
+
+        Args:
+            archives: That are needed.
+            is_superseded: Asked again and again; once it is so, nothing more is fetched.
+
+        Raises:
+            SupersededError: It is.
+            TransferError: One of them cannot be had now.
+            RepositoryError: It cannot be stored, or the disk would be too full.
+        """
+        wanted = {archive.envelope.sha256: archive for archive in archives}
+        self._needed.update(wanted.keys())
+        try:
+            fetching = (self._one(archive, is_superseded) for archive in wanted.values())
+            for error in await asyncio.gather(*fetching, return_exceptions=True):
+                if error is not None:
+                    raise error
+            yield
+        finally:
+            self._needed.subtract(wanted.keys())
+            self._needed = +self._needed
+
+    async def _one(self, archive: Archive, is_superseded: Callable[[], bool]) -> None:
+        envelope = archive.envelope
+
+        async def pace(count: int) -> None:
+            if is_superseded():
+                raise SupersededError
+            if self._limit:
+                await self._limit(count)
+
+        # Two streams may hold the same file.
+        lock = self._locks.setdefault(envelope.sha256, asyncio.Lock())
+        if await asyncio.to_thread(self._holds, envelope):
+            return
+        async with lock, self._slots:
+            if await asyncio.to_thread(self._holds, envelope):
+                return
+            if is_superseded():
+                raise SupersededError
+            self._expected += envelope.size
+            try:
+                target = await asyncio.to_thread(self._place, envelope)
+                await download(archive, target, timeout_s=_TIMEOUT_S, pace=pace)
+            except IntegrityError as error:
+                # Not of the upstream, which may have a better offer soon.
+                detail = error.detail.removeprefix(f"{error.uri}: ")
+                raise TransferError(detail, uri=error.uri, hint=error.hint) from error
+            except ConfigError as error:
+                # Of this machine's proxies, or what lies in the way here.
+                raise RepositoryError(error.detail, hint=error.hint) from error
+            except OSError as error:
+                raise RepositoryError(f"{self.root}: cannot be written: {error}") from error
+            finally:
+                self._expected -= envelope.size
+            await asyncio.to_thread(self._put, target, envelope)
+
+    def _holds(self, envelope: Envelope) -> bool:
+        return bool(Blobs(self.root).held((envelope,)))
+
+    def _place(self, envelope: Envelope) -> Path:
+        """Return where a file is to arrive, if there is room for it."""
+        target = self.root / _PLACE / envelope.sha256.hex()
+        with writing(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            there = sum(part.stat().st_size for part in target.parent.glob(f".{target.name}.*"))
+            left = shutil.disk_usage(target.parent).free + there - self._expected
+        if left < self.keep_free:
+            raise RepositoryError(
+                f"{self.root}: {envelope.size} bytes would leave {max(left, 0)} free, "
+                f"and {self.keep_free} are to stay",
+                hint=f"Make room on the disk: netota-coap blob gc {self.root}",
+            )
+        return target
+
+    def _put(self, target: Path, envelope: Envelope) -> None:
+        Blobs(self.root).add(target, envelope, link=True)
+        with writing(self.root):
+            target.unlink()
+
+    def let_go(self, state: Stream) -> None:
+        """Take note that a state is over, and let the oldest blobs leave if there are too many."""
+        if self.size_cap is not None:
+            blobs = Blobs(self.root)
+            blobs.renew(archive.envelope for archive in state.archives or ())
+            blobs.shrink(self.size_cap, tuple(self._needed))
+
+    def tidy(self) -> None:
+        """Remove what nobody went on with for a week, before anything is fetched."""
+        place = self.root / _PLACE
+        with writing(self.root):
+            for file in tuple(place.iterdir()) if place.is_dir() else ():
+                # A whole file whose blob is there was cut off between two steps.
+                old = file.stat().st_mtime < time.time() - _STALE_S
+                if old or (self.root / "blobs/sha256" / file.name[:2] / file.name).exists():
+                    file.unlink()
