@@ -130,7 +130,7 @@ class Blobs:
                 return _opened(directory, sha256.hex())[0]
         except OSError as error:
             if error.errno in _NOT_THERE:
-                raise NotFoundError(f"{self.root}: there is no blob {sha256.hex()}") from error
+                raise NotFoundError(f"there is no blob {sha256.hex()}") from error
             raise self._unreadable(path_of(sha256), error) from error
 
     def all(self) -> tuple[Blob, ...]:

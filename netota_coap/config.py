@@ -23,6 +23,7 @@ from netota_coap.coap.observers import Caps
 from netota_coap.coap.server import DEFAULT_MAX_AGE_S, STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND, parse_bind
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
+from netota_coap.files import at_once
 from netota_coap.formats import Format, load, refuse
 from netota_coap.holding import DEFAULT_METRIC
 from netota_coap.model import LIMITS, Rule, instance, text
@@ -469,7 +470,8 @@ def _from_manager(environment: Environment) -> Iterator[_Said]:
 
 def _from_file(file: Path, issues: list[Issue], *, may_be_missing: bool) -> Iterator[_Said]:
     try:
-        with file.open("rb") as stream:
+        # A pipe must not keep the service waiting.
+        with open(file, "rb", opener=at_once) as stream:
             data = stream.read(LIMITS["document"].value + 1)
         plain = load(data, Format.TOML)
     except FileNotFoundError as error:

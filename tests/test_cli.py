@@ -188,7 +188,7 @@ MISTAKES = [
         3,
         "hint: Make one: netota-coap init",
     ),
-    (["serve", "{root}", "--bind", "192.0.2.99:5683"], 4, "choose another --bind"),
+    (["serve", "{root}", "--bind", "192.0.2.99:5683"], 4, "choose another"),
     (["serve", "{root}", "--bind", "[::"], 2, "must be HOST:PORT"),
     (["serve", "{root}/nix"], 3, "error: {root}/nix: is not a directory\n"),
     (["get", "http://localhost/"], 2, "only coap:// is spoken here"),

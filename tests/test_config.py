@@ -272,3 +272,11 @@ async def test_no_repository() -> None:
 
     assert code == 2
     assert "error: no repository is named\nhint: netota-coap serve DIR" in err
+
+
+async def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Whoever puts one in place of the file has an empty configuration."""
+    pipe = tmp_path / "config.toml"
+    os.mkfifo(pipe)
+    code, _, _ = await netota("config", "check", pipe)
+    assert code == 0

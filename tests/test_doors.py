@@ -85,7 +85,7 @@ async def test_tcp(sample: Path) -> None:
 
 async def test_multicast_of_no_interface(sample: Path) -> None:
     """An interface that is not there is said at the start."""
-    code, _, err = await netota("serve", sample, "--multicast", "nowhere0")
+    code, _, err = await netota("serve", sample, "--bind", "[::]:0", "--multicast", "nowhere0")
 
     assert code == 2
     assert "error: nowhere0: no such interface; there is " in err

@@ -270,7 +270,7 @@ async def test_problems(it: Server, target: str, accept: str, status: int) -> No
         ("/p/%0d%0aX:%20y", 404),
         ("/p/%", 404),
         ("/" + "a/" * 3500, 404),
-        ("http://x/p", 404),
+        ("http://x/p", 200),
         ("*", 404),
     ],
 )
@@ -374,6 +374,9 @@ async def test_metrics() -> None:
         (b"GET /p HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000, 400),
         (b"GET /p HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000 + END, 431),
         (b"GET /p?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: x" + END, 431),
+        (b"GET /p HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 3_000 + b"b: c" + END, 431),
+        (b"GET http://x/p HTTP/1.1\r\nHost: x" + END, 200),
+        (b"GET HTTPS://x HTTP/1.1\r\nHost: x" + END, 302),
         (b"GET /p\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /p HTTP/1.1\r\nHost: x\r\nContent-Length: lies\r\n\r\n", 400),
         (b"GET /p HTTP/1.0\r\n\r\n", 200),
@@ -535,3 +538,27 @@ async def test_swap() -> None:
         assert (await it.get(BIG)).json()["sequence"] == 8
         it.site.swap(CATALOG.of(Repository(format=1)))
         assert (await it.get(BIG)).status_code == 404
+
+
+MALFORMED = "Transfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize("accept", ["*/*", EVENTS])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_turns_out_to_be_malformed_is_not_logged(
+    it: Server, caplog: pytest.LogCaptureFixture, accept: str, *, at_once: bool
+) -> None:
+    """Its connection ends, and that is all: nobody can fill a log."""
+    head = f"GET {BIG} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n{MALFORMED}\r\n\r\n".encode()
+    for _ in range(5):
+        async with connected(it.uri) as connection:
+            connection.writer.write(head + b"ZZ\r\n" * at_once)
+            if not at_once:
+                await connection.reader.read(1)
+                connection.writer.write(b"ZZ\r\n")
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(5):
+                    while await connection.reader.read(65_536):
+                        pass
+    assert (await it.get("/healthz")).status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.levelno > 20] == []

@@ -149,7 +149,8 @@ def dev(builds: Sequence[Path], repository: Path, name: StreamName, bind: str, h
 
     if not (repository / "repository.toml").exists():
         init(repository, "Development")
-    config = Config(repository=repository, coap_bind=(bind,), http_bind=http)
+    state = repository / ".state"
+    config = Config(repository=repository, state=state, coap_bind=(bind,), http_bind=http)
     with contextlib.ExitStack() as stack:
         board: desk.Board = desk.Lines(click.echo)
         if sys.stdout.isatty():

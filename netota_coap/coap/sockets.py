@@ -116,9 +116,9 @@ def tell_buffers(opened: socket.socket) -> None:
 
 def _address_error(bind: str, error: OSError) -> AddressError:
     hints = {
-        errno.EADDRINUSE: "Another server listens there: stop it, or choose another --bind.",
-        errno.EADDRNOTAVAIL: "It is no address of this machine: choose another --bind.",
-        errno.EACCES: "Ports below 1024 need a privilege: choose another --bind.",
+        errno.EADDRINUSE: "Another server listens there: stop it, or choose another address.",
+        errno.EADDRNOTAVAIL: "It is no address of this machine: choose another.",
+        errno.EACCES: "Ports below 1024 need a privilege: choose another.",
         errno.EAFNOSUPPORT: (
             "AF_INET6 sockets are needed, for IPv4 too: allow them (RestrictAddressFamilies= in "
             "systemd, ipv6.disable=0 for the kernel). Switching IPv6 off by sysctl is fine."

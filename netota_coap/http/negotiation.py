@@ -15,6 +15,7 @@ from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 _MOST_PARAMETERS = 64  # as many as CoAP takes options
 
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?")
+_ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 
 
@@ -22,11 +23,14 @@ def path_of(raw: bytes) -> Path:
     """Return the segments of a path, each decoded exactly once.
 
     Args:
-        raw: As it stands in the request, without the query.
+        raw: As it stands in the request, without the query; may be that of an absolute URI.
 
     Raises:
         NotFoundError: It is no path, or not UTF-8, so nothing is there.
     """
+    absolute = _ORIGIN.match(raw)
+    if absolute:
+        raw = raw[absolute.end() :] or b"/"
     start, *segments = raw.split(b"/")
     if start:
         raise NotFoundError("there is nothing at what does not begin with '/'")

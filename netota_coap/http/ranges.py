@@ -16,7 +16,7 @@ from netota_coap.catalog import BlobRepresentation
 from netota_coap.http.site import RefusedError
 
 _PIECE = 262_144  # bytes that are read at a time
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=(\d{0,99})-(\d{0,99})", re.IGNORECASE | re.ASCII)
 
 
 def range_of(asked: str, size: int) -> tuple[int, int] | None:

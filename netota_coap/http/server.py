@@ -19,6 +19,7 @@ from http import HTTPStatus
 from urllib.parse import unquote
 
 import attrs
+from h11 import LocalProtocolError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -82,7 +83,14 @@ class HttpSite(Site):
         except Exception:  # noqa: BLE001 - a bug must not reach the wire
             _log.exception("a bug: %s %s", request.method, scope["path"])
             answer = problem_of(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; it was logged")
-        await answer(scope, receive, partial(self._send, request, came_ns, send))
+        try:
+            await answer(scope, receive, partial(self._send, request, came_ns, send))
+        except NetotaError as error:
+            _log.debug("an answer ended early: %s", error)
+            raise
+        except Exception:
+            _log.exception("a bug: %s %s", request.method, scope["path"])
+            raise
 
     async def _answer(self, request: Request) -> ASGIApp:
         if request.method not in _METHODS:
@@ -147,7 +155,9 @@ class HttpSite(Site):
                 self.metrics.listener(_heard(request, message["status"], headers, took_us))
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
-        await send(message)
+        # uvicorn has answered a request that turned out to be malformed.
+        with contextlib.suppress(LocalProtocolError):
+            await send(message)
 
 
 def _heard(request: Request, status: int, headers: MutableHeaders, took_us: float) -> Heard:
@@ -169,8 +179,8 @@ def _joined(request: Request, header: str) -> str:
 
 
 def _length(scope: Scope) -> int:
-    fields = sum(len(name) + len(value) for name, value in scope["headers"])
-    return fields + len(scope["raw_path"]) + len(scope["query_string"])
+    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return fields + len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"])
 
 
 def _class(request: Request, content_type: str) -> str:
@@ -266,8 +276,11 @@ class _Protocol(H11Protocol):
             self._deadline.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
-        super().data_received(data)
+        """Take bytes; what is malformed while an answer is under way ends the connection."""
+        try:
+            super().data_received(data)
+        except LocalProtocolError:
+            self.transport.abort()
         self._await_request()
 
     def on_response_complete(self) -> None:
@@ -323,7 +336,7 @@ async def serving(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="error",  # what it says of hostile requests is nothing to an operator
+        log_level=logging.CRITICAL,  # it speaks of hostile requests; of bugs, `application` does
         access_log=False,
         date_header=False,  # it would wake up ten times a second for it
         forwarded_allow_ips=_TRUSTED,
