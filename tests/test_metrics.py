@@ -89,12 +89,14 @@ async def test_requests_are_heard() -> None:
             await it.ask(GET, "p?a=b&c")
         await it.observe("p")
         await other.ask(POST, "p")
+        await other.ask(GET, "nowhere")
     await door.close()
     assert [(each.method, list(each.path), list(each.query), each.code) for each in heard] == [
         ("GET", ["p"], ["a=b", "c"], "2.05"),
         ("GET", ["p"], ["a=b", "c"], "2.05"),
         ("GET", ["p"], [], "2.05"),
         ("POST", ["p"], [], "4.05"),
+        ("GET", ["nowhere"], [], "4.04"),
     ]
     assert heard[0].who.startswith("127.0.0.1:")
     assert heard[3].who.startswith("[::1]:")

@@ -84,6 +84,26 @@ _GETS = {
 }
 
 
+@attrs.frozen
+class _Plain:
+    """A request that the door answers.
+
+    Attributes:
+        options: In the order of their numbers.
+        payload: The bytes.
+        resource: Class of what is asked for.
+    """
+
+    options: tuple[coap.Option, ...]
+    payload: bytes
+    resource: str
+
+    @property
+    def unobserved(self) -> tuple[coap.Option, ...]:
+        """The options of the same request, as one who does not try to observe has them."""
+        return tuple(option for option in self.options if option[0] != coap.OBSERVE)
+
+
 class _Interface(MessageInterfaceUDP6):
     """aiocoap's UDP transport, with the door before it."""
 
@@ -212,13 +232,13 @@ class _Interface(MessageInterfaceUDP6):
             return False
         plain = self._plain(verdict)
         if plain and verdict[1] not in _METHODS:
-            self._reply(data, *METHOD_REFUSED, ancillary, address, _class_of(plain[0]))
+            self._reply(data, *METHOD_REFUSED, ancillary, address, plain)
             return False
-        if plain and self._register(verdict, plain[0], ancillary, address):
+        if plain and self._register(verdict, plain, ancillary, address):
             return False
-        answer = self._answer(*plain, verdict, data) if plain else None
+        answer = self._answer(plain, verdict, data) if plain else None
         if plain and answer:
-            self._reply(data, *answer, ancillary, address, _class_of(plain[0]))
+            self._reply(data, *answer, ancillary, address, plain)
         elif refusal := self._turns_away(verdict, ancillary, address):
             code, after_s = refusal
             busy = coap.encode([(coap.MAX_AGE, coap.encode_uint(after_s))])
@@ -247,27 +267,27 @@ class _Interface(MessageInterfaceUDP6):
         """Answer a request to a group, if it is a discovery that finds something here."""
         plain = self._plain(vetted)
         is_get = vetted[0] >> 4 & 3 == _NON and vetted[1] == Code.GET
-        if plain is None or not is_get or _class_of(plain[0]) != "core":
+        if plain is None or not is_get or plain.resource != "core":
             return
-        options = tuple(option for option in plain[0] if option[0] != coap.OBSERVE)
-        code, tail = self._site.responder.answer(options, None, "coap")
+        code, tail = self._site.responder.answer(plain.unobserved, None, "coap")
         if code is not Code.CONTENT or not coap.decode(tail)[1]:
             return
         from_interface = [(*ancillary[0][:2], unspecified(ancillary[0][2]))]
         self._leisure.later(
-            lambda: self._reply(vetted, code, tail, from_interface, address, "core")
+            lambda: self._reply(vetted, code, tail, from_interface, address, plain)
         )
 
     @staticmethod
-    def _plain(vetted: bytes) -> tuple[tuple[coap.Option, ...], bytes] | None:
-        """Return options and payload of what the door answers; None: it is for aiocoap."""
+    def _plain(vetted: bytes) -> _Plain | None:
+        """Read a request that the door answers; None: it is for aiocoap."""
         if vetted[1] == Code.EMPTY:
             return None
         options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
+        plain = _Plain(options, payload, resource_class(_texts(options, coap.URI_PATH)))
         # What is the operator's depends on who asks.
-        to_reader = vetted[1] in _METHODS and _class_of(options) == "status"
+        to_reader = vetted[1] in _METHODS and plain.resource == "status"
         aside = to_reader or any(number == NO_RESPONSE for number, _ in options)
-        return None if aside else (options, payload)
+        return None if aside else plain
 
     def _turns_away(
         self, vetted: bytes, ancillary: Ancillary, address: Address
@@ -293,12 +313,12 @@ class _Interface(MessageInterfaceUDP6):
     def _register(
         self,
         vetted: bytes,
-        options: tuple[coap.Option, ...],
+        plain: _Plain,
         ancillary: Ancillary,
         address: Address,
     ) -> bool:
         """Let a request register or deregister an observer; whether it is answered then."""
-        observe = next((value for number, value in options if number == coap.OBSERVE), None)
+        observe = next((value for number, value in plain.options if number == coap.OBSERVE), None)
         if observe is None:
             return False
         endpoint = self._endpoint(ancillary, address)
@@ -319,7 +339,7 @@ class _Interface(MessageInterfaceUDP6):
         if answer is not None and not self.notify(*unpack(endpoint)[1:], answer):
             self._site.observers.deregister(endpoint, vetted[4:end])
         if answer is not None:
-            self._count(vetted, Code(answer[1]), len(answer) - end, _class_of(options), address)
+            self._count(vetted, Code(answer[1]), len(answer) - end, plain, address)
         return answer is not None
 
     def _endpoint(self, ancillary: Ancillary, address: Address) -> Endpoint:
@@ -340,26 +360,22 @@ class _Interface(MessageInterfaceUDP6):
             return False
         return True
 
-    def _answer(
-        self, options: tuple[coap.Option, ...], payload: bytes, vetted: bytes, data: bytes
-    ) -> tuple[Code, bytes] | None:
+    def _answer(self, plain: _Plain, vetted: bytes, data: bytes) -> tuple[Code, bytes] | None:
         """Answer a plain request; None: it is for aiocoap.
 
         Args:
-            options: Of the request.
-            payload: Of the request.
+            plain: The request, read.
             vetted: The request, without what is to be ignored.
             data: As it came, which is how it will come again.
         """
-        # What did not register is answered like a request that did not try.
-        plain = tuple(option for option in options if option[0] != coap.OBSERVE)
+        options = plain.unobserved
         counts = _METHODS[Code(vetted[1])]
-        code, tail = self._site.responder.answer(plain, payload if counts else None, "coap")
-        resource = _class_of(options)
+        payload = plain.payload if counts else None
+        code, tail = self._site.responder.answer(options, payload, "coap")
         # Files are large, and each device asks for each block once.
-        repeatable = not counts and not payload and plain == options and resource != "blob"
-        if code in HEADS and repeatable and not self._site.metrics.listener:
-            tally = self._site.metrics.ready(resource, code.dotted, len(tail))
+        as_plain = options == plain.options and not plain.payload and plain.resource != "blob"
+        if code in HEADS and not counts and as_plain and not self._site.metrics.listener:
+            tally = self._site.metrics.ready(plain.resource, code.dotted, len(tail))
             self._ready.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
 
@@ -370,10 +386,10 @@ class _Interface(MessageInterfaceUDP6):
         tail: bytes,
         ancillary: Ancillary,
         address: Address,
-        resource: str = "other",
+        plain: _Plain | None = None,
     ) -> None:
         """Answer a request: by acknowledgement, or by a message that is not to be confirmed."""
-        self._count(request, code, len(tail), resource, address)
+        self._count(request, code, len(tail), plain, address)
         kind, number = _ACK, request[2:4]
         if request[0] >> 4 & 3 == _NON:
             kind, number = _NON, self._manager._next_message_id().to_bytes(2, "big")
@@ -382,19 +398,18 @@ class _Interface(MessageInterfaceUDP6):
         self.transport.sendmsg(head + number + token + tail, ancillary, 0, address)
 
     def _count(
-        self, request: bytes, code: Code, size: int, resource: str, address: Address
+        self, request: bytes, code: Code, size: int, plain: _Plain | None, address: Address
     ) -> None:
         metrics = self._site.metrics
-        metrics.answered("coap", resource, code.dotted, size)
-        if metrics.listener is None or resource == "other":
+        metrics.answered("coap", plain.resource if plain else "other", code.dotted, size)
+        if metrics.listener is None or plain is None:
             return
-        options, _ = coap.decode(request[4 + (request[0] & 15) :])
         metrics.listener(
             Heard(
                 "coap",
                 Code(request[1]).name,
-                _texts(options, coap.URI_PATH),
-                _texts(options, coap.URI_QUERY),
+                _texts(plain.options, coap.URI_PATH),
+                _texts(plain.options, coap.URI_QUERY),
                 code.dotted,
                 size,
                 _who(address),
@@ -419,10 +434,6 @@ class _Interface(MessageInterfaceUDP6):
         """Blame nobody for what the system refuses (aiocoap would drop all observations)."""
         self.failed = True
         _log.debug("sending failed: %s", exc)
-
-
-def _class_of(options: Sequence[coap.Option]) -> str:
-    return resource_class(_texts(options, coap.URI_PATH))
 
 
 def _texts(options: Sequence[coap.Option], wanted: int) -> list[str]:
