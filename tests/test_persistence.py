@@ -343,9 +343,11 @@ async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixtu
         for record in SAID[1:-1]:
             keeper.journal.append(*attrs.astuple(record))
         await settled(keeper)
-        (directory / FILE).unlink()
         if gone == "directory":
-            directory.rmdir()
+            # In one step: the keeper would make the file anew between two.
+            directory.rename(tmp_path / "gone")
+        else:
+            (directory / FILE).unlink()
         keeper.journal.append(*attrs.astuple(SAID[-1]))
         await until(lambda: (directory / FILE).exists())
         await settled(keeper)
