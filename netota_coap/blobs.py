@@ -29,6 +29,8 @@ from netota_coap.lock import locked, require_repository
 from netota_coap.model import Envelope, Repository, name_rule
 
 DEFAULT_GRACE_S = 3600.0
+INCOMING = "blobs/.incoming"
+"""Where files arrive; a blob stays for as long as a name here is its own."""
 
 _PLACE = "blobs"
 _SHARDS = f"{_PLACE}/sha256"
@@ -308,10 +310,12 @@ class Blobs:
         require_repository(self.root)
         with contextlib.nullcontext() if dry_run else locked(self.root):
             kept = _named(self.root, keep)
+            found = self.all()
+            kept |= self._awaited()
             old = time.time() - grace_s
             removed = tuple(
                 blob
-                for blob in self.all()
+                for blob in found
                 if blob.since <= old and (blob.damaged or blob.sha256 not in kept)
             )
             if not dry_run:
@@ -347,6 +351,7 @@ class Blobs:
             state = repository.Loader(self.root).load()
             kept = {envelope.sha256 for envelope in envelopes_of(state)} | {*also_kept}
             found = sorted(self.all(), key=lambda blob: blob.since)
+            kept |= self._awaited()
             excess, removed = sum(blob.size for blob in found) - size, []
             for blob in found:
                 if excess > 0 and not blob.damaged and blob.sha256 not in kept:
@@ -354,6 +359,14 @@ class Blobs:
                     excess -= blob.size
                     removed.append(blob)
         return tuple(removed)
+
+    def _awaited(self) -> frozenset[bytes]:
+        """Return what states need that have not taken their places yet. Source: rule R-47.
+
+        To be asked with the lock, when the blobs are listed: a name is there before its blob, and
+        until the state is.
+        """
+        return frozenset(map(bytes.fromhex, filter(_DIGEST.fullmatch, self._names(INCOMING))))
 
     def _tidy(self) -> None:
         """Remove what writers left behind that were killed."""

@@ -2,7 +2,7 @@
 
 A server refuses what cannot be loaded; a check sees more: the history, what git has of it, and
 what a device would not get.
-Source: rules R-1 to R-14, P-42 to P-44.
+Source: rules R-1 to R-14, R-49, P-42 to P-44.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def check(root: Path) -> Findings:
     warnings += _bereft(root)
     warnings += _lost(root, committed)
     warnings += Blobs(root).issues(repository)
+    warnings += _out_of_reach(root, repository)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
@@ -153,11 +154,26 @@ def _ignored(root: Path) -> Iterator[Issue]:
                 yield Issue("", "is ignored: it stands at no place that counts", file)
 
 
+def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
+    """Find the archives that no device could get from anywhere. Source: rule R-49."""
+    held = Blobs(root).present(repository)
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            for index, archive in enumerate(stream.archives or ()):
+                elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
+                if not elsewhere and archive.envelope.sha256 not in held:
+                    has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
+                    reason = f"has {has}, and its file is not held here: nobody can download it"
+                    yield Issue(f"archives[{index}]", reason, file)
+
+
 # ----------------------------------------------------------------------------------------------
 # Advice to publishers
 
 _ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
-_LOCAL_OFFER = Offer(url="/b/" + "A" * 43, metric=10)  # as long as any digest in base64url
+_LOCAL = "/b/"
+_LOCAL_OFFER = Offer(url=_LOCAL + "A" * 43, metric=10)  # as long as any digest in base64url
 
 
 def advice(repository: Repository) -> Iterator[Issue]:

@@ -52,11 +52,15 @@ def write(path: Path, data: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, each to stay."""
+    """Make a directory and those above it, each to stay; somebody else may do so at once.
+
+    Raises:
+        OSError: It cannot be made, or something else is in its place.
+    """
     if not path.is_dir():
         make_directory(path.parent)
-        path.mkdir()
-        sync_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)  # who was faster may not have come to that yet
 
 
 def sync_directory(path: Path) -> None:

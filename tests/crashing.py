@@ -1,8 +1,9 @@
-"""Runs a command that changes a repository, again and again, each time into another trouble.
+"""Runs what changes a repository again and again, each time into another trouble.
 
 Usage: python -m tests.crashing TROUBLE SCENARIO BASE OUT
-For each n a copy of BASE is changed by the command in a child, and left at OUT/<n>; the last one
-is of the command that came to its end. What became of them is printed as JSON. Troubles are
+For each n a copy of BASE is changed by the command, or call, in a child, and left at OUT/<n>; the
+last one is of the command that came to its end. What became of them is printed as JSON. Troubles
+are
 * faults: the n-th step goes wrong. A step is what the kernel is asked to do to a file; one that
   writes goes wrong half-way;
 * shortages: the copy is on a small disk, at OUT/disk, with n - 1 of something left on it. Once
@@ -29,7 +30,11 @@ from typing import Any
 
 import attrs
 
-from netota_coap import cli
+from netota_coap import cli, repository
+from netota_coap.mirror.adoption import adopt
+from netota_coap.model import Archive, Offer, Stream
+from tests.publishing import NOW, STABLE
+from tests.storing import ENVELOPE
 
 _BUILD = "9.9.9 --archive ROOT/repository.toml,name=image --allow-missing"
 SCENARIOS = {
@@ -49,6 +54,29 @@ SCENARIOS = {
     "draft": "release ROOT/repository.toml -o ROOT/.draft.toml",
 }
 """Commands; ROOT is the copy."""
+
+
+def take_over(root: Path, sequence: int, host: str = "h") -> Stream | None:
+    """Take over a state of sensor-node/stable from an upstream."""
+    version = f"{sequence}.0"
+    offer = Offer(url=f"coap://{host}/{version}", metric=1)
+    archive = Archive(name="image", envelope=ENVELOPE, offers=(offer,))
+    offered = Stream(version=version, sequence=sequence, published=NOW, archives=(archive,))
+    origin = "coap://upstream.example.com"
+    return repository.take_over(root, STABLE, lambda local: adopt(local, offered, origin))
+
+
+CALLS: dict[str, Callable[[Path], object]] = {
+    "adopt first": lambda root: take_over(root, 18),
+    "adopt": lambda root: take_over(root, 18),
+    "adopt again": lambda root: take_over(root, 18),
+    "adopt the same": lambda root: take_over(root, 18),
+    "adopt by hand": lambda root: take_over(root, 18),
+    "adopt offers": lambda root: take_over(root, 17, host="other"),
+    "adopt back": lambda root: take_over(root, 17),
+    "drop": lambda root: repository.drop(root, STABLE),
+}
+"""What a mirror does to a repository, for which there is no command of its own."""
 
 _MODULES = ("git", "publish", "release", "cli.plain", "cli.tables")  # not to be read in each child
 
@@ -167,7 +195,7 @@ def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        arguments = shlex.split(SCENARIOS[scenario].replace("ROOT", str(root)))
+        arguments = shlex.split(SCENARIOS.get(scenario, "").replace("ROOT", str(root)))
         sys.argv = ["netota-coap", *arguments]
         sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
         if steps:
@@ -176,6 +204,9 @@ def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
             steps.watch_blobs()
             io.open = steps.open  # type: ignore[assignment]
         try:
+            if scenario in CALLS:
+                CALLS[scenario](root)
+                sys.exit()
             cli.main()
         except SystemExit as end:
             names = steps.names if steps else []

@@ -13,13 +13,14 @@ import pytest
 
 from netota_coap import publish, repository
 from netota_coap.checks import check
-from netota_coap.model import Stream, StreamName
+from netota_coap.model import Offer, Stream, StreamName
 from netota_coap.sources import ArchiveSource
 from tests import publishing
 from tests.conftest import NOW
 
 STABLE, EDGE, BETA = (("sensor-node", stream) for stream in ("stable", "edge", "beta"))
 FILE = "packages/sensor-node/streams/stable.toml"
+OFFER = Offer(url="https://example.com/{version}/{name}", metric=1)
 
 # What a user may have configured must not matter.
 CONFIGURATION = """\
@@ -96,7 +97,8 @@ def released(version: str, name: StreamName = STABLE) -> Step:
     def step(root: Path) -> Stream:
         file = root.parent / f"{version}.bin"
         file.write_text(version)
-        return publishing.publish(root, name, version, [ArchiveSource(file, "nrf52840dk")])
+        sources = [ArchiveSource(file, "nrf52840dk", offers=(OFFER,))]
+        return publishing.publish(root, name, version, sources)
 
     return step
 

@@ -16,7 +16,7 @@ import pytest
 
 from netota_coap import blobs as module
 from netota_coap import lock, repository
-from netota_coap.blobs import Blobs
+from netota_coap.blobs import INCOMING, Blob, Blobs
 from netota_coap.checks import check
 from netota_coap.errors import (
     InvalidDataError,
@@ -42,6 +42,12 @@ from tests.storing import (
     temporaries,
 )
 
+OUT_OF_REACH = Issue(
+    "archives[0]",
+    "has no offer, and its file is not held here: nobody can download it",
+    "packages/sensor-node/streams/stable.toml",
+)
+
 # ----------------------------------------------------------------------------------------------
 # Verifying
 
@@ -63,7 +69,7 @@ def test_a_damaged_blob_is_set_aside(blobs: Blobs, image: Path, data: bytes) -> 
         blobs.open(SHA256)
     reason = "was damaged and is not served: add it again, or let blob gc remove it"
     expected = Issue("", reason, f"blobs/quarantine/{SHA256.hex()}")
-    assert (expected,) == check(blobs.root).warnings
+    assert (expected, OUT_OF_REACH) == check(blobs.root).warnings
 
     blobs.add(image)
     assert blobs.verify() == ()
@@ -87,7 +93,7 @@ def test_check_warns_of_another_size(blobs: Blobs, image: Path) -> None:
     damage(blobs.root / PLACE, b"x")
     expected = Issue("", "has 1 bytes, not 8: it is not served", PLACE)
     findings = check(blobs.root)
-    assert ((), (expected,)) == (findings.errors, findings.warnings)
+    assert ((), (expected, OUT_OF_REACH)) == (findings.errors, findings.warnings)
 
 
 def test_what_goes_while_it_is_verified(blobs: Blobs, image: Path, tmp_path: Path) -> None:
@@ -185,6 +191,44 @@ def test_gc_removes_what_the_dead_left(
         monkeypatch.setattr(module, "_STALE_S", 0)
         blobs.gc(0)
         assert {alive, other} == set(temporaries(blobs.root))
+
+
+REMOVALS: dict[str, Callable[[Blobs], tuple[Blob, ...]]] = {
+    "gc": lambda blobs: blobs.gc(0, grace_s=0),
+    "dry run": lambda blobs: blobs.gc(0, grace_s=0, dry_run=True),
+    "shrink": lambda blobs: blobs.shrink(0),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_what_is_yet_to_take_its_place_is_kept(
+    blobs: Blobs, image: Path, tmp_path: Path, removal: str
+) -> None:
+    """A blob whose name lies where files arrive stays, however old; others go."""
+    (tmp_path / "other").write_bytes(b"other")
+    other = blobs.add(tmp_path / "other")
+    blobs.add(image)
+    place = blobs.root / INCOMING
+    place.mkdir()
+    (place / SHA256.hex()).touch()
+    for name in (f".{other.sha256.hex()}.part", other.sha256.hex().upper(), "notes"):
+        (place / name).touch()
+    expected = [(other.sha256, False)]
+    assert digests(REMOVALS[removal](blobs)) == expected
+    (place / SHA256.hex()).unlink()
+    assert (SHA256, False) in digests(REMOVALS[removal](blobs))
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_where_files_arrive_is_no_link(
+    blobs: Blobs, image: Path, tmp_path: Path, removal: str
+) -> None:
+    """A link in its place is not followed, as nowhere below blobs."""
+    blobs.add(image)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / SHA256.hex()).touch()
+    (blobs.root / INCOMING).symlink_to(tmp_path / "outside")
+    assert digests(REMOVALS[removal](blobs)) == [(SHA256, False)]
 
 
 def test_gc_of_a_broken_repository(blobs: Blobs, image: Path) -> None:

@@ -35,7 +35,7 @@ async def test_a_life_of_a_blob(sample: Path, image: Path) -> None:
     assert code == 1
     assert f"{SHA256.hex()}  1" in out
     assert "damaged" in out
-    assert "1 warnings" in await ok("check", sample)
+    assert "2 warnings" in await ok("check", sample)
     assert f"{image.stem}: has no offer: nobody" in await ok("diff", sample, NAME)
     assert "1 blobs, 8 bytes" in await ok("blob", "add", sample, image, "--link")
     assert (sample / PLACE).samefile(image)

@@ -20,12 +20,13 @@ from netota_coap.checks import check
 from netota_coap.formats import Format
 from netota_coap.lock import is_locked
 from netota_coap.model import Repository, Stream, StreamName
-from netota_coap.repository import Loader, init
+from netota_coap.repository import Loader, drop, init
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
+from tests import crashing
 from tests.conftest import FIXTURES
-from tests.crashing import End
-from tests.publishing import NOW, publish, reopen
+from tests.crashing import End, take_over
+from tests.publishing import NOW, publish, reopen, served
 from tests.repositories import HISTORY, stable
 from tests.serving import PROJECT
 from tests.storing import can_clone
@@ -198,6 +199,85 @@ def test_killed_at_every_step(
         assert [issue for issue in again.warnings if "/history/" in issue.file] == []
         blobs.gc(1_000, grace_s=0)
         assert temporaries(root) == []
+
+
+ADOPTED = written("stable.toml", "streams")
+CALLS: dict[str, list[str]] = {
+    "adopt first": [
+        *made("packages", "sensor-node", "history", "stable"),
+        *written("00000018.toml", "stable"),
+        *made("sensor-node", "streams"),
+        *ADOPTED,
+    ],
+    "adopt": REPLACED,
+    "adopt again": [
+        *written("00000018.toml", "stable"),
+        "unlink 00000019.toml",
+        *ADOPTED,
+    ],
+    "adopt the same": ADOPTED,
+    "adopt by hand": [*written("00000017.toml", "stable"), *REPLACED],
+    "adopt offers": ADOPTED,
+    "adopt back": ADOPTED,
+    "drop": ["unlink stable.toml", "fsync streams"],
+}
+"""All steps of what a mirror does to a stream."""
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """What a mirror has before."""
+    root = tmp_path / "mirrored"
+    init(root)
+    if request.param != "adopt first":
+        take_over(root, 17)
+    match request.param:
+        case "adopt again" | "adopt the same":
+            adopted = attrs.evolve(stable(root), sequence=18)
+            versions = ("18.0",) if request.param == "adopt the same" else ("left", "left")
+            for sequence, version in enumerate(versions, 18):
+                left = attrs.evolve(adopted, sequence=sequence, version=version)
+                (root / HISTORY.format(sequence)).write_bytes(encode(left, Format.TOML))
+        case "adopt by hand":
+            (root / HISTORY.format(17)).unlink()
+        case "adopt back":
+            drop(root, STABLE)
+    return root
+
+
+@pytest.mark.parametrize(("mirrored", "scenario"), [(s, s) for s in CALLS], indirect=["mirrored"])
+def test_a_mirror_killed_at_every_step(mirrored: Path, scenario: str, tmp_path: Path) -> None:
+    """A state is taken over or not, a stream removed or not; the next start goes on from there.
+
+    It finds the same at the upstream, or a later state.
+    """
+    roots, ends = faulty("killed", scenario, mirrored, tmp_path / "out")
+    steps = ends[-1].steps
+    assert tuple(CALLS[scenario]) == steps
+    assert [-9] * len(steps) + [0] == [end.code for end in ends]
+    old, new = (stream_of(Loader(root).load(), STABLE) for root in (mirrored, roots[-1]))
+    assert old != new
+    for index, root in enumerate(roots):
+        done = index > commit_of(steps)
+        findings = check(root)
+        assert findings.errors == ()
+        assert [issue for issue in findings.warnings if "/history/" not in issue.file] == []
+        assert findings.repository is not None
+        assert (new if done else old) == stream_of(findings.repository, STABLE)
+        assert not is_locked(root)
+
+        later = Path(shutil.copytree(root, root.with_name(f"{root.name}-later")))
+        take_over(later, 20)
+        loader = Loader(root)
+        loader.load()
+        crashing.CALLS[scenario](root)
+        assert new == stream_of(loader.load(), STABLE)
+        assert temporaries(root) == []
+        take_over(root, 20)
+        assert loader.load() == Loader(later).load()
+        for each in (root, later):
+            assert (check(each).errors, check(each).warnings) == ((), ())
+            assert served(each).sequence == 20
 
 
 NO_SPACE = (

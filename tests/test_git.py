@@ -179,7 +179,8 @@ def test_the_readme_tells_how_to_merge(fleet: Path) -> None:
     """What the README of a repository tells to do about such a merge can be typed as it stands."""
     readme = (fleet / "README.md").read_text()
     script = readme[readme.index("## Branches") :].split("```")[1].removeprefix("sh\n")
-    (fleet.parent / "release.toml").write_text('version="5"\n[[archives]]\nfile="3.bin"\n')
+    release = 'version="5"\noffers=[{url="https://h/x",metric=1}]\n[[archives]]\nfile="3.bin"\n'
+    (fleet.parent / "release.toml").write_text(release)
     for old, new in (("PKG", "sensor-node"), ("STREAM", "stable"), (" release", " ../release")):
         assert old in script
         script = script.replace(old, new)

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from netota_coap.blobs import Blobs, blob_name
 from netota_coap.client import Client
+from netota_coap.download import download
 from netota_coap.formats import Format, load
 from netota_coap.release import RELEASE
+from netota_coap.sources import ArchiveSource
 from tests.fleets import BETA, EDGE, FILE, STABLE, begin, clean, released, run, somebodys_git
-from tests.publishing import rollback
+from tests.publishing import publish, rollback
 from tests.serving import served, until
+from tests.storing import FIRMWARE, PLACE, SHA256, content
 from tools import make_spec
 
 DOCUMENT = (make_spec.SPEC / "publishing.md").read_text(encoding="utf-8")
@@ -238,6 +242,37 @@ def test_what_is_left_of_pushes(fleet: Path, link: Path) -> None:
     assert trees[-1] == link.resolve()
     assert trees[-1].stat().st_mode & 0o055 == 0o055
     clean(link)
+
+
+async def test_blobs_survive_a_deployment(fleet: Path, link: Path, remote: Path) -> None:
+    """What is held is served on from the next tree, as the same file, also when older ones go."""
+    push(fleet, "first")
+    first = link.resolve()
+    image = fleet.parent / "image.bin"
+    image.write_bytes(FIRMWARE)
+    add = example("sh add").replace("/srv/fleet.git", str(remote)).replace("/srv/fleet", str(link))
+    run(fleet, "sh", "-ec", add.replace("build/zephyr/zephyr.signed.bin", str(image)))
+    inode = (link / PLACE).stat().st_ino
+    async with served(link) as server, Client() as client:
+        publish(fleet, EDGE, "3", [ArchiveSource(image, "image")])
+        told = await asyncio.to_thread(push, fleet, "publish 3")
+        assert "remote: 0 errors, 0 warnings" in told
+        await until(lambda: any("reloaded" in line for line in server.log))
+        state = await client.stream(f"{server.uri}/p/sensor-node/s/edge")
+        assert [offer.url for offer in (state.archives or ())[0].offers] == [
+            f"/b/{blob_name(SHA256)}"
+        ]
+        for number in range(2):
+            await asyncio.to_thread(push, fleet, f"push {number}")
+        assert not first.exists()
+        (archive,) = state.archives or ()
+        target = fleet.parent / "downloaded"
+        await download(archive, target, server=server.uri)
+        assert target.read_bytes() == FIRMWARE
+    run(fleet, "git", "revert", "--no-edit", "HEAD~2")
+    assert "remote: not deployed: " in await asyncio.to_thread(push, fleet, "with errors")
+    assert inode == (link / PLACE).stat().st_ino
+    assert content(Blobs(link)) == FIRMWARE
 
 
 @pytest.mark.parametrize("wrong", ["a directory in the way", "nothing configured"])

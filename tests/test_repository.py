@@ -17,10 +17,13 @@ from netota_coap.errors import (
     RepositoryError,
 )
 from netota_coap.formats import Format
-from netota_coap.model import Package, stream_name
+from netota_coap.model import Content, Offer, Package, stream_name
 from netota_coap.repository import Loader
+from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
+from tests.publishing import publish
 from tests.repositories import HISTORY, REPOSITORIES, STABLE, edit, refusal, stable
+from tests.storing import PLACE, SHARD
 
 BROKEN = (
     "case-clash",
@@ -97,10 +100,11 @@ def test_good_fixtures_are_good(name: str) -> None:
 
 
 def test_minimal_is_minimal() -> None:
-    """One package with one stream with one archive of which only the envelope is told."""
+    """One package with one stream with one archive, told by its envelope and one offer."""
     packages = Loader(REPOSITORIES / "minimal").load().packages
     (archive,) = packages["blinky"].streams["stable"].archives or ()
-    assert (archive.name, archive.envelope.size, archive.offers) == ("blinky", 18_432, ())
+    assert (archive.name, archive.envelope.size, archive.content) == ("blinky", 18_432, Content())
+    assert len(archive.offers) == 1
 
 
 def test_typical_is_loaded_whole() -> None:
@@ -192,6 +196,44 @@ def test_check_warns_of_a_missing_replacement(repository_dir: Path, target: str)
     findings = check(repository_dir)
     expected = Issue("replacement", f"there is no stream {target}", file)
     assert ((), (expected,)) == (findings.errors, findings.warnings)
+
+
+OTHER = "https://example.com/x"
+
+
+@pytest.mark.parametrize(
+    ("urls", "held", "has"),
+    [
+        ((), b"", "no offer"),
+        (("/b/x", "/b/y"), b"", "only offers of /b/"),
+        (("/b/x", "/elsewhere"), b"", None),
+        ((OTHER,), b"", None),
+        ((), b"firmware", None),
+        (("/b/x",), b"firmware", None),
+        (("/b/x",), b"firmwar", "only offers of /b/"),
+    ],
+)
+def test_check_warns_of_what_nobody_can_download(
+    sample: Path, image: Path, urls: tuple[str, ...], held: bytes, has: str | None
+) -> None:
+    """An archive has an offer of somebody else, or its file is held here; one warning of each."""
+    sources = [
+        ArchiveSource(
+            image,
+            machine,
+            content=Content(machine=machine),
+            offers=tuple(Offer(url=url, metric=1) for url in offered),
+        )
+        for machine, offered in (("other", (OTHER,)), ("this", urls))
+    ]
+    publish(sample, ("sensor-node", "stable"), "2.0", sources)
+    if held:
+        (sample / SHARD).mkdir(parents=True)
+        (sample / PLACE).write_bytes(held)
+    place, file = "archives[1]", "packages/sensor-node/streams/stable.toml"
+    reason = f"has {has}, and its file is not held here: nobody can download it"
+    found = [issue for issue in check(sample).warnings if issue.file != PLACE]
+    assert found == ([Issue(place, reason, file)] if has else [])
 
 
 def test_check_allows_a_repository_without_history(repository_dir: Path) -> None:
