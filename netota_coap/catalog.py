@@ -338,10 +338,15 @@ class BlobResource(Resource):
 
         Raises:
             NotFoundError: There is none.
+            NotYetError: It comes.
         """
         formats = (ContentFormat.OCTETS,)
         sha256 = digest_of(path[1])
-        files.size(sha256)
+        try:
+            files.size(sha256)
+        except NotFoundError:
+            files.fetch(sha256)
+            raise
         return cls(
             *(path, "netota.blob", formats), max_age_s=BLOB_MAX_AGE_S, sha256=sha256, files=files
         )
@@ -507,6 +512,7 @@ class Catalog:
 
         Raises:
             NotFoundError: There is none.
+            NotYetError: It is a file that comes.
         """
         resource = self.resources.get(path)
         if resource is None and self.files and path[:1] == ("b",) and len(path) == 2:

@@ -9,15 +9,16 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import aiocoap.error
 import attrs
 from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
-from aiocoap.numbers.constants import Unreliable
+from aiocoap.numbers.constants import TransportTuning, Unreliable
 from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import Context, Request
 
@@ -40,12 +41,15 @@ T = TypeVar("T")
 EVERYTHING = Selection()
 LARGEST_BLOCK = 6
 """Exponent of the size of CoAP's largest block, 1,024 bytes."""
+MOST_IN_FLIGHT = 64
+"""Blocks that can be asked for at a time: what a socket's buffer holds."""
 
 _DEFAULT_MAX_AGE_S = 60  # RFC 7252, section 5.10.5
 _ATTEMPTS = 5  # at a state that changes while it is fetched
 _LONGEST_RETRY_S = 60.0
 _LAST_BLOCK = 2**20 - 1  # RFC 7959, section 2.2
 _LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
+_SHORTEST_REPEAT_S = 0.2  # the network's jitter and the server's pauses are below that
 
 
 @attrs.frozen
@@ -86,6 +90,33 @@ class Block:
 
 class _ChangedError(Exception):
     """The resource changed between two blocks."""
+
+
+@attrs.define
+class _Peer:
+    """A server that is asked for much: where it is, and how long its answers take.
+
+    Attributes:
+        remote: The endpoint that answered, as aiocoap has it; None: not known yet.
+        repeat_s: How long to wait for an answer before asking again, seconds.
+
+    Source: RFC 6298, section 2; RFC 7252, section 4.2.
+    """
+
+    remote: Any = None
+    repeat_s: float = TransportTuning.ACK_TIMEOUT
+    _smoothed_s: float = 0.0
+    _variation_s: float = 0.0
+
+    def answered(self, response: Message, took_s: float) -> None:
+        """Learn from the answer to one transmission, and how long it took, seconds."""
+        if self.remote is None:
+            self._smoothed_s, self._variation_s = took_s, took_s / 2
+        else:
+            self._variation_s += (abs(self._smoothed_s - took_s) - self._variation_s) / 4
+            self._smoothed_s += (took_s - self._smoothed_s) / 8
+        self.remote = response.remote
+        self.repeat_s = max(self._smoothed_s + 4 * self._variation_s, _SHORTEST_REPEAT_S)
 
 
 @attrs.define
@@ -141,7 +172,7 @@ class Client:
             ConfigError: The URI is none.
         """
         for _ in range(_ATTEMPTS):
-            first = await self._answer(uri, self._send(_message(uri, query, accept)))
+            first = await self._answer(uri, _response(self._send(_message(uri, query, accept))))
             with contextlib.suppress(_ChangedError):
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
@@ -162,13 +193,71 @@ class Client:
             IntegrityError: The answer is another block.
             TransferError: As `get` does; or CoAP cannot reach that far into a resource.
         """
+        return await self._piece(uri, offset, exponent)
+
+    async def blocks(
+        self, uri: str, offset: int = 0, *, size: int = 0, in_flight: int = 1
+    ) -> AsyncGenerator[Block, None]:
+        """Get the blocks of a resource in their order, several of them on their way at a time.
+
+        The first is asked for alone, and so is what follows after `size`: nothing past the end is
+        asked for. A block that is refused among others is asked for once more, and from there on
+        one after the other: not every server can do better. Whether the blocks are of one state,
+        their ETags tell.
+
+        Args:
+            uri: `coap://…`.
+            offset: Where to begin: a multiple of 1,024 bytes.
+            size: Of the whole, bytes, in case the server does not tell it; 0: not known.
+            in_flight: Blocks that are asked for ahead of those that were yielded, 1 to 64.
+
+        Yields:
+            Each block, up to the end.
+
+        Raises:
+            ConfigError: As `get` does; or `in_flight` is out of range.
+            TransferError: As `block` does.
+        """
+        if not 1 <= in_flight <= MOST_IN_FLIGHT:
+            raise ConfigError(f"{in_flight} blocks in flight: must be 1 to {MOST_IN_FLIGHT}")
+        peer = _Peer() if in_flight > 1 else None
+        block = await self._piece(uri, offset, LARGEST_BLOCK, peer)
+        size, exponent, ahead = block.size or size, -1, 0
+        asked: deque[asyncio.Task[Block]] = deque()
+        try:
+            yield block
+            while block.more:
+                if block.exponent != exponent:
+                    # What was asked for in blocks of another size does not follow on this one.
+                    await _drop(asked)
+                    exponent, ahead = block.exponent, block.offset + len(block.payload)
+                while not asked or (len(asked) < in_flight and ahead < size):
+                    piece = self._piece(uri, ahead, exponent, peer)
+                    asked.append(asyncio.create_task(piece))
+                    ahead += 16 << exponent
+                try:
+                    block = await asked.popleft()
+                except PeerError:
+                    if peer is None:
+                        raise
+                    in_flight, peer, exponent = 1, None, -1
+                else:
+                    yield block
+        finally:
+            await _drop(asked)
+
+    async def _piece(
+        self, uri: str, offset: int, exponent: int, peer: _Peer | None = None
+    ) -> Block:
+        """Get one block; with `peer`, whatever else is on its way to that server."""
         number = offset >> exponent + 4
         if number > _LAST_BLOCK:
             raise TransferError(f"CoAP counts no block of it at {offset} bytes", uri=uri)
         message = _message(uri, (), None)
         message.opt.block2 = (number, False, exponent)
         message.opt.size2 = 0  # RFC 7959, section 4: tell it
-        block = _block(uri, await self._answer(uri, self._send(message)), offset)
+        pending = self._repeated(message, peer) if peer else _response(self._send(message))
+        block = _block(uri, await self._answer(uri, pending), offset)
         if block.exponent > exponent:
             raise _another_block(uri)
         return block
@@ -289,7 +378,7 @@ class Client:
         message = _message(uri, query, ContentFormat.CBOR)
         message.opt.observe = 0
         request = self._send(message)
-        response = await self._answer(uri, request)
+        response = await self._answer(uri, _response(request))
         registered = response.opt.observe is not None
         notifications = aiter(request.observation)
         poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
@@ -379,7 +468,7 @@ class Client:
             message = _message(uri, query, accept)
             number = len(payload) >> block.exponent + 4
             message.opt.block2 = (number, False, block.exponent)
-            response = await self._answer(uri, self._send(message))
+            response = await self._answer(uri, _response(self._send(message)))
             if response.opt.etag != first.opt.etag:
                 raise _ChangedError
         return Fetched(first.opt.content_format, bytes(payload), _max_age_s(first))
@@ -389,9 +478,37 @@ class Client:
         request: Request = self._context.request(message, handle_blockwise=False)
         return request
 
-    async def _answer(self, uri: str, request: Request) -> Message:
-        # aiocoap documents the attribute by a string, which mypy takes for its type.
-        pending: Any = request.response
+    async def _repeated(self, message: Message, peer: _Peer) -> Message:
+        """Send a request, again and again, until it is answered.
+
+        aiocoap repeats what is confirmable, but lets only one of it go to a server at a time.
+        """
+        loop = asyncio.get_running_loop()
+        message.transport_tuning = Unreliable()
+        if peer.remote:
+            message.remote = peer.remote
+        wait_s = peer.repeat_s * random.uniform(1.0, TransportTuning.ACK_RANDOM_FACTOR)  # noqa: S311
+        sent: dict[asyncio.Future[Message], float] = {}
+        try:
+            while True:
+                # Each has a token of its own, so that it is known which one was answered; it may
+                # fail when nobody waits for it any more.
+                request = _response(self._send(message.copy()))
+                request.add_done_callback(lambda it: it.cancelled() or it.exception())
+                sent[request] = loop.time()
+                done, _ = await asyncio.wait(sent, timeout=wait_s, return_when="FIRST_COMPLETED")
+                if done:
+                    answered = done.pop()
+                    peer.answered(answered.result(), loop.time() - sent[answered])
+                    return answered.result()
+                wait_s *= 2
+        finally:
+            for request in sent:
+                if not request.done():
+                    # aiocoap fails at an answer that comes in the moment of a cancellation.
+                    loop.call_later(self.timeout_s, request.cancel)
+
+    async def _answer(self, uri: str, pending: Awaitable[Message]) -> Message:
         with _failures(uri):
             try:
                 async with asyncio.timeout(self.timeout_s):
@@ -400,6 +517,19 @@ class Client:
                 raise TransferError(f"no answer in {self.timeout_s:g} s", uri=uri) from None
         _refuse_error(uri, response)
         return response
+
+
+def _response(request: Request) -> asyncio.Future[Message]:
+    # aiocoap documents the attribute by a string, which mypy takes for its type.
+    return cast("asyncio.Future[Message]", request.response)
+
+
+async def _drop(asked: deque[asyncio.Task[Block]]) -> None:
+    """Let go what is not wanted any more, with whatever it came to."""
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    asked.clear()
 
 
 def _message(uri: str, query: Iterable[str], accept: ContentFormat | None) -> Message:
@@ -440,7 +570,9 @@ def _refuse_error(uri: str, response: Message) -> None:
     code = Code(int(response.code or 0))
     if not code.is_successful():
         detail = decode_problem(response.payload) or code.name_printable
-        raise PeerError(detail, uri=uri, code=code.dotted)
+        # RFC 7252, section 5.9.3.4
+        after_s = response.opt.max_age if code is Code.SERVICE_UNAVAILABLE else None
+        raise PeerError(detail, uri=uri, code=code.dotted, retry_after_s=after_s)
 
 
 @contextlib.contextmanager

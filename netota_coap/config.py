@@ -2,17 +2,15 @@
 
 The table is `Config`: the file, the environment, the options of `serve`, `config default` and
 `spec/operation.md` are driven by its rows. Rules for editors of this file: a setting is a field of
-`Config`; how its values look is a `Kind`; nothing else knows the key of one.
+`Config`; how its values look is a kind of `kinds.py`; nothing else knows the key of one.
 Source: `spec/operation.md`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,12 +19,33 @@ import attrs
 
 from netota_coap.coap.observers import Caps
 from netota_coap.coap.server import DEFAULT_MAX_AGE_S, STATUS_READERS
-from netota_coap.coap.sockets import DEFAULT_BIND, parse_bind
+from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.files import at_once
-from netota_coap.formats import Format, load, refuse
+from netota_coap.formats import Format, load
 from netota_coap.holding import DEFAULT_METRIC
-from netota_coap.model import LIMITS, Rule, instance, text
+from netota_coap.kinds import (
+    BINDS,
+    BOOLEAN,
+    BYTES,
+    COUNT,
+    HTTP_BIND,
+    INTERFACES,
+    LISTENERS,
+    METRIC,
+    NETWORKS,
+    PARAMETERS,
+    PATH,
+    PATTERNS,
+    PERIOD,
+    PREFIX,
+    SECONDS,
+    UPSTREAMS,
+    WINDOW,
+    Kind,
+    choice,
+)
+from netota_coap.model import LIMITS
 
 FILE = "config.toml"
 DIRECTORY = Path("/etc/netota-coap")
@@ -34,137 +53,8 @@ DIRECTORY = Path("/etc/netota-coap")
 Environment = Mapping[str, str]
 
 _NONE: Mapping[str, object] = MappingProxyType({})
-_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _SHOWN = 64  # characters of a key that is unknown
 _WIDTH = 95
-
-# ----------------------------------------------------------------------------------------------
-# Kinds: how the values of a setting look
-
-
-@attrs.frozen
-class Kind:
-    """How the values of a setting look.
-
-    Attributes:
-        name: For people.
-        decode: From what TOML has, and the directory that paths are relative to, to the value.
-        parse: From text of the environment to what TOML would have; what is not of the kind is
-            left for `decode` to refuse.
-        encode: From the value to what TOML has.
-    """
-
-    name: str
-    decode: Callable[[Any, Path], Any]
-    parse: Callable[[str], Any] = str
-    encode: Callable[[Any], Any] = lambda value: value
-
-
-def _held(rule: Rule, plain: Any) -> Any:
-    reason = rule(plain)
-    if reason is not None:
-        raise refuse(reason)
-    return plain
-
-
-def _directory(plain: Any, base: Path) -> Path:
-    return base / str(_held(text("summary"), str(plain) if isinstance(plain, Path) else plain))
-
-
-def _bind(plain: Any) -> str:
-    try:
-        parse_bind(_held(text("url"), plain))
-    except ConfigError as error:
-        raise refuse(error.detail) from error
-    return str(plain)
-
-
-def _http_bind(plain: Any, _base: Path) -> str:
-    if not _held(instance(str, "text"), plain):
-        return ""
-    if not _bind(plain).rpartition(":")[2].isdecimal():
-        raise refuse(f"{plain!r}: must be HOST:PORT")
-    return str(plain)
-
-
-def _prefix(plain: Any, _base: Path) -> str:
-    path = str(_held(instance(str, "text"), plain))
-    if path and not _PREFIX.fullmatch(path):
-        raise refuse("must be a path as in a URL, begin with '/' and not end with it")
-    return path
-
-
-def _interface(plain: Any) -> str:
-    return str(_held(text("name"), plain))
-
-
-def _network(plain: Any) -> str:
-    try:
-        return str(ipaddress.ip_network(_held(text("text"), plain)))
-    except InvalidDataError:
-        raise
-    except ValueError as error:
-        raise refuse(f"must be a network, as in 192.0.2.0/24: {error}") from error
-
-
-def _array(of: str, item: Callable[[Any], str], fewest: int = 0) -> Kind:
-    def decode(plain: Any, _base: Path) -> tuple[str, ...]:
-        if type(plain) not in (list, tuple):
-            raise refuse("must be an array")
-        if len(plain) < fewest:
-            raise refuse("must not be empty")
-        values, issues = [], []
-        for index, each in enumerate(plain):
-            try:
-                values.append(item(each))
-            except InvalidDataError as error:
-                issues += [issue.inside(f"[{index}]") for issue in error.issues]
-        if issues:
-            raise InvalidDataError(issues)
-        return tuple(values)
-
-    return Kind(f"array of {of}", decode, str.split, list)
-
-
-def _number(unit: str, low: int, high: int) -> Kind:
-    def decode(plain: Any, _base: Path) -> int:
-        number = int(_held(instance(int, "an integer"), plain))
-        if not low <= number <= high:
-            raise refuse(f"must be from {low} to {high}")
-        return number
-
-    def parse(given: str) -> int | str:
-        return int(given) if given.isascii() and given.isdecimal() and len(given) < 20 else given
-
-    return Kind(f"{unit}, {low} to {high}", decode, parse)
-
-
-def _choice(*names: str) -> Kind:
-    one_of = ", ".join(names)
-
-    def decode(plain: Any, _base: Path) -> str:
-        if plain not in names:
-            raise refuse(f"must be one of {one_of}")
-        return str(plain)
-
-    return Kind(one_of, decode)
-
-
-PATH = Kind("directory", _directory, encode=str)
-HTTP_BIND = Kind("HOST:PORT", _http_bind)
-PREFIX = Kind("path", _prefix)
-BINDS = _array("HOST:PORT", _bind)
-LISTENERS = _array("HOST:PORT", _bind, fewest=1)
-INTERFACES = _array("interfaces", _interface)
-NETWORKS = _array("networks", _network)
-SECONDS = _number("seconds", 0, LIMITS["poll"].value)
-COUNT = _number("number", 1, 10_000_000)
-METRIC = _number("number", 0, LIMITS["metric"].value)
-BOOLEAN = Kind(
-    "true or false",
-    lambda plain, _: _held(instance(bool, "a boolean"), plain),
-    lambda given: {"true": True, "false": False}.get(given, given),
-)
 
 # ----------------------------------------------------------------------------------------------
 # The table
@@ -314,6 +204,75 @@ class Config:
         "Of the offers that the server adds for files that it holds itself; lowest preferred.",
         at_reload=True,
     )
+    blobs_cache: str = _setting(
+        "ahead",
+        "blobs.cache",
+        choice("ahead", "on-demand"),
+        "When files are fetched that others offer: ahead, by following upstreams, before devices "
+        "hear of them; or on-demand, each when the first device asks for it.",
+    )
+    blobs_limit_bytes_s: int = _setting(
+        0,
+        "blobs.limit_bytes_s",
+        BYTES,
+        "Of what is fetched, all together, per second; 0: no limit.",
+    )
+    blobs_keep_free: int = _setting(
+        0,
+        "blobs.keep_free",
+        BYTES,
+        "What is to stay free on the disk: nothing is fetched that would leave less.",
+    )
+    blobs_size_cap: int = _setting(
+        0,
+        "blobs.size_cap",
+        BYTES,
+        "Of all files together: those leave that no stream holds any more, the oldest first; 0: "
+        "no cap.",
+    )
+    blobs_in_flight: int = _setting(
+        1,
+        "blobs.in_flight",
+        WINDOW,
+        "Blocks that are asked for at a time over CoAP: more are faster where the way is long, "
+        "and as many are asked for again after a kill.",
+    )
+    mirror_upstreams: tuple[str, ...] = _setting(
+        (),
+        "mirror.upstreams",
+        UPSTREAMS,
+        "Servers whose streams are taken over into the repository. Default: none.",
+        example=("coap://updates.example.com",),
+    )
+    mirror_packages: tuple[str, ...] = _setting(
+        ("*",),
+        "mirror.packages",
+        PATTERNS,
+        "Packages that are taken over: patterns of their names, as of a shell.",
+    )
+    mirror_streams: tuple[str, ...] = _setting(
+        ("*",), "mirror.streams", PATTERNS, "Streams that are taken over, likewise."
+    )
+    mirror_devices: tuple[str, ...] = _setting(
+        (),
+        "mirror.devices",
+        PARAMETERS,
+        "What the devices here say about themselves; files that suit none of them are not "
+        "fetched ahead. Default: all are.",
+        example=("machine=nrf52840dk", "machine=nrf9160dk"),
+    )
+    mirror_announce: str = _setting(
+        "fetched",
+        "mirror.announce",
+        choice("fetched", "at-once"),
+        "When devices hear of a new state: once its files are here, or before that.",
+    )
+    mirror_poll_s: int = _setting(
+        3_600,
+        "mirror.poll_s",
+        PERIOD,
+        "After so many seconds of silence upstreams are asked, too.",
+    )
     status_readers: tuple[str, ...] = _setting(
         STATUS_READERS,
         "status.readers",
@@ -324,14 +283,14 @@ class Config:
     log_level: str = _setting(
         "info",
         "log.level",
-        _choice("debug", "info", "warning", "error"),
+        choice("debug", "info", "warning", "error"),
         "What is logged: this and what is worse.",
         at_reload=True,
     )
     log_format: str = _setting(
         "auto",
         "log.format",
-        _choice("auto", "plain", "journal", "json"),
+        choice("auto", "plain", "journal", "json"),
         "How it is logged: auto is journal under systemd's journal, and plain elsewhere.",
         option="--log-format",
     )

@@ -72,6 +72,22 @@ class NotFoundError(NetotaError, LookupError):
     """What was asked for by name does not exist (any more)."""
 
 
+class NotYetError(NetotaError):
+    """What was asked for is not here yet, but on its way.
+
+    Attributes:
+        after_s: When to ask again, seconds.
+    """
+
+    def __init__(self, detail: str, *, after_s: int) -> None:
+        super().__init__(detail)
+        self.after_s = after_s
+
+
+class NotFetchedError(NotYetError):
+    """What was asked for should come from another host, and could not be had there."""
+
+
 class RepositoryError(NetotaError):
     """A repository cannot be read or written."""
 
@@ -100,12 +116,22 @@ class PeerError(TransferError):
     """The peer answered with an error.
 
     Attributes:
-        code: Its response code, dotted as in `4.04`.
+        code: Its response code, dotted as in `4.04`; that of HTTP as in `404`.
+        retry_after_s: When to ask again, seconds, if it is not available now and said so.
     """
 
-    def __init__(self, detail: str, *, uri: str, code: str, hint: str = "") -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        uri: str,
+        code: str,
+        retry_after_s: float | None = None,
+        hint: str = "",
+    ) -> None:
         super().__init__(f"{code} {detail}", uri=uri, hint=hint)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class IntegrityError(TransferError):

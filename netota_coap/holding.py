@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from os import fstat, pread
 
 import attrs
 
@@ -19,6 +19,12 @@ from netota_coap.model import LIMITS, Archive, Offer
 DEFAULT_METRIC = 10
 _MOST_OPEN = 64
 _OWN = "/b/"
+
+Fetch = Callable[[bytes], None]
+"""Sees to it that a file, by its SHA-256, comes here from elsewhere.
+
+It raises a `NotYetError` if it comes, and returns if it is to be had nowhere.
+"""
 
 
 @attrs.frozen
@@ -41,18 +47,20 @@ class _Open:
 
 @attrs.define(eq=False)
 class OpenBlobs:
-    """The bytes of blobs, by descriptors that are kept; the least recently used are closed.
+    """The bytes of blobs, by descriptors that are kept; those opened first are closed first.
 
     May be used by several threads.
 
     Attributes:
         blobs: Of the repository.
+        fetch: Called, in the event loop's thread, with each one that is asked for and not held.
     """
 
     blobs: Blobs
+    fetch: Fetch = lambda _: None
     _sizes: Mapping[bytes, int] = attrs.field(init=False, factory=dict)
     _damaged: set[bytes] = attrs.field(init=False, factory=set)
-    _open: OrderedDict[bytes, _Open] = attrs.field(init=False, factory=OrderedDict)
+    _open: dict[bytes, _Open] = attrs.field(init=False, factory=dict)
     _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
     def size(self, sha256: bytes) -> int:
@@ -75,11 +83,12 @@ class OpenBlobs:
 
     def piece(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
         """Return what `read` does, and whether more follows."""
-        found = self._of(sha256)
-        wanted = max(min(size, found.size - offset), 0)
+        found = self._open.get(sha256) or self._of(sha256)
+        more = offset + size < found.size
+        wanted = size if more else max(found.size - offset, 0)
         try:
-            part = os.pread(found.descriptor, wanted, offset)
-            written_ns = os.fstat(found.descriptor).st_mtime_ns
+            part = pread(found.descriptor, wanted, offset)
+            written_ns = fstat(found.descriptor).st_mtime_ns
         except OSError:
             part, written_ns = b"", 0
         if len(part) < wanted or written_ns != found.written_ns:
@@ -87,7 +96,7 @@ class OpenBlobs:
                 self._open.pop(sha256, None)
                 self._damaged.add(sha256)
             raise _damaged(sha256)
-        return part, offset + wanted < found.size
+        return part, more
 
     def refresh(self, sizes: Mapping[bytes, int]) -> None:
         """Open all blobs anew from now on.
@@ -104,18 +113,17 @@ class OpenBlobs:
         with self._lock:
             found = self._open.get(sha256)
             if found:
-                self._open.move_to_end(sha256)
                 return found
             if sha256 in self._damaged:
                 raise _damaged(sha256)
             descriptor = self.blobs.open(sha256)
-            status = os.fstat(descriptor)
+            status = fstat(descriptor)
             found = _Open(descriptor, status.st_size, status.st_mtime_ns)
             if self._sizes.get(sha256, found.size) != found.size:
                 raise _damaged(sha256)
             self._open[sha256] = found
             if len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
+                del self._open[next(iter(self._open))]
             return found
 
 

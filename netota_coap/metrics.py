@@ -74,11 +74,33 @@ ACCEPTED = Metric(
 )
 PACKAGES = Metric("netota_packages", "gauge", "Packages that are served.")
 STREAMS = Metric("netota_streams", "gauge", "Streams that are served.")
+FETCHED = Metric(
+    "netota_fetched_bytes_total", "counter", "Bytes of files that were fetched from elsewhere."
+)
+CONTACT = Metric(
+    "netota_upstream_last_contact_seconds",
+    "gauge",
+    "When an upstream answered last, in seconds of Unix time.",
+    ("upstream",),
+)
+BEHIND = Metric(
+    "netota_upstream_streams_behind",
+    "gauge",
+    "Streams of an upstream that are not here in the state that it has.",
+    ("upstream",),
+)
+REFUSED = Metric(
+    "netota_upstream_refused_total",
+    "counter",
+    "States of an upstream that were refused: it went back, or sent what cannot be taken.",
+    ("upstream",),
+)
 UPTIME = Metric("netota_uptime_seconds", "gauge", "Since the start.")
 
 METRICS = (
     *(REQUESTS, READY, SENT_BYTES, OBSERVERS, NOTIFICATIONS, FAN_OUT),
     *(RELOADS, ACCEPTED, PACKAGES, STREAMS, UPTIME),
+    *(FETCHED, CONTACT, BEHIND, REFUSED),
 )
 
 
@@ -187,3 +209,10 @@ class Metrics:
         yield PACKAGES, (), status.packages
         yield STREAMS, (), status.streams
         yield UPTIME, (), status.uptime_s
+        if status.fetched_bytes is not None:
+            yield FETCHED, (), status.fetched_bytes
+        for each in status.upstreams:
+            if each.last_contact:
+                yield CONTACT, (each.uri,), each.last_contact.timestamp()
+            yield BEHIND, (each.uri,), each.behind
+            yield REFUSED, (each.uri,), each.refused

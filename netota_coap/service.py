@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,13 +27,16 @@ from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.garbage import collected_rarely
 from netota_coap.holding import Holding, OpenBlobs
 from netota_coap.metrics import Metrics
-from netota_coap.repository import Loader
+from netota_coap.model import Archive
+from netota_coap.repository import Loader, init
 from netota_coap.status import Status
 from netota_coap.systemd import Manager
 from netota_coap.watch import Watcher
+from netota_coap.wire import selection_from_query
 
 if TYPE_CHECKING:
     from netota_coap.http.server import HttpSite
+    from netota_coap.mirror.gateway import Gateway
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Service:
     _asked: bool = attrs.field(init=False, default=False)
     _pins: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _files: OpenBlobs = attrs.field(init=False)
+    _gateway: Gateway | None = attrs.field(init=False, default=None)
 
     @_files.default
     def _of_repository(self) -> OpenBlobs:
@@ -82,12 +86,18 @@ class Service:
         Raises:
             InvalidDataError: The repository cannot be served at the start.
             AddressError: One of the addresses cannot be listened on.
-            ConfigError: There is no repository, or the directory for the state cannot be used.
+            ConfigError: There is no repository, the directory for the state cannot be used, or an
+                upstream cannot be one.
+            RepositoryError: There is no repository for what is mirrored, and none can be made.
         """
         with collected_rarely():
             await self._run()
 
     async def _run(self) -> None:
+        if self._is_gateway:
+            self._gateway = await asyncio.to_thread(_gateway_of, self.config, self.root)
+            if self._gateway.on_demand:
+                self._files.fetch = self._gateway.on_demand.fetch
         async with Watcher(self.root) as watcher:
             handlers = {
                 **dict.fromkeys(_STOP, self.stop),
@@ -109,6 +119,10 @@ class Service:
             raise ConfigError("no repository is named", hint=hint)
         return self.config.repository
 
+    @property
+    def _is_gateway(self) -> bool:
+        return bool(self.config.mirror_upstreams) or self.config.blobs_cache == "on-demand"
+
     def stop(self) -> None:
         """End `run`, gracefully."""
         self._stopping.set()
@@ -127,6 +141,8 @@ class Service:
             issues=self._refused[:_MOST_SHOWN],
             fan_out=self._site.observers.fan_out,
             troubles=(self._keeper.trouble,) if self._keeper and self._keeper.trouble else (),
+            upstreams=self._gateway.upstreams if self._gateway else (),
+            fetched_bytes=self._gateway.incoming.received if self._gateway else None,
         )
 
     def observers(self) -> dict[str, int]:
@@ -144,11 +160,13 @@ class Service:
         return f"waiting for a repository: {self._refused[0]}" if self._refused else "starting"
 
     async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
-        tasks = (
+        tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
             asyncio.create_task(self.manager.beat(self._in_a_line)),
-        )
+        ]
+        if self._gateway:
+            tasks.append(asyncio.create_task(self._gateway.run()))
         try:
             # A bug that ends reloading must end the service, not leave it deaf.
             done, _ = await asyncio.wait((*tasks, keeper.running), return_when="FIRST_COMPLETED")
@@ -190,7 +208,7 @@ class Service:
         """Load what is served first; if it is to be waited for, until there is something."""
         while True:
             try:
-                catalog = await _load(loader, keeper, self._files, self.config.blobs_metric)
+                catalog = await self._load(loader, keeper)
             except InvalidDataError as error:
                 if not self.config.keep_trying:
                     raise
@@ -211,8 +229,7 @@ class Service:
             done, self._asked = self._asked, False
             start = time.perf_counter()
             try:
-                metric, previous = self.config.blobs_metric, site.responder.catalog
-                catalog = await _load(loader, keeper, self._files, metric, previous)
+                catalog = await self._load(loader, keeper, site.responder.catalog)
             except InvalidDataError as error:
                 self.metrics.reloads["refused"] += 1
                 self._refuse(error, "not reloaded, the old state is served on:")
@@ -224,6 +241,26 @@ class Service:
                 extra = {"files": loader.parsed, "ms": round(took_ms, 1)}
                 _log.info("reloaded %d files in %.1f ms", loader.parsed, took_ms, extra=extra)
             self._tell(done=done)
+
+    async def _load(
+        self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
+    ) -> Catalog:
+        """Load in another thread, and remember the sequences that are new."""
+        files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
+
+        def load() -> tuple[Catalog, list[Record], Mapping[bytes, Archive]]:
+            repository = loader.load()
+            files.refresh({each.sha256: each.size for each in envelopes_of(repository)})
+            fetchable = gateway.fetchable(repository) if gateway else {}
+            held = files.blobs.present(repository) | fetchable.keys()
+            catalog = Catalog.of(repository, previous, Holding(held, files, metric))
+            return catalog, keeper.review(repository), fetchable
+
+        catalog, learned, fetchable = await asyncio.to_thread(load)
+        keeper.learn(learned)
+        if gateway and gateway.on_demand:
+            gateway.on_demand.offer(fetchable)
+        return catalog
 
     def _swap(self, site: Site, catalog: Catalog) -> None:
         site.swap(catalog)
@@ -318,24 +355,31 @@ def _over_http(
     return site, serving(site, service.config.http_bind)
 
 
-async def _load(
-    loader: Loader,
-    keeper: Keeper,
-    files: OpenBlobs,
-    metric: int,
-    previous: Catalog | None = None,
-) -> Catalog:
-    """Load in another thread, and remember the sequences that are new."""
+def _gateway_of(config: Config, root: Path) -> Gateway:
+    """Make the gateway that a configuration asks for, and its repository if need be."""
+    # Only who is one takes the time and the memory for these.
+    from netota_coap.mirror import Terms
+    from netota_coap.mirror.adoption import Choice
+    from netota_coap.mirror.gateway import Gateway
+    from netota_coap.mirror.incoming import Incoming
 
-    def load() -> tuple[Catalog, list[Record]]:
-        repository = loader.load()
-        files.refresh({each.sha256: each.size for each in envelopes_of(repository)})
-        holding = Holding(files.blobs.present(repository), files, metric)
-        return Catalog.of(repository, previous, holding), keeper.review(repository)
-
-    catalog, learned = await asyncio.to_thread(load)
-    keeper.learn(learned)
-    return catalog
+    if config.mirror_upstreams and not (root / "repository.toml").exists():
+        init(root)
+    incoming = Incoming(
+        root,
+        config.blobs_limit_bytes_s or None,
+        config.blobs_keep_free,
+        config.blobs_size_cap or None,
+        config.blobs_in_flight,
+    )
+    devices = selection_from_query(config.mirror_devices)
+    choice = Choice(config.mirror_packages, config.mirror_streams, devices)
+    terms = Terms(
+        poll_s=config.mirror_poll_s,
+        announce_at_once=config.mirror_announce == "at-once",
+        ahead=config.blobs_cache == "ahead",
+    )
+    return Gateway.of(incoming, config.mirror_upstreams, choice, terms)
 
 
 _STOP = (signal.SIGTERM, signal.SIGINT)

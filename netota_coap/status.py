@@ -20,6 +20,30 @@ class FanOut:
     seconds: float
 
 
+@attrs.frozen(kw_only=True)
+class UpstreamStatus:
+    """How it stands with an upstream.
+
+    Attributes:
+        uri: Of the upstream.
+        last_contact: When it answered last; None: not yet.
+        behind: How many of its streams are not here in the state that it has.
+        refused: How often a state of it was refused.
+        error: Why something is not level, or ""; one reason of maybe several.
+    """
+
+    uri: str
+    last_contact: datetime | None
+    behind: int
+    refused: int
+    error: str
+
+    def __str__(self) -> str:
+        """One line, of what is wrong."""
+        seen = f"{self.last_contact:%Y-%m-%d %H:%M:%SZ}" if self.last_contact else "never"
+        return f"{self.uri}: {self.behind} streams behind, seen {seen}: {self.error}"
+
+
 @attrs.frozen
 class Status:
     """What a service does now.
@@ -34,6 +58,8 @@ class Status:
         issues: Why what is on disk is not served, the first few of many; empty: it is.
         fan_out: Of the last change that observers were told of.
         troubles: What else is wrong, as a state directory that cannot be written; for people.
+        upstreams: That are followed.
+        fetched_bytes: Of files, from elsewhere; None: none are fetched.
     """
 
     version: str
@@ -45,6 +71,8 @@ class Status:
     issues: tuple[str, ...] = ()
     fan_out: FanOut | None = None
     troubles: tuple[str, ...] = ()
+    upstreams: tuple[UpstreamStatus, ...] = ()
+    fetched_bytes: int | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -53,18 +81,26 @@ class Status:
 
     def to_plain(self) -> dict[str, object]:
         """Return it as JSON has it; what is not so is left out."""
-        plain = attrs.asdict(self, filter=lambda _, value: value not in (None, ()))
+        plain = attrs.asdict(
+            self,
+            filter=lambda _, value: value not in (None, (), ""),
+            value_serializer=lambda _, __, value: _instant(value),
+        )
         plain["uptime_s"] = round(self.uptime_s, 3)
-        plain["reloaded"] = self.reloaded.strftime("%Y-%m-%dT%H:%M:%SZ")
         return plain
 
     def __str__(self) -> str:
         """One line, for a service manager."""
         state = f"not reloaded: {self.issues[0]}" if self.issues else "serving"
+        troubles = [*self.troubles, *(str(each) for each in self.upstreams if each.error)]
         fan_out = self.fan_out
         told = f", told {fan_out.told} in {fan_out.seconds:.2f} s" if fan_out else ""
         return (
             f"{state}: {self.packages} packages, {self.streams} streams, "
             f"{self.observers} observers{told}; loaded {self.reloaded:%Y-%m-%d %H:%M:%SZ}"
-            + "".join(f"; {trouble}" for trouble in self.troubles)
+            + "".join(f"; {trouble}" for trouble in troubles)
         )
+
+
+def _instant(value: object) -> object:
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value

@@ -15,6 +15,7 @@ from netota_coap.blobs import Blobs
 from netota_coap.checks import check
 from netota_coap.mirror import Mirror, Terms
 from netota_coap.mirror.adoption import Choice
+from netota_coap.mirror.incoming import Incoming
 from netota_coap.model import Archive, Content, Offer, Stream, StreamName
 from netota_coap.sources import ArchiveSource
 from tests import publishing
@@ -101,11 +102,13 @@ def where(uris: dict[str, str]) -> tuple[str, str]:
     return uris["coap"].partition("://")[2], uris["http"].partition("://")[2]
 
 
-def mirror(root: Path, uri: str, choice: Choice = ALL, terms: Terms = QUICK) -> Mirror:
-    """Make a mirror, and its repository if need be."""
+def mirror(
+    root: Path, uri: str, choice: Choice = ALL, terms: Terms = QUICK, **bounds: int
+) -> Mirror:
+    """Make a mirror, and its repository if need be; `bounds` are those of `Incoming`."""
     if not root.exists():
         repository.init(root)
-    return Mirror(root, uri, choice, terms)
+    return Mirror(Incoming(root, **bounds), uri, choice, terms)
 
 
 @contextlib.asynccontextmanager

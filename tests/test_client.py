@@ -313,6 +313,26 @@ async def test_a_server_in_trouble_is_waited_for() -> None:
     assert len(troubles) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "options", "after_s"),
+    [
+        ("5.03", [(coap.MAX_AGE, b"\x07")], 7),
+        ("5.03", [(coap.MAX_AGE, b"")], 0),
+        ("5.03", [], None),
+        ("4.04", [(coap.MAX_AGE, b"\x07")], None),
+    ],
+)
+async def test_when_to_ask_again(
+    code: str, options: list[coap.Option], after_s: int | None
+) -> None:
+    """Max-Age of 5.03 is when to ask again; that of other errors is not."""
+    async with puppet(lambda _: (code, options, b"")) as uri, Client() as client:
+        for asking in (client.get(uri), client.block(uri, 0)):
+            with pytest.raises(PeerError) as caught:
+                await asking
+            assert after_s == caught.value.retry_after_s
+
+
 async def test_formats(sample: Path) -> None:
     """Any resource can be had in any of its formats."""
     async with serving(sample) as (uri,), Client() as client:

@@ -214,13 +214,17 @@ async def test_lies(
             assert report.problem.isprintable()
             assert bool(match) == bool(report.problem), report.problem
             assert re.search(match, report.problem)
-        if downloaded:
-            with pytest.raises(TransferError, match=downloaded.removeprefix("^")):
-                await download(archive(uri, data=SHORT), target, timeout_s=timeout_s)
-        else:
-            await download(archive(uri, data=SHORT), target)
-
-    assert target.exists() == (not downloaded)
+        for in_flight in (1, 8):
+            place = target.with_name(f"{in_flight}")
+            fetching = download(
+                archive(uri, data=SHORT), place, timeout_s=timeout_s, in_flight=in_flight
+            )
+            if downloaded:
+                with pytest.raises(TransferError, match=downloaded.removeprefix("^")):
+                    await fetching
+            else:
+                await fetching
+            assert place.exists() == (not downloaded)
 
 
 @pytest.mark.parametrize("left", [1, 700, 1024, 1500])

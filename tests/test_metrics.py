@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 
+import attrs
 import pytest
 
 from netota_coap.catalog import Catalog
@@ -15,11 +16,15 @@ from netota_coap.coap.server import Responder, Site
 from netota_coap.metrics import METRICS, Heard, Metrics, resource_class
 from netota_coap.model import Repository
 from netota_coap.repository import Loader
-from netota_coap.status import FanOut, Status
+from netota_coap.status import FanOut, Status, UpstreamStatus
 from tests.conftest import FIXTURES
 from tests.device import GET, POST, RST, device
 
 STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
+UPSTREAM = UpstreamStatus(
+    uri="coap://up", last_contact=STATUS.reloaded, behind=2, refused=3, error="away"
+)
+GATEWAY = attrs.evolve(STATUS, upstreams=(UPSTREAM,), fetched_bytes=5)
 STABLE = "p/sensor-node/s/stable"
 
 
@@ -109,7 +114,9 @@ def test_all_metrics_have_samples() -> None:
     metrics.answered("http", "stream", "200", 10)
     metrics.notifications["sent"] += 1
     metrics.reloads["taken"] += 1
-    assert {metric.name for metric in METRICS} == {name for name, *_ in figures(metrics)}
+    assert {metric.name for metric in METRICS} == {name for name, *_ in figures(metrics, GATEWAY)}
+    assert figures(metrics, GATEWAY)[("netota_upstream_streams_behind", "coap://up")] == 2
+    assert ("netota_fetched_bytes_total",) not in figures(metrics)
     assert math.isnan(figures(metrics)[("netota_fan_out_seconds",)])
     refused = Status(
         *("1.0", 1.0, 0, 0, 0, STATUS.reloaded), issues=("a.toml: bad",), fan_out=FanOut(3, 0.25)
@@ -120,6 +127,19 @@ def test_all_metrics_have_samples() -> None:
 
 def test_status() -> None:
     """What is not so is left out; one line says it to a service manager."""
+    assert GATEWAY.to_plain()["upstreams"] == (
+        {
+            "uri": "coap://up",
+            "last_contact": "2026-11-24T09:30:00Z",
+            "behind": 2,
+            "refused": 3,
+            "error": "away",
+        },
+    )
+    assert GATEWAY.to_plain()["fetched_bytes"] == 5
+    assert str(GATEWAY).endswith("; coap://up: 2 streams behind, seen 2026-11-24 09:30:00Z: away")
+    never = attrs.evolve(UPSTREAM, last_contact=None)
+    assert "seen never" in str(attrs.evolve(STATUS, upstreams=(never,)))
     assert STATUS.to_plain() == {
         "version": "1.0",
         "uptime_s": 12.346,

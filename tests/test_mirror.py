@@ -16,7 +16,7 @@ from netota_coap import repository
 from netota_coap.blobs import Blobs
 from netota_coap.client import Client
 from netota_coap.errors import ConfigError, TransferError
-from netota_coap.mirror import Terms, upstreams
+from netota_coap.mirror import Mirror, Terms, upstreams
 from netota_coap.mirror.adoption import Choice
 from netota_coap.model import Archive, Offer
 from netota_coap.selection import Selection
@@ -201,14 +201,20 @@ async def test_a_newer_state_overtakes(upstream: Origin, root: Path) -> None:
     """What is fetched of a state is given up when another one has taken its place."""
     data = b"x" * 3_000_000
     upstream.files[f"/1.1/{BOARD}"] = data
-    terms = attrs.evolve(QUICK, limit_bytes_s=200_000)
-    async with offered(upstream.root) as uris, running(mirror(root, uris["coap"], terms=terms)):
+    async with offered(upstream.root) as uris:
+        slow = mirror(root, uris["coap"], limit_bytes_s=200_000)
+        await _overtaken(upstream, slow)
+    assert [state.sequence for state in repository.history(root, STABLE)] == [3, 1]
+
+
+async def _overtaken(upstream: Origin, slow: Mirror) -> None:
+    root = slow.root
+    async with running(slow):
         await until(lambda: version(root) == "1.0")
         upstream.publish("1.1")
         await until(lambda: list(root.glob("blobs/.incoming/.*.part")))
         upstream.publish("1.2")
         await until(lambda: version(root) == "1.2", 5)
-    assert [state.sequence for state in repository.history(root, STABLE)] == [3, 1]
 
 
 async def test_a_file_of_two_streams_is_fetched_once(upstream: Origin, root: Path) -> None:
@@ -232,8 +238,7 @@ async def test_wrong_bytes(upstream: Origin, root: Path) -> None:
 async def test_room_that_is_to_stay(upstream: Origin, root: Path) -> None:
     """Nothing is fetched that would leave too little room."""
     async with offered(upstream.root) as uris:
-        terms = attrs.evolve(QUICK, keep_free=2**62)
-        status = await mirror(root, uris["coap"], terms=terms).once()
+        status = await mirror(root, uris["coap"], keep_free=2**62).once()
     assert (present(root), status.behind) == (None, 1)
     assert f"and {2**62} are to stay" in status.error
     assert upstream.asked("1.0") == 0
@@ -242,13 +247,12 @@ async def test_room_that_is_to_stay(upstream: Origin, root: Path) -> None:
 async def test_size_cap(upstream: Origin, root: Path) -> None:
     """Over the cap those blobs leave that belonged to no stream for longest, and no others."""
     upstream.publish("5.0", BETA)
-    terms = attrs.evolve(QUICK, size_cap=3 * len(content("1.0")))
 
     def blobs() -> list[str]:
         return sorted(held(root, each)[9:12].decode() for each in archives if _is_held(root, each))
 
     async with offered(upstream.root) as uris:
-        it = mirror(root, uris["coap"], terms=terms)
+        it = mirror(root, uris["coap"], size_cap=3 * len(content("1.0")))
         await until_level(it, "1.0")
         for each in ("1.1", "1.2", "1.3"):
             upstream.publish(each)
@@ -262,7 +266,7 @@ async def test_size_cap(upstream: Origin, root: Path) -> None:
         archives = _archives(upstream.root)
         assert blobs() == ["1.3", "1.4", "5.0"]
         upstream.publish("1.5")
-        it = mirror(root, uris["coap"], terms=attrs.evolve(QUICK, size_cap=0))
+        it = mirror(root, uris["coap"], size_cap=0)
         await until_level(it, "1.5")
     require_correct(root)
     assert len(Blobs(root).all()) == 1
@@ -276,6 +280,23 @@ def _archives(root: Path) -> list[Archive]:
 
 def _is_held(root: Path, archive: Archive) -> bool:
     return bool(Blobs(root).held((archive.envelope,)))
+
+
+async def test_files_that_wait_for_others(upstream: Origin, root: Path) -> None:
+    """What a state needs and is here stays, however long the rest takes."""
+    upstream.files["/1.1/native"] = b"x" * 200_000
+    upstream.publish("1.1", machines=(BOARD, "native"))
+    async with offered(upstream.root) as uris:
+        it = mirror(root, uris["coap"], limit_bytes_s=400_000)
+        async with running(it):
+            await until(lambda: Blobs(root).all())
+            assert Blobs(root).gc(0, grace_s=-1) == ()
+            await until(lambda: version(root) == "1.1")
+            await until(lambda: not list((root / "blobs/.incoming").iterdir()))
+            upstream.publish("1.2")
+            await until(lambda: version(root) == "1.2")
+        assert len(Blobs(root).gc(0, grace_s=-1)) == 2
+    require_correct(root)
 
 
 async def test_leftovers(upstream: Origin, root: Path) -> None:
@@ -521,6 +542,17 @@ async def test_silence(
         it = mirror(root, server.url.removesuffix("/file"), terms=terms)
         async with running(it):
             await until(lambda: reason in it.status.error)
+
+
+async def test_an_event_stream_that_ends(root: Path) -> None:
+    """An upstream that ends it is asked anew; it costs no time until then."""
+    ends = whole(b"data: 1\n\n").having(Content_Type="text/event-stream")
+    async with (
+        http_server(lambda _: ends) as server,
+        upstreams.upstream_of(server.url.removesuffix("/file"), 5.0) as it,
+        asyncio.timeout(5),
+    ):
+        assert [change async for change in it.changes(3_600)] == [None]
 
 
 async def test_lists_that_do_not_come(root: Path) -> None:

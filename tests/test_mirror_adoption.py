@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from netota_coap import repository
@@ -23,6 +23,7 @@ from tests.storing import ENVELOPE
 
 ORIGIN = "coap://upstream.example.com"
 whole = strategies.streams().filter(lambda state: state.archives is not None)
+few = settings(max_examples=30)  # whole states take long to make
 
 
 def state(sequence: int = 5, version: str = "1", *urls: str) -> Stream:
@@ -39,6 +40,7 @@ def ours(offered: Stream) -> Stream:
     return adopted
 
 
+@few
 @given(whole)
 def test_a_new_stream(offered: Stream) -> None:
     """A state is taken as it is, but for offers; taken again, it changes nothing."""
@@ -55,6 +57,7 @@ def test_a_new_stream(offered: Stream) -> None:
         assert sorted(o.metric for o in archive.offers) == [o.metric for o in archive.offers]
 
 
+@few
 @given(whole, whole)
 def test_one_state_after_another(before: Stream, offered: Stream) -> None:
     """The sequence never goes back, and one sequence is one state."""
@@ -71,6 +74,7 @@ def test_one_state_after_another(before: Stream, offered: Stream) -> None:
         assert (adopted or local).essence() == offered.essence()
 
 
+@few
 @given(whole, whole, st.one_of(st.none(), strategies.texts("title")))
 def test_somebody_elses(local: Stream, offered: Stream, author: str | None) -> None:
     """A stream of another author is left alone, whatever is offered."""

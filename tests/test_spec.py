@@ -12,6 +12,7 @@ import pytest
 
 import netota_coap
 from netota_coap import model
+from netota_coap.config import Config, assemble
 from netota_coap.formats import Format, diagnostic, dump
 from netota_coap.wire import decode
 from tests.cddl import validate
@@ -141,8 +142,13 @@ def test_the_code_cites_rules() -> None:
 
 
 @pytest.mark.parametrize(("info", "text"), [*blocks("toml"), *blocks("json")])
-def test_text_examples_can_be_read(info: str, text: str) -> None:
-    """Each example in TOML and JSON is of the class that its fence names."""
+def test_text_examples_can_be_read(info: str, text: str, tmp_path: Path) -> None:
+    """Each example in TOML and JSON is of the class that its fence names, or a configuration."""
+    if info == "config":
+        file = tmp_path / "config.toml"
+        file.write_text(text)
+        assert assemble(file, {}).config != Config()
+        return
     cls = getattr(model, info)
     assert issubclass(cls, model.Value)
     fmt = Format.JSON if text.startswith("{") else Format.TOML

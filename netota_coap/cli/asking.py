@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from netota_coap.cli.frame import (
     print_json,
     progress,
     say,
+    selecting,
     table,
     text,
 )
@@ -69,9 +70,24 @@ def _lines(plain: Mapping[str, Any]) -> list[tuple[str, str]]:
     fan_out = plain.get("fan_out")
     if fan_out:
         lines.append(("last change", f"told {fan_out['told']} in {fan_out['seconds']:.3f} s"))
+    lines += [("upstream", _upstream(each)) for each in plain.get("upstreams", ())]
     lines += [("not reloaded", issue) for issue in plain.get("issues", ())]
     lines += [("trouble", trouble) for trouble in plain.get("troubles", ())]
     return lines
+
+
+def _upstream(plain: Mapping[str, Any]) -> str:
+    heard = "not heard of yet"
+    if "last_contact" in plain:
+        then = datetime.fromisoformat(plain["last_contact"])
+        age_s = (datetime.now(UTC) - then).total_seconds()
+        heard = f"heard of {_duration(max(age_s, 0.0))} ago"
+    parts = [plain["uri"], heard]
+    if plain["behind"]:
+        parts.append(f"{plain['behind']} streams behind")
+    if plain["refused"]:
+        parts.append(f"{plain['refused']} states refused")
+    return ", ".join([*parts, *filter(None, [plain.get("error")])])
 
 
 def _duration(seconds: float) -> str:
@@ -157,7 +173,6 @@ def _readable(plain: Any) -> Any:
 def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -> None:
     """Follow a stream of a server as a device does: one line for each state."""
     import asyncio
-    from datetime import datetime
 
     from netota_coap.client import Client
     from netota_coap.formats import Format
@@ -189,33 +204,20 @@ def _one_line(stream: Stream) -> str:
     return ", ".join(parts)
 
 
-def _selecting(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options by which a device says what it is."""
-    attributes = (*("type", "arch", "machine", "debug", "filesystem", "compression"), "scheme")
-
-    @functools.wraps(function)
-    def run(query: Sequence[str], **given: Any) -> None:
-        from netota_coap.wire import selection_from_query
-
-        said = [f"{name}={value}" for name in attributes for value in given.pop(name)]
-        function(selection=selection_from_query([*said, *query]), **given)
-
-    wrapped: Callable[..., None] = click.option(
-        "--query", metavar="KEY=VALUE", multiple=True, help="Any other attribute. Again for each."
-    )(run)
-    for name in reversed(attributes):
-        text = "Of offers." if name == "scheme" else "Of the device; the first is preferred."
-        option = click.option(f"--{name}", metavar="VALUE", multiple=True, help=text)
-        wrapped = option(wrapped)
-    return wrapped
-
-
 @command("download coap://gateway.local sensor-node/stable --machine nrf9160dk -o app.bin")
 @click.argument("source", metavar="DIR|URI")
 @click.argument("name", metavar="PKG/STREAM", type=STREAM)
 @click.option("-o", "--output", metavar="FILE", type=FILE, required=True)
-@_selecting
+@selecting
 @click.option("--server", metavar="URI", help="That relative offers of DIR are meant for.")
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Blocks that are asked for at a time over CoAP; more make it faster where the way is "
+    "long.",
+)
 @json_option
 def download(
     source: str,
@@ -223,21 +225,33 @@ def download(
     output: Path,
     selection: Selection,
     server: str | None,
+    in_flight: int,
     as_json: bool,
 ) -> None:
     """Download the best archive for a device, as a repository or a server (`coap://HOST`) has it.
 
-    What is there of an interrupted download is used; what arrives is verified.
+    What is there of an interrupted download is used; what arrives is verified. A server that says
+    when it will have the file is waited for, 10 minutes at the most.
     """
     import asyncio
 
     from netota_coap.cli import plain
     from netota_coap.download import download as fetch
 
+    def trouble(error: TransferError) -> None:
+        say(f"waiting: {error.detail}")
+
     archive = asyncio.run(_best(source, name, selection))
     relative_to = source if "://" in source else server
     with progress("downloading", archive.envelope.size) as advance:
-        offer = asyncio.run(fetch(archive, output, server=relative_to, progress=advance))
+        fetching = fetch(
+            *(archive, output),
+            server=relative_to,
+            progress=advance,
+            in_flight=in_flight,
+            on_trouble=trouble,
+        )
+        offer = asyncio.run(fetching)
     if as_json:
         print_json(plain.downloaded(output, archive, offer))
     else:

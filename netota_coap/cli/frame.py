@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,29 @@ FILE = click.Path(path_type=Path, readable=False)
 directory_argument = click.argument("directory", metavar="DIR", type=FILE)
 stream_argument = click.argument("name", metavar="PKG/STREAM", type=STREAM)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+_ATTRIBUTES = ("type", "arch", "machine", "debug", "filesystem", "compression", "scheme")
+
+
+def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options by which a device says what it is, and the `selection`."""
+
+    @functools.wraps(function)
+    def run(query: Sequence[str], **given: Any) -> Any:
+        from netota_coap.wire import selection_from_query
+
+        said = [f"{name}={value}" for name in _ATTRIBUTES for value in given.pop(name)]
+        return function(selection=selection_from_query([*said, *query]), **given)
+
+    wrapped: Callable[..., Any] = click.option(
+        "--query", metavar="KEY=VALUE", multiple=True, help="Any other attribute. Again for each."
+    )(run)
+    for name in reversed(_ATTRIBUTES):
+        text = "Of offers." if name == "scheme" else "Of the device; the first is preferred."
+        option = click.option(f"--{name}", metavar="VALUE", multiple=True, help=text)
+        wrapped = option(wrapped)
+    return wrapped
 
 
 # ----------------------------------------------------------------------------------------------

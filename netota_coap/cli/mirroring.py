@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from netota_coap.cli.frame import command, directory_argument
+from netota_coap.cli.frame import command, directory_argument, selecting
 
 if TYPE_CHECKING:
     from netota_coap.mirror import Mirror
+    from netota_coap.selection import Selection
 
 
 @command("mirror coap://updates.example.com /var/lib/netota-coap/repository --machine nrf52840dk")
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--stream", "streams", metavar="PATTERN", multiple=True, help="Again for each. [default: *]"
 )
-@click.option(
-    "--machine",
-    "machines",
-    multiple=True,
-    help="Whose files are fetched; again for each. [default: of all]",
-)
+@selecting
 @click.option("--once", is_flag=True, help="Become level, and end: for cron.")
 @click.option(
     "--announce",
@@ -54,24 +50,33 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     help="Of all files together: those leave that no stream holds any more, the oldest first.",
 )
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Blocks that are asked for at a time over CoAP; a kill costs as many.",
+)
 def mirror(
     upstream: str,
     directory: Path,
     packages: Sequence[str],
     streams: Sequence[str],
-    machines: Sequence[str],
+    selection: Selection,
     once: bool,
     announce: str,
     limit_bytes_s: int | None,
     keep_free: int,
     size_cap: int | None,
+    in_flight: int,
 ) -> int:
     """Keep a repository level with another server, UPSTREAM, and fetch the files that it names.
 
     UPSTREAM is coap://HOST, or of HTTP with its prefix, if it has one. DIR is made if it is no
     repository; streams in it that are not of this upstream stay as they are. A state of a stream
-    takes its place when all of its files that are needed here have come. It runs until SIGTERM or
-    SIGINT. With --once, exit code 1: something is not level.
+    takes its place when all of its files have come that are needed here: that suit a device as the
+    options tell it, or all. It runs until SIGTERM or SIGINT. With --once, exit code 1: something
+    is not level.
     """
     import asyncio
     import os
@@ -79,21 +84,12 @@ def mirror(
     from netota_coap import logs
     from netota_coap.mirror import Mirror, Terms
     from netota_coap.mirror.adoption import EVERYTHING, Choice
+    from netota_coap.mirror.incoming import Incoming
     from netota_coap.repository import init
-    from netota_coap.selection import Selection
 
-    choice = Choice(
-        tuple(packages) or EVERYTHING,
-        tuple(streams) or EVERYTHING,
-        Selection.of({"machine": machines} if machines else {}),
-    )
-    terms = Terms(
-        announce_at_once=announce == "at-once",
-        limit_bytes_s=limit_bytes_s,
-        keep_free=keep_free,
-        size_cap=size_cap,
-    )
-    it = Mirror(directory, upstream, choice, terms)
+    choice = Choice(tuple(packages) or EVERYTHING, tuple(streams) or EVERYTHING, selection)
+    incoming = Incoming(directory, limit_bytes_s, keep_free, size_cap, in_flight)
+    it = Mirror(incoming, upstream, choice, Terms(announce_at_once=announce == "at-once"))
     if not (directory / "repository.toml").exists():
         init(directory)
     logs.configure("info", "auto", os.environ)

@@ -138,10 +138,17 @@ def encode(options: Iterable[Option], payload: bytes = b"") -> bytes:
     return bytes(data)
 
 
-def problem(title: str, detail: str) -> bytes:
-    """Encode the options and the payload of an error: concise problem details (RFC 9290)."""
+def problem(title: str, detail: str, after_s: int | None = None) -> bytes:
+    """Encode the options and the payload of an error: concise problem details (RFC 9290).
+
+    Args:
+        title: Of the response code.
+        detail: One sentence for a person.
+        after_s: When to ask again, seconds; None: that is not said.
+    """
     payload = encode_problem(title, detail[:_LONGEST_DETAIL])
-    return encode([(CONTENT_FORMAT, encode_uint(PROBLEM_DETAILS))], payload)
+    later = [(MAX_AGE, encode_uint(after_s))] if after_s is not None else []
+    return encode([(CONTENT_FORMAT, encode_uint(PROBLEM_DETAILS)), *later], payload)
 
 
 def _nibble(value: int) -> tuple[int, bytes]:

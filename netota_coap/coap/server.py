@@ -34,7 +34,13 @@ from netota_coap.coap.options import Block, Option
 from netota_coap.coap.persistence import Journal
 from netota_coap.coap.reliable import Followers
 from netota_coap.coap.vetting import METHOD_REFUSED
-from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
+from netota_coap.errors import (
+    InvalidDataError,
+    NetotaError,
+    NotFetchedError,
+    NotFoundError,
+    NotYetError,
+)
 from netota_coap.formats import dump
 from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Heard, Metrics, resource_class
@@ -58,6 +64,8 @@ class _RefusedError(NetotaError):
 
 CODES: dict[type[NetotaError], Code] = {
     NotFoundError: Code.NOT_FOUND,
+    NotYetError: Code.SERVICE_UNAVAILABLE,
+    NotFetchedError: Code.BAD_GATEWAY,
     InvalidDataError: Code.BAD_REQUEST,
     NetotaError: Code.INTERNAL_SERVER_ERROR,
 }
@@ -225,7 +233,8 @@ def problem(error: NetotaError) -> tuple[Code, bytes]:
         if isinstance(error, _RefusedError)
         else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
     )
-    return code, coap.problem(code.name_printable, error.detail)
+    after_s = error.after_s if isinstance(error, NotYetError) else None
+    return code, coap.problem(code.name_printable, error.detail, after_s)
 
 
 # ----------------------------------------------------------------------------------------------

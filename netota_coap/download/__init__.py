@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,12 +33,15 @@ from netota_coap.files import sync_directory
 from netota_coap.model import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_PATIENCE_S = 600.0
 _PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take for ever
+_SHORTEST_WAIT_S = 1.0  # whatever a server says
 _STARTS = 3  # from the first byte, at a file that changes while it is downloaded
 
 Progress = Callable[[int], object]
 Pace = Callable[[int], Awaitable[object]]
-"""Called with each number of bytes received; nothing more is received until it returns."""
+"""Called with each number of bytes received, and with 0 after a wait for the server; nothing more
+is asked for until it returns, but for the blocks in flight."""
 
 
 @attrs.define
@@ -155,7 +159,7 @@ async def _checked(
     try:
         source = spoken(sources, url)
         if digest:
-            await _fetch(source, url, sink, timeout_s)
+            await _fetch(source, url, sink, timeout_s, _Patience(0.0))
         else:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -176,12 +180,18 @@ async def download(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     progress: Progress = lambda _: None,
     pace: Pace | None = None,
+    in_flight: int = 1,
+    patience_s: float = DEFAULT_PATIENCE_S,
+    on_trouble: Callable[[TransferError], object] = lambda _: None,
 ) -> Offer | None:
     """Download an archive from the first of its offers that holds what it promises.
 
     What has arrived is kept beside the target, as `.NAME.<16 digits of SHA-256>.part`; the next
     call, or the next offer, goes on from there. The target is put in place in one step, when its
     size and SHA-256 are right, and is never anything else.
+
+    A server that says when it will have the file (5.03 with Max-Age, 503 with Retry-After) is
+    waited for: it fetches the file itself, and to go round it would be to ask for it twice.
 
     Args:
         archive: What to download.
@@ -191,6 +201,9 @@ async def download(
         progress: Called with the number of bytes by which the file grew, again and again; the
             first time with those that were there, below 0 where it is begun anew.
         pace: Keeps the sources waiting; None: all comes as fast as it can.
+        in_flight: Blocks that are asked for at a time over CoAP, 1 to 64.
+        patience_s: How long to wait in all for the server of one offer, seconds.
+        on_trouble: Called with each answer that makes it wait.
 
     Returns:
         The offer that the last bytes came from; None if all of them were there already.
@@ -210,27 +223,37 @@ async def download(
         if not part.is_right():
             if part.size == archive.envelope.size:
                 part.restart()
-            offer = await _first(archive, part, server, timeout_s)
+            urls = [server or "", *(offer.url for offer in archive.offers)]
+            paced = pace is not None
+            async with sources_of(urls, timeout_s, paced=paced, in_flight=in_flight) as sources:
+                patience = _Patience(patience_s, on_trouble)
+                offer = await _first(archive, part, server, sources, timeout_s, patience)
         await asyncio.to_thread(part.finish, target)
     return offer
 
 
-async def _first(archive: Archive, part: _Part, server: str | None, timeout_s: float) -> Offer:
+async def _first(
+    archive: Archive,
+    part: _Part,
+    server: str | None,
+    sources: Mapping[str, Source],
+    timeout_s: float,
+    patience: _Patience,
+) -> Offer:
     """Complete a part from the first offer that can; return that."""
     failed: list[NetotaError] = []
     reasons: list[str] = []
-    urls = [server or "", *(offer.url for offer in archive.offers)]
-    async with sources_of(urls, timeout_s, paced=part.pace is not None) as sources:
-        for offer in sorted(archive.offers, key=lambda offer: offer.metric):
-            url = offer.url
-            try:
-                url = resolve(url, server)
-                await _fetch(spoken(sources, url), url, part, timeout_s)
-            except NetotaError as error:
-                failed.append(error)
-                reasons.append(f"{url}: {_reason(url, error)}")
-            else:
-                return offer
+    for offer in sorted(archive.offers, key=lambda offer: offer.metric):
+        url = offer.url
+        try:
+            url = resolve(url, server)
+            source, its_own = spoken(sources, url), attrs.evolve(patience)
+            await _fetch(source, url, part, timeout_s, its_own)
+        except NetotaError as error:
+            failed.append(error)
+            reasons.append(f"{url}: {_reason(url, error)}")
+        else:
+            return offer
     wrong = any(isinstance(error, IntegrityError) for error in failed)
     raise (IntegrityError if wrong else TransferError)(
         "; ".join(reasons) or "has no offer",
@@ -247,23 +270,54 @@ def _reason(url: str, error: NetotaError) -> str:
 # From a source to a sink
 
 
-async def _fetch(source: Source, url: str, sink: _Sink, timeout_s: float) -> None:
+@attrs.define
+class _Patience:
+    """With a server that says when it will have the file.
+
+    Attributes:
+        left_s: For how long it may be waited for still, seconds.
+        on_wait: Called with what it says each time.
+    """
+
+    left_s: float
+    on_wait: Callable[[TransferError], object] = lambda _: None
+
+    async def wait(self, error: PeerError) -> None:
+        """Wait for as long as an answer says; raise that if it does not, or for too long."""
+        if error.retry_after_s is None or error.retry_after_s > self.left_s:
+            raise error
+        # All that wait for one file would else come back at one moment.
+        wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S) * random.uniform(1.0, 1.1)  # noqa: S311
+        self.left_s -= wait_s
+        self.on_wait(error)
+        await asyncio.sleep(wait_s)
+
+
+async def _fetch(
+    source: Source, url: str, sink: _Sink, timeout_s: float, patience: _Patience
+) -> None:
     """Complete a sink from one URL, and verify it."""
     sink.tag = None
     for _ in range(_STARTS):
         with contextlib.suppress(ChangedError):
-            return await _complete(source, url, sink, timeout_s)
+            return await _complete(source, url, sink, timeout_s, patience)
         sink.restart()
     raise IntegrityError("changed again and again while it was downloaded", uri=url)
 
 
-async def _complete(source: Source, url: str, sink: _Sink, timeout_s: float) -> None:
+async def _complete(
+    source: Source, url: str, sink: _Sink, timeout_s: float, patience: _Patience
+) -> None:
     """Receive until nothing is missing; resume as long as each time brings something new."""
     furthest = sink.size
     while True:
         try:
             start = await _receive(source, url, sink, timeout_s)
-        except (PeerError, IntegrityError):
+        except PeerError as error:
+            await patience.wait(error)
+            if sink.pace:
+                await sink.pace(0)
+        except IntegrityError:
             raise
         except TransferError:
             if sink.size < furthest + _PROGRESS:
@@ -292,7 +346,7 @@ async def _receive(source: Source, url: str, sink: _Sink, timeout_s: float) -> i
     try:
         async with (
             asyncio.timeout_at(deadline) as patience,
-            source.open(url, sink.size, sink.tag) as body,
+            source.open(url, sink.size, sink.tag, sink.envelope.size) as body,
             contextlib.aclosing(body.chunks),
         ):
             awaited, sink.told = "progress", body.size

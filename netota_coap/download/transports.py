@@ -10,7 +10,9 @@ import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -62,7 +64,7 @@ class Source(Protocol):
         ...
 
     def open(
-        self, url: str, start: int, tag: bytes | None
+        self, url: str, start: int, tag: bytes | None, wanted: int
     ) -> contextlib.AbstractAsyncContextManager[Body]:
         """Open a file at an offset, or at 0 if the server cannot, or has another one now.
 
@@ -70,13 +72,14 @@ class Source(Protocol):
             url: Of the file.
             start: Offset, bytes.
             tag: ETag of what was there before the offset; None: not known.
+            wanted: The size that the file should have, bytes.
         """
         ...
 
 
 @contextlib.asynccontextmanager
 async def sources_of(
-    urls: Iterable[str], timeout_s: float, *, paced: bool = False
+    urls: Iterable[str], timeout_s: float, *, paced: bool = False, in_flight: int = 1
 ) -> AsyncIterator[Mapping[str, Source]]:
     """Make the sources that URLs need; by scheme.
 
@@ -84,13 +87,14 @@ async def sources_of(
         urls: That are to be opened.
         timeout_s: Of one answer over CoAP, seconds.
         paced: Whether they are read slowly on purpose, so that little of them is to wait here.
+        in_flight: Blocks that are asked for at a time over CoAP, 1 to 64.
     """
     schemes = {_scheme(url) for url in urls}
     made: dict[str, Source] = {}
     async with contextlib.AsyncExitStack() as stack:
         if "coap" in schemes:
             coap = await stack.enter_async_context(Client(timeout_s=timeout_s))
-            made["coap"] = _Coap(coap)
+            made["coap"] = _Coap(coap, in_flight)
         if schemes & {"http", "https"}:
             client = await stack.enter_async_context(http_client())
             made["http"] = made["https"] = _Http(client, paced)
@@ -136,9 +140,12 @@ def spoken(sources: Mapping[str, Source], url: str) -> Source:
 
 @attrs.frozen
 class _Coap:
-    """Block-wise, one block at a time."""
+    """Block-wise, one block at a time or several."""
 
     _client: Client
+    _in_flight: int
+    _sequential: set[str] = attrs.field(init=False, factory=set)
+    """URLs whose servers lose their place when they are asked for several."""
 
     async def size(self, url: str, wanted: int) -> int | None:
         """Return the size that the first block tells, or the block that should be the last."""
@@ -163,30 +170,42 @@ class _Coap:
         return block
 
     @contextlib.asynccontextmanager
-    async def open(self, url: str, start: int, tag: bytes | None) -> AsyncIterator[Body]:
+    async def open(
+        self, url: str, start: int, tag: bytes | None, wanted: int
+    ) -> AsyncIterator[Body]:
         """Open at the block that holds the offset."""
         begin = start // _COAP_BLOCK * _COAP_BLOCK
+        in_flight = 1 if url in self._sequential else self._in_flight
+        blocks = self._client.blocks(url, begin, size=wanted, in_flight=in_flight)
+        async with contextlib.aclosing(blocks):
+            try:
+                first = await anext(blocks)
+            except PeerError as error:
+                if begin and error.code in _NOT_FROM_THERE:
+                    raise ChangedError from error
+                raise
+            if tag is not None and first.etag != tag:
+                raise ChangedError
+            chunks = self._chunks(url, first, blocks, start - begin)
+            yield Body(start, _told(first), first.etag, chunks)
+
+    async def _chunks(
+        self, url: str, first: Block, others: AsyncGenerator[Block, None], skip: int
+    ) -> AsyncGenerator[bytes, None]:
+        yield first.payload[skip:]
+        skip = max(skip - len(first.payload), 0)
         try:
-            first = await self._client.block(url, begin)
+            async for block in others:
+                if block.etag != first.etag:
+                    raise ChangedError
+                yield block.payload[skip:]
+                skip = max(skip - len(block.payload), 0)
         except PeerError as error:
-            if begin and error.code in _NOT_FROM_THERE:
+            is_ahead = self._in_flight > 1 and url not in self._sequential
+            if is_ahead and error.code in _NOT_FROM_THERE:
+                self._sequential.add(url)
                 raise ChangedError from error
             raise
-        if tag is not None and first.etag != tag:
-            raise ChangedError
-        yield Body(start, _told(first), first.etag, self._chunks(url, first, start - begin))
-
-    async def _chunks(self, url: str, first: Block, skip: int) -> AsyncGenerator[bytes, None]:
-        block = first
-        while True:
-            yield block.payload[skip:]
-            skip = max(skip - len(block.payload), 0)
-            if not block.more:
-                return
-            offset = block.offset + len(block.payload)
-            block = await self._client.block(url, offset, block.exponent)
-            if block.etag != first.etag:
-                raise ChangedError
 
 
 _PAST_THE_END = ("4.00", "4.02")
@@ -222,7 +241,9 @@ class _Http:
             return _whole(response)
 
     @contextlib.asynccontextmanager
-    async def open(self, url: str, start: int, tag: bytes | None) -> AsyncIterator[Body]:
+    async def open(
+        self, url: str, start: int, tag: bytes | None, _wanted: int
+    ) -> AsyncIterator[Body]:
         """Open by Range, if it is still the same file."""
         asked = {"Range": f"bytes={start}-"} if start else {}
         if start and tag is not None:
@@ -283,10 +304,23 @@ def _refuse(url: str, response: httpx.Response) -> None:
     status = response.status_code
     if status not in (200, 206):
         detail = httpx.codes.get_reason_phrase(status) or "Unknown"
-        raise PeerError(detail + _elsewhere(url, response), uri=url, code=str(status))
+        after_s = _retry_after_s(response) if status == 503 else None
+        detail += _elsewhere(url, response)
+        raise PeerError(detail, uri=url, code=str(status), retry_after_s=after_s)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise IntegrityError(f"is sent as {encoding[:20]}, and not as it is", uri=url)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Return when to ask again, seconds; None: not told (RFC 9110, section 10.2.3)."""
+    told = response.headers.get("Retry-After", "")
+    if told.isascii() and told.isdecimal():
+        return float(told)
+    try:
+        return max(parsedate_to_datetime(told).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _elsewhere(url: str, response: httpx.Response) -> str:

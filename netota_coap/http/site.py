@@ -19,7 +19,13 @@ from netota_coap.catalog import (
     Resource,
     StreamResource,
 )
-from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError
+from netota_coap.errors import (
+    InvalidDataError,
+    NetotaError,
+    NotFetchedError,
+    NotFoundError,
+    NotYetError,
+)
 from netota_coap.http.events import Event, Events, EventStream
 from netota_coap.metrics import Metrics
 from netota_coap.status import Status
@@ -29,6 +35,8 @@ DEFAULT_MAX_AGE_S = 60
 
 STATUSES: dict[type[NetotaError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,
+    NotYetError: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotFetchedError: HTTPStatus.BAD_GATEWAY,
     InvalidDataError: HTTPStatus.BAD_REQUEST,
     NetotaError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -49,7 +57,8 @@ def problem(error: NetotaError) -> Response:
     if isinstance(error, RefusedError):
         return problem_of(error.status, error.detail, error.headers)
     status = next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
-    return problem_of(status, error.detail)
+    headers = {"Retry-After": str(error.after_s)} if isinstance(error, NotYetError) else None
+    return problem_of(status, error.detail, headers)
 
 
 def problem_of(

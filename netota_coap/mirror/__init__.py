@@ -35,6 +35,7 @@ from netota_coap.mirror.adoption import Choice, adopt, author_of
 from netota_coap.mirror.incoming import Incoming, SupersededError
 from netota_coap.mirror.upstreams import Upstream, upstream_of
 from netota_coap.model import Stream, StreamEntry, StreamName
+from netota_coap.status import UpstreamStatus
 
 _log = logging.getLogger(__name__)
 
@@ -56,37 +57,14 @@ class Terms:
         timeout_s: How long to wait for an answer, seconds.
         retry_s: How long to wait before the first retry, seconds; doubles up to 5 minutes.
         announce_at_once: Whether devices hear of a state before its blobs are here.
-        limit_bytes_s: Of all downloads together, bytes per second; None: none.
-        keep_free: What is to stay free on the disk, bytes.
-        size_cap: Of all blobs together, bytes, as far as the streams hold no more; None: none.
+        ahead: Whether blobs are fetched at all before a device asks for them.
     """
 
     poll_s: float = DEFAULT_POLL_S
     timeout_s: float = 30.0
     retry_s: float = 2.0
     announce_at_once: bool = False
-    limit_bytes_s: int | None = None
-    keep_free: int = 0
-    size_cap: int | None = None
-
-
-@attrs.frozen(kw_only=True)
-class MirrorStatus:
-    """How it stands with an upstream.
-
-    Attributes:
-        uri: Of the upstream.
-        last_contact: When it answered last; None: not yet.
-        behind: How many of its streams are not here in the state that it has.
-        refused: How often a state of it was refused.
-        error: Why something is not level, or ""; one reason of maybe several.
-    """
-
-    uri: str
-    last_contact: datetime | None
-    behind: int
-    refused: int
-    error: str
+    ahead: bool = True
 
 
 def _without_slash(uri: str) -> str:
@@ -98,17 +76,16 @@ class Mirror:
     """Follows one upstream.
 
     Attributes:
-        root: Of the repository.
+        incoming: Fetches files into the repository; one for all mirrors of that.
         uri: Of the upstream: `coap://HOST`, or of HTTP with the prefix if it has one.
         choice: What is mirrored.
         terms: How.
     """
 
-    root: Path
+    incoming: Incoming
     uri: str = attrs.field(converter=_without_slash)
     choice: Choice = Choice()
     terms: Terms = Terms()
-    _incoming: Incoming = attrs.field(init=False)
     _asking: asyncio.Semaphore = attrs.field(
         init=False, factory=lambda: asyncio.Semaphore(_ASKED_AT_ONCE)
     )
@@ -119,24 +96,24 @@ class Mirror:
     _refused: int = attrs.field(init=False, default=0)
     _contact: datetime | None = attrs.field(init=False, default=None)
 
-    @_incoming.default
-    def _of_terms(self) -> Incoming:
-        terms = self.terms
-        return Incoming(self.root, terms.limit_bytes_s, terms.keep_free, terms.size_cap)
-
     def __attrs_post_init__(self) -> None:
         reason = Stream.rules()["author"](author_of(self.uri))
         if reason:
             raise ConfigError(f"{self.uri}: cannot be an upstream: {reason}")
 
     @property
-    def status(self) -> MirrorStatus:
+    def root(self) -> Path:
+        """Of the repository."""
+        return self.incoming.root
+
+    @property
+    def status(self) -> UpstreamStatus:
         """How it stands."""
         behind = {
             name for name, entry in self._offered.items() if self._settled.get(name) != entry
         }
         behind |= {name for name in self._offered if "/".join(name) in self._reasons}
-        return MirrorStatus(
+        return UpstreamStatus(
             uri=self.uri,
             last_contact=self._contact,
             behind=len(behind),
@@ -144,7 +121,7 @@ class Mirror:
             error=next(iter(self._reasons.values()), ""),
         )
 
-    async def once(self) -> MirrorStatus:
+    async def once(self) -> UpstreamStatus:
         """Become level with the upstream, as far as that can be done now.
 
         Raises:
@@ -153,7 +130,7 @@ class Mirror:
             RepositoryError: The repository cannot be written.
             InvalidDataError: It is malformed.
         """
-        await asyncio.to_thread(self._incoming.tidy)
+        await asyncio.to_thread(self.incoming.tidy)
         async with upstream_of(self.uri, self.terms.timeout_s) as upstream:
             due = await self._survey(upstream)
             await asyncio.gather(*(self._settle(upstream, name) for name in due))
@@ -166,7 +143,7 @@ class Mirror:
             ConfigError: The URI is none of an upstream.
         """
         retry_s = self.terms.retry_s
-        await asyncio.to_thread(self._incoming.tidy)
+        await asyncio.to_thread(self.incoming.tidy)
         async with (
             upstream_of(self.uri, self.terms.timeout_s) as upstream,
             asyncio.TaskGroup() as group,
@@ -215,7 +192,7 @@ class Mirror:
                 if stream.author == author_of(self.uri) and name not in offered:
                     repository.drop(self.root, name)
                     _log.info("%s: %s/%s is gone", self.uri, *name)
-                    self._incoming.let_go(stream)
+                    self.incoming.let_go(stream)
 
     # ------------------------------------------------------------------------------------------
     # One stream
@@ -275,10 +252,13 @@ class Mirror:
         present, known = await asyncio.to_thread(self._states, name)
         state = decide(known) or known
         assert state is not None
-        if self.terms.announce_at_once and state is not present:
+        at_once = self.terms.announce_at_once or not self.terms.ahead
+        if at_once and state is not present:
             await asyncio.to_thread(self._swap, name, present, decide)
-        async with self._incoming.fetched(self.choice.archives(state), is_superseded):
-            if not self.terms.announce_at_once and state is not present:
+        if not self.terms.ahead:
+            return
+        async with self.incoming.fetched(self.choice.archives(state), is_superseded):
+            if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
     def _states(self, name: StreamName) -> tuple[Stream | None, Stream | None]:
@@ -292,7 +272,7 @@ class Mirror:
             told = ("/".join(name), taken.version, taken.sequence)
             _log.info("%s: took %s %s, sequence %d", self.uri, *told)
         if before:
-            self._incoming.let_go(before)
+            self.incoming.let_go(before)
 
     # ------------------------------------------------------------------------------------------
     # What is wrong

@@ -1,4 +1,4 @@
-"""Fetches the blobs that a mirror needs, one file at a time, which survives kills.
+"""Fetches the blobs that are needed here, each once, and goes on where it was interrupted.
 
 Source: `spec/mirror.md`, rules M-30 to M-36.
 """
@@ -11,18 +11,17 @@ import shutil
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from pathlib import Path
 
 import attrs
 
-from netota_coap.blobs import Blobs
-from netota_coap.download import Limit, download
+from netota_coap.blobs import INCOMING, Blobs
+from netota_coap.download import Limit, Progress, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
 from netota_coap.files import writing
 from netota_coap.model import Archive, Envelope, Stream
 
-_PLACE = "blobs/.incoming"
 _AT_ONCE = 2
 _TIMEOUT_S = 30.0
 _STALE_S = 7 * 86_400.0
@@ -41,12 +40,16 @@ class Incoming:
         limit_bytes_s: Of all downloads together, bytes per second; None: none.
         keep_free: What is to stay free on the disk, bytes.
         size_cap: Of all blobs together, bytes, as far as the streams hold no more; None: none.
+        in_flight: Blocks that are asked for at a time over CoAP, 1 to 64.
+        received: Bytes that came so far.
     """
 
     root: Path
     limit_bytes_s: int | None = None
     keep_free: int = 0
     size_cap: int | None = None
+    in_flight: int = 1
+    received: int = attrs.field(init=False, default=0)
     _limit: Limit | None = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(
         init=False, factory=lambda: asyncio.Semaphore(_AT_ONCE)
@@ -56,6 +59,7 @@ class Incoming:
     )
     _needed: Counter[bytes] = attrs.field(init=False, factory=Counter)
     _expected: int = attrs.field(init=False, default=0)  # bytes of those that are under way
+    _is_tidy: bool = attrs.field(init=False, default=False)
 
     @_limit.default
     def _limited(self) -> Limit | None:
@@ -63,7 +67,10 @@ class Incoming:
 
     @contextlib.asynccontextmanager
     async def fetched(
-        self, archives: Collection[Archive], is_superseded: Callable[[], bool]
+        self,
+        archives: Collection[Archive],
+        is_superseded: Callable[[], bool],
+        progress: Progress = lambda _: None,
     ) -> AsyncIterator[None]:
         """Fetch what is not held yet, and keep all of it for as long as the block takes.
 
@@ -72,6 +79,7 @@ class Incoming:
         Args:
             archives: That are needed.
             is_superseded: Asked again and again; once it is so, nothing more is fetched.
+            progress: Called as that of `download`, of all of them together.
 
         Raises:
             SupersededError: It is.
@@ -81,28 +89,32 @@ class Incoming:
         wanted = {archive.envelope.sha256: archive for archive in archives}
         self._needed.update(wanted.keys())
         try:
-            fetching = (self._one(archive, is_superseded) for archive in wanted.values())
+            missing = await asyncio.to_thread(self._missing, wanted.values())
+            fetching = (self._one(each, is_superseded, progress) for each in missing)
             for error in await asyncio.gather(*fetching, return_exceptions=True):
                 if error is not None:
                     raise error
             yield
         finally:
             self._needed.subtract(wanted.keys())
+            done = [each.envelope for each in archives if not self._needed[each.envelope.sha256]]
             self._needed = +self._needed
+            await asyncio.to_thread(self._clear, done)
 
-    async def _one(self, archive: Archive, is_superseded: Callable[[], bool]) -> None:
+    async def _one(
+        self, archive: Archive, is_superseded: Callable[[], bool], progress: Progress
+    ) -> None:
         envelope = archive.envelope
 
         async def pace(count: int) -> None:
             if is_superseded():
                 raise SupersededError
+            self.received += count
             if self._limit:
                 await self._limit(count)
 
         # Two streams may hold the same file.
         lock = self._locks.setdefault(envelope.sha256, asyncio.Lock())
-        if await asyncio.to_thread(self._holds, envelope):
-            return
         async with lock, self._slots:
             if await asyncio.to_thread(self._holds, envelope):
                 return
@@ -111,7 +123,13 @@ class Incoming:
             self._expected += envelope.size
             try:
                 target = await asyncio.to_thread(self._place, envelope)
-                await download(archive, target, timeout_s=_TIMEOUT_S, pace=pace)
+                await download(
+                    *(archive, target),
+                    timeout_s=_TIMEOUT_S,
+                    progress=progress,
+                    pace=pace,
+                    in_flight=self.in_flight,
+                )
             except IntegrityError as error:
                 # Not of the upstream, which may have a better offer soon.
                 detail = error.detail.removeprefix(f"{error.uri}: ")
@@ -123,16 +141,26 @@ class Incoming:
                 raise RepositoryError(f"{self.root}: cannot be written: {error}") from error
             finally:
                 self._expected -= envelope.size
-            await asyncio.to_thread(self._put, target, envelope)
+            await asyncio.to_thread(Blobs(self.root).add, target, envelope, link=True)
 
     def _holds(self, envelope: Envelope) -> bool:
         return bool(Blobs(self.root).held((envelope,)))
 
+    def _missing(self, archives: Collection[Archive]) -> list[Archive]:
+        """Return what is not held; until it is, `blob gc` leaves alone what is."""
+        missing = [each for each in archives if not self._holds(each.envelope)]
+        if missing:
+            with writing(self.root):
+                (self.root / INCOMING).mkdir(parents=True, exist_ok=True)
+                for each in archives:
+                    (self.root / INCOMING / each.envelope.sha256.hex()).touch()
+            missing = [each for each in archives if not self._holds(each.envelope)]
+        return missing
+
     def _place(self, envelope: Envelope) -> Path:
         """Return where a file is to arrive, if there is room for it."""
-        target = self.root / _PLACE / envelope.sha256.hex()
+        target = self.root / INCOMING / envelope.sha256.hex()
         with writing(self.root):
-            target.parent.mkdir(parents=True, exist_ok=True)
             there = sum(part.stat().st_size for part in target.parent.glob(f".{target.name}.*"))
             left = shutil.disk_usage(target.parent).free + there - self._expected
         if left < self.keep_free:
@@ -143,21 +171,31 @@ class Incoming:
             )
         return target
 
-    def _put(self, target: Path, envelope: Envelope) -> None:
-        Blobs(self.root).add(target, envelope, link=True)
-        with writing(self.root):
-            target.unlink()
+    def _clear(self, envelopes: Iterable[Envelope]) -> None:
+        """Remove what told `blob gc` that blobs were wanted."""
+        for envelope in envelopes:
+            target = self.root / INCOMING / envelope.sha256.hex()
+            with writing(self.root), contextlib.suppress(FileNotFoundError):
+                if target.stat().st_size == 0 or self._holds(envelope):
+                    target.unlink()
 
     def let_go(self, state: Stream) -> None:
         """Take note that a state is over, and let the oldest blobs leave if there are too many."""
         if self.size_cap is not None:
-            blobs = Blobs(self.root)
-            blobs.renew(archive.envelope for archive in state.archives or ())
-            blobs.shrink(self.size_cap, tuple(self._needed))
+            Blobs(self.root).renew(archive.envelope for archive in state.archives or ())
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Let the oldest blobs leave, if there are too many."""
+        if self.size_cap is not None:
+            Blobs(self.root).shrink(self.size_cap, tuple(self._needed))
 
     def tidy(self) -> None:
-        """Remove what nobody went on with for a week, before anything is fetched."""
-        place = self.root / _PLACE
+        """Remove what nobody went on with for a week, once, before anything is fetched."""
+        if self._is_tidy:
+            return
+        self._is_tidy = True
+        place = self.root / INCOMING
         with writing(self.root):
             for file in tuple(place.iterdir()) if place.is_dir() else ():
                 # A whole file whose blob is there was cut off between two steps.

@@ -132,13 +132,15 @@ class _Http:
                     with http_failures(url):
                         try:
                             async with asyncio.timeout(min(_SILENCE_S, end - now())):
-                                tail += await anext(chunks, b"")
+                                chunk = await anext(chunks, b"")
                         except TimeoutError:
                             if now() >= end:
                                 return
                             detail = f"no sign of life in {_SILENCE_S:g} s"
                             raise TransferError(detail, uri=url) from None
-                    *events, tail = tail.split(b"\n\n")
+                    if not chunk:
+                        return  # it stops
+                    *events, tail = (tail + chunk).split(b"\n\n")
                     _require_short(url, tail)
                     if any(b"data:" in event for event in events):
                         end = now() + poll_s

@@ -1,0 +1,73 @@
+"""What a service does besides serving, as a gateway: it follows upstreams and fetches files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import attrs
+
+from netota_coap.mirror import Mirror, Terms
+from netota_coap.mirror.adoption import Choice
+from netota_coap.mirror.incoming import Incoming
+from netota_coap.mirror.on_demand import OnDemand, fetchable
+from netota_coap.model import Archive, Repository
+from netota_coap.status import UpstreamStatus
+
+
+@attrs.define(eq=False)
+class Gateway:
+    """Upstreams that are followed into one repository, and files that are fetched for it.
+
+    Attributes:
+        incoming: Fetches them, for all together.
+        mirrors: One of each upstream.
+        on_demand: Where files are fetched when devices ask for them.
+    """
+
+    incoming: Incoming
+    mirrors: tuple[Mirror, ...] = ()
+    on_demand: OnDemand | None = None
+
+    @classmethod
+    def of(
+        cls,
+        incoming: Incoming,
+        upstreams: tuple[str, ...],
+        choice: Choice,
+        terms: Terms,
+    ) -> Gateway:
+        """Make a gateway.
+
+        Args:
+            incoming: For all together.
+            upstreams: URIs.
+            choice: What of them is mirrored.
+            terms: How.
+
+        Raises:
+            ConfigError: One of the URIs cannot be that of an upstream.
+        """
+        mirrors = (Mirror(incoming, uri, choice, terms) for uri in upstreams)
+        return cls(incoming, tuple(mirrors), None if terms.ahead else OnDemand(incoming))
+
+    def fetchable(self, state: Repository) -> Mapping[bytes, Archive]:
+        """Return what of a repository will be fetched when devices ask for it, by SHA-256."""
+        return fetchable(state) if self.on_demand else {}
+
+    @property
+    def upstreams(self) -> tuple[UpstreamStatus, ...]:
+        """How it stands with each upstream."""
+        return tuple(mirror.status for mirror in self.mirrors)
+
+    async def run(self) -> None:
+        """Follow the upstreams until cancelled; what goes wrong is logged and tried again."""
+        try:
+            await asyncio.to_thread(self.incoming.tidy)
+            async with asyncio.TaskGroup() as group:
+                for mirror in self.mirrors:
+                    group.create_task(mirror.run())
+                await asyncio.get_running_loop().create_future()
+        finally:
+            if self.on_demand:
+                await self.on_demand.close()

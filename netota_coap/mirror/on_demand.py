@@ -1,0 +1,157 @@
+"""Fetches files when the first device asks for them: any number of devices, one download.
+
+Source: `spec/mirror.md`, rules M-40 to M-45.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+
+import attrs
+
+from netota_coap.errors import NetotaError, NotFetchedError, NotYetError, printable
+from netota_coap.mirror.incoming import Incoming, SupersededError
+from netota_coap.model import Archive, Repository
+
+_log = logging.getLogger(__name__)
+
+_SCHEMES = ("coap://", "http://", "https://")
+_FIRST_S = 2  # until anything is known of how fast it comes
+_LONGEST_S = 60
+_RETRY_S = 10.0
+_LONGEST_RETRY_S = 300.0
+
+
+@attrs.define
+class _Fetch:
+    """A download that devices wait for.
+
+    Attributes:
+        task: That does it.
+        size: Of the file, bytes.
+        arrived: Bytes of it.
+        begun: How many of them were there before, and when it went on from there.
+    """
+
+    task: asyncio.Task[None]
+    size: int
+    arrived: int = 0
+    begun: tuple[int, float] | None = None
+
+    def progress(self, count: int) -> None:
+        self.arrived += count
+        if self.begun is None:
+            self.begun = self.arrived, time.monotonic()
+
+    def after_s(self) -> int:
+        """Return how long it will take, as far as that can be told, in the bounds of reason."""
+        before, since_s = self.begun or (0, 0.0)
+        come = self.arrived - before
+        if come <= 0:
+            return _FIRST_S
+        left_s = (self.size - self.arrived) * (time.monotonic() - since_s) / come
+        return min(max(math.ceil(left_s), 1), _LONGEST_S)
+
+
+@attrs.define
+class _Failure:
+    """A download that failed.
+
+    Attributes:
+        reason: Why.
+        wait_s: How long it is left alone.
+        until_s: Until when, on the clock of `time.monotonic`.
+    """
+
+    reason: str
+    wait_s: float
+    until_s: float
+
+
+@attrs.define(eq=False)
+class OnDemand:
+    """What can be fetched, and is being fetched.
+
+    Attributes:
+        incoming: Fetches it.
+    """
+
+    incoming: Incoming
+    _archives: Mapping[bytes, Archive] = attrs.field(init=False, factory=dict)
+    _fetches: dict[bytes, _Fetch] = attrs.field(init=False, factory=dict)
+    _failures: dict[bytes, _Failure] = attrs.field(init=False, factory=dict)
+
+    def offer(self, archives: Mapping[bytes, Archive]) -> None:
+        """Fetch these on demand from now on, and nothing else; by SHA-256."""
+        self._archives = archives
+        for sha256 in self._failures.keys() - archives:
+            del self._failures[sha256]
+
+    def fetch(self, sha256: bytes) -> None:
+        """See to it that a file comes here, if it can be had.
+
+        Raises:
+            NotYetError: It comes.
+            NotFetchedError: It could not be had, and is tried again later.
+        """
+        archive = self._archives.get(sha256)
+        if archive is None:
+            return
+        failure, now_s = self._failures.get(sha256), time.monotonic()
+        if failure and failure.until_s > now_s:
+            detail = f"the file could not be fetched: {failure.reason}"
+            raise NotFetchedError(detail, after_s=math.ceil(failure.until_s - now_s))
+        if sha256 not in self._fetches:
+            task = asyncio.get_running_loop().create_task(self._fetched(archive))
+            self._fetches[sha256] = _Fetch(task, archive.envelope.size)
+        detail = "the file is being fetched, ask again"
+        raise NotYetError(detail, after_s=self._fetches[sha256].after_s())
+
+    async def _fetched(self, archive: Archive) -> None:
+        sha256 = archive.envelope.sha256
+        try:
+            progress = self._fetches[sha256].progress
+            is_over = lambda: sha256 not in self._archives  # noqa: E731
+            async with self.incoming.fetched((archive,), is_over, progress):
+                pass
+            await asyncio.to_thread(self.incoming.make_room)
+        except SupersededError:
+            pass
+        except NetotaError as error:
+            self._fail(archive, error)
+        else:
+            self._failures.pop(sha256, None)
+            _log.info("fetched %s, %d bytes", archive.name, archive.envelope.size)
+        finally:
+            del self._fetches[sha256]
+
+    def _fail(self, archive: Archive, error: NetotaError) -> None:
+        sha256, reason = archive.envelope.sha256, printable(error.detail)
+        before = self._failures.get(sha256)
+        if before is None or before.reason != reason:
+            hint = f" ({error.hint})" if error.hint else ""
+            _log.warning("%s could not be fetched: %s%s", archive.name, reason, hint)
+        wait_s = min(before.wait_s * 2, _LONGEST_RETRY_S) if before else _RETRY_S
+        self._failures[sha256] = _Failure(reason, wait_s, time.monotonic() + wait_s)
+
+    async def close(self) -> None:
+        """Fetch no more; what has arrived stays."""
+        tasks = [fetch.task for fetch in self._fetches.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def fetchable(state: Repository) -> dict[bytes, Archive]:
+    """Return the archives of a repository's streams that others offer, by SHA-256 of the file."""
+    found: dict[bytes, Archive] = {}
+    for package in state.packages.values():
+        for stream in package.streams.values():
+            for archive in stream.archives or ():
+                if any(offer.url.startswith(_SCHEMES) for offer in archive.offers):
+                    found.setdefault(archive.envelope.sha256, archive)
+    return found

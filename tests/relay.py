@@ -1,0 +1,89 @@
+"""A way to a CoAP server that is long, or loses datagrams, as real ones do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
+
+import attrs
+
+Address = tuple[str, int]
+
+
+@attrs.define(eq=False)
+class Relay:
+    """Passes datagrams on between one server and one client.
+
+    Attributes:
+        server: Where to.
+        near: Socket on the client's side.
+        far: Socket on the server's side.
+        delay_s: Of each datagram each way, seconds.
+        loss: What part of the datagrams gets lost, 0 to 1.
+        requests: Datagrams that came from the client.
+        lost: Datagrams that got lost, of both ways.
+    """
+
+    server: Address
+    near: socket.socket
+    far: socket.socket
+    delay_s: float
+    loss: float
+    requests: int = 0
+    lost: int = 0
+    _client: Address = ("", 0)
+    _dice: random.Random = attrs.field(factory=lambda: random.Random(5))
+
+    @property
+    def uri(self) -> str:
+        return f"coap://127.0.0.1:{self.near.getsockname()[1]}"
+
+    def take_request(self) -> None:
+        data, self._client = self.near.recvfrom(2_000)
+        self.requests += 1
+        self._later(self.far, data, self.server)
+
+    def take_answer(self) -> None:
+        self._later(self.near, self.far.recv(2_000), self._client)
+
+    def _later(self, way: socket.socket, data: bytes, address: Address) -> None:
+        def arrive() -> None:
+            with contextlib.suppress(OSError):  # the relay is gone
+                way.sendto(data, address)
+
+        if self._dice.random() < self.loss:
+            self.lost += 1
+        else:
+            asyncio.get_running_loop().call_later(self.delay_s, arrive)
+
+
+@contextlib.asynccontextmanager
+async def relayed(uri: str, *, delay_s: float = 0.0, loss: float = 0.0) -> AsyncIterator[Relay]:
+    """Put a way before a server, `coap://127.0.0.1:PORT`."""
+    parts = urlsplit(uri)
+    assert parts.hostname and parts.port
+    loop = asyncio.get_running_loop()
+    with _opened() as near, _opened() as far:
+        relay = Relay((parts.hostname, parts.port), near, far, delay_s, loss)
+        readers: dict[socket.socket, Callable[[], None]] = {
+            near: relay.take_request,
+            far: relay.take_answer,
+        }
+        for opened, take in readers.items():
+            loop.add_reader(opened, take)
+        try:
+            yield relay
+        finally:
+            for opened in readers:
+                loop.remove_reader(opened)
+
+
+def _opened() -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.setblocking(False)
+    opened.bind(("127.0.0.1", 0))
+    return opened
