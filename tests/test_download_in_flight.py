@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -171,6 +173,38 @@ async def test_another_size_than_expected(told: int) -> None:
             assert data == b"".join([block.payload async for block in blocks])
 
 
+async def test_a_size_that_the_server_tells() -> None:
+    """Who does not know the size asks ahead as well, as soon as the server has told it."""
+    numbers: list[int] = []
+
+    def reply(request: Answer) -> Reply | None:
+        numbers.append(asked(request).number)
+        held = numbers[-1] == 1 and 8 not in numbers
+        return None if held else with_the_size_at_first(request)
+
+    async with puppet(reply) as uri, Client(timeout_s=5) as client:
+        blocks = client.blocks(uri, in_flight=8)
+        assert b"".join([block.payload async for block in blocks]) == SHORT
+
+    assert list(range(9)) == numbers[:9]  # which go out in their order, too
+
+
+async def test_repeated_ever_more_slowly() -> None:
+    """A server that has fallen silent is not pressed."""
+    numbers: list[int] = []
+
+    def reply(request: Answer) -> Reply | None:
+        numbers.append(asked(request).number)
+        return piece(request) if numbers[-1] == 0 else None
+
+    async with puppet(reply) as uri, Client(timeout_s=1) as client:
+        blocks = client.blocks(uri, size=len(SHORT), in_flight=2)
+        with pytest.raises(TransferError, match="no answer in 1 s"):
+            assert [await anext(blocks) for _ in range(2)]
+
+    assert 2 <= numbers.count(1) <= 3  # 0.2 to 0.3 s after the first, and twice that after that
+
+
 @pytest.mark.parametrize("in_flight", [0, 65])
 async def test_how_many(in_flight: int) -> None:
     """None is too few, and 65 are too many."""
@@ -249,7 +283,9 @@ async def test_a_pace(target: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["download", "block"])
-async def test_left_in_the_middle(when: str, target: Path) -> None:
+async def test_left_in_the_middle(
+    when: str, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whoever stops, stops all that is under way."""
     numbers: list[int] = []
 
@@ -274,6 +310,9 @@ async def test_left_in_the_middle(when: str, target: Path) -> None:
                     await anext(blocks)
                 await until(lambda: asyncio.all_tasks() == before)
         await until(lambda: asyncio.all_tasks() == before)
+    gc.collect()
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_nobody_there(target: Path) -> None:
@@ -282,14 +321,27 @@ async def test_nobody_there(target: Path) -> None:
         await download(archive("coap://127.0.0.1:1/x", data=SHORT), target, in_flight=8)
 
 
-async def test_gone_in_the_middle(target: Path) -> None:
+async def test_gone_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
     """A server that goes away while it is asked for several is told as it is; nothing is left."""
-    async with Client(timeout_s=0.3) as client:
-        async with puppet(piece) as uri:
+    numbers: list[int] = []
+
+    def reply(request: Answer) -> Reply | None:
+        numbers.append(asked(request).number)
+        return piece(request) if numbers[-1] == 0 else None
+
+    async with Client() as client:
+        async with puppet(reply) as uri:
             blocks = client.blocks(uri, size=len(SHORT), in_flight=8)
             await anext(blocks)
-        with pytest.raises(TransferError, match="refused"):
-            _: list[Block] = [block async for block in blocks]
+            waiting = asyncio.ensure_future(anext(blocks))
+            await until(lambda: numbers.count(1) == 2)
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+    assert isinstance(error, TransferError)
+    assert "refused" in error.detail
+    del error, waiting, blocks  # which hold what nobody looked at
+    gc.collect()
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_silence(target: Path) -> None:

@@ -137,6 +137,16 @@ async def test_patience(
     assert (len(troubles), 9 - server.times) == (waits, waits + 1)
 
 
+async def test_each_offer_is_waited_for(target: Path) -> None:
+    """What one server made wait for in vain, the next need not pay for."""
+    troubles: list[TransferError] = []
+    async with puppet(Fetching(9).coap) as first, puppet(Fetching().coap) as second:
+        wanted = archive(first, second, data=SHORT)
+        await download(wanted, target, patience_s=1.5, on_trouble=troubles.append)
+
+    assert [first, second] == [trouble.uri for trouble in troubles]
+
+
 async def test_cancelled_while_it_waits(target: Path) -> None:
     """Whoever stops need not wait; what had come stays."""
     troubles: list[TransferError] = []
