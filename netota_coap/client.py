@@ -18,7 +18,7 @@ import aiocoap.error
 import attrs
 from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
-from aiocoap.numbers.constants import TransportTuning, Unreliable
+from aiocoap.numbers.constants import Unreliable
 from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import Context, Request
 
@@ -33,6 +33,7 @@ from netota_coap.errors import (
 )
 from netota_coap.formats import Format, load
 from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry
+from netota_coap.roundtrips import Peer
 from netota_coap.selection import Selection
 from netota_coap.wire import decode, decode_list, decode_problem, selection_to_query
 
@@ -49,7 +50,6 @@ _ATTEMPTS = 5  # at a state that changes while it is fetched
 _LONGEST_RETRY_S = 60.0
 _LAST_BLOCK = 2**20 - 1  # RFC 7959, section 2.2
 _LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
-_SHORTEST_REPEAT_S = 0.2  # the network's jitter and the server's pauses are below that
 
 
 @attrs.frozen
@@ -60,11 +60,13 @@ class Fetched:
         format: Content-Format number; None if the server gave none.
         payload: The bytes.
         max_age_s: For how long it may be taken as fresh, seconds.
+        etag: Of the resource; None if the server gave none.
     """
 
     format: int | None
     payload: bytes
     max_age_s: int
+    etag: bytes | None = None
 
 
 @attrs.frozen
@@ -90,33 +92,6 @@ class Block:
 
 class _ChangedError(Exception):
     """The resource changed between two blocks."""
-
-
-@attrs.define
-class _Peer:
-    """A server that is asked for much: where it is, and how long its answers take.
-
-    Attributes:
-        remote: The endpoint that answered, as aiocoap has it; None: not known yet.
-        repeat_s: How long to wait for an answer before asking again, seconds.
-
-    Source: RFC 6298, section 2; RFC 7252, section 4.2.
-    """
-
-    remote: Any = None
-    repeat_s: float = TransportTuning.ACK_TIMEOUT
-    _smoothed_s: float = 0.0
-    _variation_s: float = 0.0
-
-    def answered(self, response: Message, took_s: float) -> None:
-        """Learn from the answer to one transmission, and how long it took, seconds."""
-        if self.remote is None:
-            self._smoothed_s, self._variation_s = took_s, took_s / 2
-        else:
-            self._variation_s += (abs(self._smoothed_s - took_s) - self._variation_s) / 4
-            self._smoothed_s += (took_s - self._smoothed_s) / 8
-        self.remote = response.remote
-        self.repeat_s = max(self._smoothed_s + 4 * self._variation_s, _SHORTEST_REPEAT_S)
 
 
 @attrs.define
@@ -220,7 +195,7 @@ class Client:
         """
         if not 1 <= in_flight <= MOST_IN_FLIGHT:
             raise ConfigError(f"{in_flight} blocks in flight: must be 1 to {MOST_IN_FLIGHT}")
-        peer = _Peer() if in_flight > 1 else None
+        peer = Peer() if in_flight > 1 else None
         block = await self._piece(uri, offset, LARGEST_BLOCK, peer)
         size, exponent, ahead = block.size or size, -1, 0
         asked: deque[asyncio.Task[Block]] = deque()
@@ -247,7 +222,7 @@ class Client:
             await _drop(asked)
 
     async def _piece(
-        self, uri: str, offset: int, exponent: int, peer: _Peer | None = None
+        self, uri: str, offset: int, exponent: int, peer: Peer | None = None
     ) -> Block:
         """Get one block; with `peer`, whatever else is on its way to that server."""
         number = offset >> exponent + 4
@@ -354,7 +329,7 @@ class Client:
 
     async def changes(
         self, uri: str, *, poll_s: float | None = None
-    ) -> AsyncGenerator[None, None]:
+    ) -> AsyncGenerator[bytes | None, None]:
         """Learn by one observation that anything of a server changed; the first time at once.
 
         It ends when it is time to begin anew: the server was silent for as long as it may be.
@@ -363,13 +338,16 @@ class Client:
             uri: Of the server, `coap://HOST`.
             poll_s: As in `observe`.
 
+        Yields:
+            ETag over everything that the server has; None if it gave none.
+
         Raises:
             TransferError: As `get` does; the server may be back later.
         """
         registered = self._registered(f"{uri.rstrip('/')}/p", [], poll_s)
         async with contextlib.aclosing(registered) as states:
-            async for _ in states:
-                yield
+            async for fetched in states:
+                yield fetched.etag
 
     async def _registered(
         self, uri: str, query: list[str], poll_s: float | None
@@ -471,14 +449,15 @@ class Client:
             response = await self._answer(uri, _response(self._send(message)))
             if response.opt.etag != first.opt.etag:
                 raise _ChangedError
-        return Fetched(first.opt.content_format, bytes(payload), _max_age_s(first))
+        found = first.opt.content_format, bytes(payload), _max_age_s(first)
+        return Fetched(*found, first.opt.etag)
 
     def _send(self, message: Message) -> Request:
         assert self._context is not None, "use the client as an async context manager"
         request: Request = self._context.request(message, handle_blockwise=False)
         return request
 
-    async def _repeated(self, message: Message, peer: _Peer) -> Message:
+    async def _repeated(self, message: Message, peer: Peer) -> Message:
         """Send a request, again and again, until it is answered.
 
         aiocoap repeats what is confirmable, but lets only one of it go to a server at a time.
@@ -487,7 +466,7 @@ class Client:
         message.transport_tuning = Unreliable()
         if peer.remote:
             message.remote = peer.remote
-        wait_s = peer.repeat_s * random.uniform(1.0, TransportTuning.ACK_RANDOM_FACTOR)  # noqa: S311
+        wait_s = peer.repeat_s()
         sent: dict[asyncio.Future[Message], float] = {}
         try:
             while True:

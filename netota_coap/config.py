@@ -257,8 +257,9 @@ class Config:
         (),
         "mirror.devices",
         PARAMETERS,
-        "What the devices here say about themselves; files that suit none of them are not "
-        "fetched ahead. Default: all are.",
+        "What the devices here say about themselves, as in their queries: of one key, either "
+        "value; of several keys, all of them. Files that suit none are not fetched ahead. "
+        "Default: all are fetched.",
         example=("machine=nrf52840dk", "machine=nrf9160dk"),
     )
     mirror_announce: str = _setting(
@@ -268,7 +269,7 @@ class Config:
         "When devices hear of a new state: once its files are here, or before that.",
     )
     mirror_poll_s: int = _setting(
-        3_600,
+        300,
         "mirror.poll_s",
         PERIOD,
         "After so many seconds of silence upstreams are asked, too.",

@@ -117,8 +117,8 @@ def configure(level: str, form: str, environment: Mapping[str, str]) -> None:
     handler.setFormatter(Formatter(chosen))
     logging.basicConfig(handlers=[handler], force=True)
     set_level(level)
-    # What they say of hostile datagrams is nothing to an operator.
-    for name in ("netota_coap.aiocoap", "asyncio"):
+    # What they say of hostile datagrams, or of each request, is nothing to an operator.
+    for name in ("netota_coap.aiocoap", "asyncio", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

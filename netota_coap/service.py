@@ -27,7 +27,6 @@ from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.garbage import collected_rarely
 from netota_coap.holding import Holding, OpenBlobs
 from netota_coap.metrics import Metrics
-from netota_coap.model import Archive
 from netota_coap.repository import Loader, init
 from netota_coap.status import Status
 from netota_coap.systemd import Manager
@@ -37,6 +36,7 @@ from netota_coap.wire import selection_from_query
 if TYPE_CHECKING:
     from netota_coap.http.server import HttpSite
     from netota_coap.mirror.gateway import Gateway
+    from netota_coap.mirror.on_demand import Fetchable
 
 _log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Service:
         """Load in another thread, and remember the sequences that are new."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
 
-        def load() -> tuple[Catalog, list[Record], Mapping[bytes, Archive]]:
+        def load() -> tuple[Catalog, list[Record], Mapping[bytes, Fetchable]]:
             repository = loader.load()
             files.refresh({each.sha256: each.size for each in envelopes_of(repository)})
             fetchable = gateway.fetchable(repository) if gateway else {}

@@ -1,8 +1,9 @@
 """Kills `netota-coap mirror` at random, again and again, and counts what its upstream sent.
 
 Usage: python -m tests.killing KILLS [coap|http]
-New versions are published whenever it comes to its end. Over HTTP the file server is throttled;
-over CoAP the upstream holds the files itself.
+Most kills come once the file is under way, the others while the process starts. New versions are
+published whenever it comes to its end. Over HTTP the file server is throttled; over CoAP the
+upstream holds the files itself.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tests.serving import COMMAND, PROJECT, until
 SIZES = {"http": 4_000_000, "coap": 1_500_000}
 BYTES_S = 3_000_000
 BLOCK = 1_024
+EARLY = 0.1  # of the kills, that do not wait until the file is under way
+LONGEST_S = 0.6  # until a kill
 
 
 @attrs.define
@@ -88,12 +91,14 @@ class Figures:
 
     Attributes:
         kills: That hit a living process.
+        under_way: Those of them before which it had got some of a file.
         versions: That were published.
         needed: Bytes, or blocks over CoAP, that had to be sent.
         sent: Those that were.
     """
 
     kills: int
+    under_way: int
     versions: int
     needed: int
     sent: int
@@ -110,7 +115,7 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
     repository.init(upstream)
     uris: list[str] = []
     service = Service(Config(repository=upstream, coap_bind=("127.0.0.1:0",)), uris.append)
-    killed = versions = 0
+    killed = under_way = versions = 0
     async with throttled() as server:
 
         def publish() -> None:
@@ -124,6 +129,9 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
             stored = scheme == "coap"
             publishing.publish(upstream, STABLE, str(versions), [source], store=stored)
 
+        def sent() -> int:
+            return _blocks(service) if scheme == "coap" else server.sent
+
         publish()
         serving = asyncio.create_task(service.run())
         await until(lambda: uris)
@@ -133,13 +141,17 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
                 *command, cwd=PROJECT, stdout=asyncio.subprocess.PIPE, stderr=-2
             )
             said = asyncio.create_task(process.communicate())
+            before = sent()
             if killed < kills:
-                await asyncio.wait((said,), timeout=random.uniform(0.2, 1.2))
+                if random.random() >= EARLY:
+                    await until(lambda: said.done() or sent() > before)  # noqa: B023
+                await asyncio.wait((said,), timeout=random.uniform(0, LONGEST_S))
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             out, _ = await said
             if process.returncode == -signal.SIGKILL:
                 killed += 1
+                under_way += sent() > before
                 continue
             assert process.returncode == 0, out.decode()
             assert version(root) == str(versions)
@@ -149,11 +161,8 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
             publish()
         service.stop()
         await serving
-    needed, sent = versions * size, server.sent
-    if scheme == "coap":
-        needed = versions * -(-size // BLOCK)
-        sent = _blocks(service)
-    return Figures(killed, versions, needed, sent)
+    needed = versions * (-(-size // BLOCK) if scheme == "coap" else size)
+    return Figures(killed, under_way, versions, needed, sent())
 
 
 def _blocks(service: Service) -> int:

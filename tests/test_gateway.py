@@ -13,7 +13,7 @@ import attrs
 import httpx
 import pytest
 
-from netota_coap.blobs import Blobs, blob_name
+from netota_coap.blobs import Blobs, blob_name, path_of
 from netota_coap.client import Client
 from netota_coap.config import Config
 from netota_coap.errors import ConfigError, PeerError
@@ -27,12 +27,15 @@ from tests.device import device
 from tests.file_servers import Response, just, whole
 from tests.mirroring import (
     BOARD,
+    QUICK,
     Origin,
     content,
+    mirror,
     offered,
     origin,
     present,
     require_correct,
+    running,
     version,
 )
 from tests.publishing import STABLE
@@ -180,6 +183,27 @@ async def test_what_cannot_be_an_upstream(tmp_path: Path) -> None:
             pass
 
 
+async def test_polls(tmp_path: Path, upstream: Origin) -> None:
+    """Where nothing changed only that is asked; what was lost here comes again."""
+    root = tmp_path / "gateway"
+    async with gateway(upstream.root) as there:
+        terms = attrs.evolve(QUICK, poll_s=0.05)
+        it = mirror(root, there.uris["http"], terms=terms)
+        requests = there.service.metrics.requests
+        async with running(it):
+            await until(lambda: version(root) == "1.0")
+            contact = it.status.last_contact
+            await until(lambda: it.status.last_contact != contact)
+            (blob,) = Blobs(root).all()
+            before = requests["http", "stream", "200"]
+            polls = requests["http", "packages", "200"]
+            await until(lambda: requests["http", "packages", "200"] > polls + 5)
+            assert requests["http", "stream", "200"] == before
+            (root / path_of(blob.sha256)).unlink()
+            await until(lambda: len(Blobs(root).all()) == 1)
+    assert upstream.asked("1.0") == 2
+
+
 # ----------------------------------------------------------------------------------------------
 # On demand
 
@@ -208,7 +232,7 @@ async def test_many_devices_one_download(upstream: Origin) -> None:
         assert {answer.code for answer in answers} == {"5.03"}
         assert {answer.uint(14) for answer in answers} == {on_demand._FIRST_S}
         over_http = await _get(here, path)
-        assert (over_http.status_code, over_http.headers["Retry-After"]) == (503, "2")
+        assert (over_http.status_code, over_http.headers["Retry-After"]) == (503, "1")
         assert over_http.json()["detail"] == "the file is being fetched, ask again"
         await until(lambda: Blobs(upstream.root).held([archive.envelope]))
         answers = await asyncio.gather(*(each.ask(1, path) for each in devices))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
@@ -221,6 +221,8 @@ BLOCK_1 = (coap.BLOCK2, b"\x16")
         [FILE[0], (coap.URI_PATH, b"?" * 43), BLOCK_1],
         [FILE[0], (coap.URI_PATH, b"\xff" * 43), BLOCK_1],
         [*FILE, (coap.BLOCK2, b"\1\0\0\x16")],
+        [*FILE, (coap.BLOCK2, b"\0\x16")],
+        [(coap.URI_PATH, b"p"), (coap.URI_PATH, b"x" * 43), BLOCK_1],
     ],
 )
 def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
@@ -230,17 +232,31 @@ def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
     assert Pieces().find(None, key) is None
 
 
-async def test_pieces_over_the_wire(uris: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("bind", "hosts", "ready"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1",), 3),
+        # At an address of its own that it is asked at for the first time, the door is slow.
+        ("0.0.0.0:0", ("127.0.0.1", "127.0.0.2"), 4),
+    ],
+)
+async def test_pieces_over_the_wire(
+    root: Path, bind: str, hosts: tuple[str, ...], ready: int
+) -> None:
     """They are sent from the address that was asked, and counted."""
-    async with device(uris[0]) as it:
-        block = [(coap.BLOCK2, Block(3, more=False, szx=2).encode())]
-        answers = [await it.ask(GET, URL, options=block) for _ in range(3)]
-        assert [DATA[192:256]] * 3 == [answer.payload for answer in answers]
-        slow = await it.ask(GET, URL, options=block, kind=NON)
-        assert slow.payload == answers[0].payload
-    async with httpx.AsyncClient(base_url=uris[1]) as client:
-        counted = (await client.get("/metrics")).text
-    assert 'netota_requests_total{code="2.05",resource="blob",transport="coap"} 4.0' in counted
+    block = [(coap.BLOCK2, Block(3, more=False, szx=2).encode())]
+    async with serving(root, bind, http_bind="127.0.0.1:0") as uris:
+        for host in hosts:
+            async with device(f"coap://{host}:{uris[0].rpartition(':')[2]}") as it:
+                answers = [await it.ask(GET, URL, options=block) for _ in range(3)]
+                assert [DATA[192:256]] * 3 == [answer.payload for answer in answers]
+                slow = await it.ask(GET, URL, options=block, kind=NON)
+                assert slow.payload == answers[0].payload
+        async with httpx.AsyncClient(base_url=uris[1]) as client:
+            counted = (await client.get("/metrics")).text
+    requests = 'netota_requests_total{code="2.05",resource="blob",transport="coap"}'
+    assert f"{requests} {4 * len(hosts)}.0" in counted
+    assert f"netota_ready_answers_total {ready}.0" in counted
 
 
 @pytest.mark.parametrize(
@@ -266,6 +282,41 @@ async def test_a_file_that_changes_is_gone(uris: list[str], root: Path, szx: int
         for _ in range(2):
             assert (await it.ask(GET, URL, options=block)).code == "4.04"
             assert (await it.ask(GET, URL)).code == "4.04"
+
+
+def _write(file: Path, offset: int, data: bytes) -> None:
+    file.chmod(0o644)
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        (lambda file: _write(file, 1_500, b"?"), False),
+        (lambda file: _write(file, len(DATA), b"?"), False),
+        (lambda file: os.truncate(file, 1_500), False),
+        (lambda file: os.truncate(file, 0), False),
+        (Path.unlink, True),
+        (lambda file: file.with_name("new").rename(file), True),
+    ],
+    ids=["written", "appended", "truncated", "emptied", "removed", "replaced"],
+)
+def test_a_piece_of_a_file_that_changes(
+    root: Path, change: Callable[[Path], object], right: bool
+) -> None:
+    """It is what was put in, or nothing: again and again until all are opened anew."""
+    file, files = root / path_of(SHA256), OpenBlobs(Blobs(root))
+    file.with_name("new").write_bytes(bytes(len(DATA)))
+    assert files.piece(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
+    change(file)
+    for _ in range(2):
+        if right:
+            assert files.piece(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
+        else:
+            with pytest.raises(NotFoundError, match="damaged"):
+                files.piece(SHA256, 1_024, 1_024)
 
 
 async def test_ranges(uris: list[str]) -> None:

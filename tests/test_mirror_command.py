@@ -60,4 +60,5 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
 async def test_kills(tmp_path: Path, scheme: str, most: int) -> None:
     """Killed at random it ends with a correct repository, and little is fetched twice."""
     figures = await kill(tmp_path, 4, scheme)
+    assert figures.under_way > 0
     assert figures.twice <= most

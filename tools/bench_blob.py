@@ -3,6 +3,8 @@
 Usage: tools/bench_blob.py [--megabytes N] [--seconds S] [--runs N] [--json]
 One client, and a hundred at once, fetch the same file in blocks of 1,024 bytes, again and again.
 Each client waits for a block before it asks for the next. Peers take turns; figures are medians.
+Servers keep to one processor and the clients to another: what a round trip takes depends more on
+whether they share one than on the server.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -38,7 +41,7 @@ WARM_UP_S = 0.3
 Figures = dict[str, float]
 
 PEERS = {"ours": "ours", "libcoap": "libcoap"}
-_COLUMNS = ("clients", "MB/s", "to libcoap", "median", "99 %", "unfair", "grows", "bad")
+_COLUMNS = ("clients", "MB/s", "to libcoap", "median", "99 %", "CPU", "unfair", "grows", "bad")
 
 
 @attrs.frozen
@@ -83,13 +86,27 @@ class Bench:
         lines = [load.options(path)]
         asking = load.Load.write(self.program, self.directory / f"{key}.requests", lines)
         asking = attrs.evolve(asking, szx=SZX)
-        with Process.start(command, self.directory / f"{key}.log") as server:
+        with contextlib.ExitStack() as stack:
+            with on_processor(-1):
+                log = self.directory / f"{key}.log"
+                server = stack.enter_context(Process.start(command, log))
             until(lambda: server.still_runs() and _answers(asking, port), "no answer")
             if key == "libcoap":
                 uri = f"coap://127.0.0.1:{port}/{LIBCOAP_PATH[0]}"
                 put = ("coap-client-notls", "-m", "put", "-b", str(BLOCK), "-f", self.file, uri)
                 subprocess.run(put, check=True, capture_output=True)
             yield server, asking, port
+
+
+@contextlib.contextmanager
+def on_processor(place: int) -> Iterator[None]:
+    """Start processes on one of the processors that there are, until the block ends."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(before)[place]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _answers(asking: load.Load, port: int) -> bool:
@@ -102,7 +119,7 @@ def _answers(asking: load.Load, port: int) -> bool:
 def measure(bench: Bench, key: str, seconds: float) -> dict[str, Figures]:
     """Measure a peer once, with one client and with many."""
     figures = {}
-    with bench.serving(key) as (server, asking, port):
+    with bench.serving(key) as (server, asking, port), on_processor(0):
         size = bench.file.stat().st_size
         whole = asking.run(port, 60, "-c", str(-(-size // BLOCK)))
         if (whole.transfers, whole.payload_bytes) != (1, size):
@@ -110,12 +127,13 @@ def measure(bench: Bench, key: str, seconds: float) -> dict[str, Figures]:
         for row, clients in CLIENTS.items():
             crowd = attrs.evolve(asking, window=clients, sockets=clients)
             crowd.run(port, WARM_UP_S)
-            before = server.rss
+            before, before_s = server.rss, server.cpu_s
             result = crowd.run(port, seconds)
             figures[row] = {
                 "mb_per_second": result.per_second * BLOCK / 1e6,
                 "median_us": result.median_us,
                 "p99_us": result.p99_us,
+                "cpu_us": (server.cpu_s - before_s) / max(result.answers, 1) * 1e6,
                 "fairness": result.most / max(result.fewest, 1),
                 "rss_growth_mb": (server.rss - before) / 1e6,
                 "failed": result.failed,
@@ -126,17 +144,7 @@ def measure(bench: Bench, key: str, seconds: float) -> dict[str, Figures]:
 def table(figures: Mapping[str, Mapping[str, Figures]], title: str) -> Table:
     """Show figures to people."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in (
-        "",
-        "clients",
-        "MB/s",
-        "to libcoap",
-        "median",
-        "99 %",
-        "unfair",
-        "grows",
-        "bad",
-    ):
+    for column in ("", *_COLUMNS):
         shown.add_column(column, justify="left" if column == "" else "right")
     for row, clients in CLIENTS.items():
         for key, of_peer in figures.items():
@@ -148,8 +156,9 @@ def table(figures: Mapping[str, Mapping[str, Figures]], title: str) -> Table:
                 str(clients),
                 f"{each['mb_per_second']:.1f}",
                 f"{ratio:.2f}" if other else "",
-                f"{each['median_us']:.0f} µs",
-                f"{each['p99_us']:.0f} µs",
+                f"{each['median_us']:.0f}",
+                f"{each['p99_us']:.0f}",
+                f"{each['cpu_us']:.0f}",
                 f"{each['fairness']:.2f}",
                 f"{each['rss_growth_mb']:.1f} MB",
                 f"{each['failed']:.0f}",
@@ -175,7 +184,7 @@ def main(megabytes: int, seconds: float, runs: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"megabytes": megabytes, "runs": runs, **figures}))
     else:
-        title = f"A file of {megabytes} MB in blocks of {BLOCK} bytes, medians of {runs} runs"
+        title = f"{megabytes} MB in blocks of {BLOCK} bytes, µs, medians of {runs} runs"
         Console().print(table(figures, title))
 
 

@@ -14,7 +14,6 @@ names that are used here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import socket
@@ -34,11 +33,11 @@ from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
 from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
 from netota_coap.coap.observers import Alarm, Observers
 from netota_coap.coap.pieces import Pieces
-from netota_coap.coap.ready import HEADS, Answering, ReadyAnswers
+from netota_coap.coap.ready import HEADS, Answering, Ready, ReadyAnswers
 from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
-from netota_coap.metrics import Heard, Metrics, resource_class
+from netota_coap.metrics import Heard, Metrics, Tally, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 
@@ -76,6 +75,7 @@ _IPV6_RECVERR = 25  # of Linux; the socket module has no names for these two
 _IP_RECVERR = 11
 _ACK_BYTES = 832  # that an ACK takes of a receive buffer, as Linux counts
 _ANCILLARY = socket.CMSG_SPACE(20)  # IPV6_PKTINFO
+_PIECE_HEADS = HEADS[Code.CONTENT]
 # The first two bytes of a plain GET, and where its options begin.
 _GETS = {
     bytes((0x40 | kind << 4 | length, Code.GET)): 4 + length
@@ -131,6 +131,7 @@ class _Interface(MessageInterfaceUDP6):
         self._opened, self._index, self._site = opened, index, site
         self._ready, self._doorkeeper, self._leisure = ready, doorkeeper, leisure
         self._pieces = Pieces()
+        self._tallies: dict[int, Tally] = {}  # of pieces, by their bytes
         self._own: dict[bytes, None] = {}  # addresses, with interfaces, that were asked at
         # ICMP tells of a peer that is gone with the next send, to whomever that goes, and can be
         # forged. Nobody is told by it here: silence ends what has to end.
@@ -163,13 +164,16 @@ class _Interface(MessageInterfaceUDP6):
                 # What is no plain GET, or was not asked before, fails in one of these.
                 end = _GETS[data[:2]]
                 key = data[end:]
-                heads, tail, tally = table[key]
+                if key in table:
+                    heads, tail, tally = table[key]
+                    table.move_to_end(key)
+                else:
+                    heads, tail, tally = self._piece(key)
                 head = heads[data[0]]
             except KeyError:
                 if self._come_in(data, self._pktinfo, address):
                     return
                 continue
-            table.move_to_end(key)
             tally.count += 1
             try:
                 send(head + data[2:end] + tail, address)
@@ -188,14 +192,17 @@ class _Interface(MessageInterfaceUDP6):
             try:
                 end = _GETS[data[:2]]
                 key = data[end:]
-                heads, tail, tally = table[key]
+                if key in table:
+                    heads, tail, tally = table[key]
+                    table.move_to_end(key)
+                else:
+                    heads, tail, tally = self._piece(key)
                 head = heads[data[0]]
                 own[ancillary[0][2]]
             except (KeyError, IndexError):
                 if self._come_in(data, ancillary, address):
                     return
                 continue
-            table.move_to_end(key)
             tally.count += 1
             try:
                 send((head + data[2:end] + tail,), ancillary, 0, address)
@@ -209,8 +216,6 @@ class _Interface(MessageInterfaceUDP6):
             Whether it was handed on: aiocoap must begin with it before it gets another one, which
             might end it (and Python complains of what never began).
         """
-        if self._send_piece(data, ancillary, address):
-            return False
         self._came_ns = time.perf_counter_ns()
         verdict = vet(data[:_LONGEST], truncated=len(data) > _LONGEST)
         if ancillary and is_group(ancillary[0][2]):
@@ -248,20 +253,22 @@ class _Interface(MessageInterfaceUDP6):
             return True
         return False
 
-    def _send_piece(self, data: bytes, ancillary: Ancillary, address: Address) -> bool:
-        """Answer a request of a block of a file, if it is a plain one; whether it was."""
-        end = _GETS.get(data[:2], 0)
+    def _piece(self, key: bytes) -> Ready:
+        """Return the answer to a request of a block of a file.
+
+        Raises:
+            KeyError: Something else is asked for.
+        """
         metrics = self._site.metrics
-        if not end or data[0] >> 4 & 3 != _CON or metrics.listener:
-            return False
-        tail = self._pieces.find(self._site.responder.files, data[end:])
-        if tail is None or (ancillary and ancillary[0][2] not in self._own):
-            return False
-        metrics.answered("coap", "blob", "2.05", len(tail))
-        head = bytes((0x40 | _ACK << 4 | end - 4, Code.CONTENT))
-        with contextlib.suppress(OSError):  # it will ask again
-            self._opened.sendmsg((head, data[2:end], tail), ancillary, 0, address)
-        return True
+        if metrics.listener:
+            raise KeyError(key)
+        tail = self._pieces.find(self._site.responder.files, key)
+        if tail is None:
+            raise KeyError(key)
+        tally = self._tallies.get(len(tail))
+        if tally is None:
+            tally = self._tallies[len(tail)] = metrics.ready("blob", "2.05", len(tail))
+        return _PIECE_HEADS, tail, tally
 
     def _be_found(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
         """Answer a request to a group, if it is a discovery that finds something here."""

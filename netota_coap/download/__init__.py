@@ -36,6 +36,7 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_PATIENCE_S = 600.0
 _PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take for ever
 _SHORTEST_WAIT_S = 1.0  # whatever a server says
+_CREDIT_S = 0.5  # that a limit makes up for: the time until a server answers
 _STARTS = 3  # from the first byte, at a file that changes while it is downloaded
 
 Progress = Callable[[int], object]
@@ -48,18 +49,22 @@ is asked for until it returns, but for the blocks in flight."""
 class Limit:
     """A pace of so many bytes a second, of all downloads together that keep it.
 
+    Time in which nothing came is made up for, as far as it was short.
+
     Attributes:
         bytes_s: Bytes per second, above 0.
     """
 
     bytes_s: int
-    _due_s: float = attrs.field(init=False, default=0.0)
+    _due_s: float | None = attrs.field(init=False, default=None)
 
     async def __call__(self, count: int) -> None:
         """Wait until so many bytes may have come."""
         now = asyncio.get_running_loop().time()
-        self._due_s = max(self._due_s, now) + count / self.bytes_s
-        await asyncio.sleep(self._due_s - now)
+        before_s = now if self._due_s is None else max(self._due_s, now - _CREDIT_S)
+        self._due_s = before_s + count / self.bytes_s
+        if self._due_s > now:
+            await asyncio.sleep(self._due_s - now)
 
 
 @attrs.frozen

@@ -20,6 +20,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap import repository
+from netota_coap.blobs import Blobs
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -39,7 +40,7 @@ from netota_coap.status import UpstreamStatus
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_POLL_S = 3600.0
+DEFAULT_POLL_S = 300.0
 _LONGEST_RETRY_S = 300.0
 _ASKED_AT_ONCE = 4
 _REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
@@ -95,6 +96,12 @@ class Mirror:
     _reasons: dict[str, str] = attrs.field(init=False, factory=dict)
     _refused: int = attrs.field(init=False, default=0)
     _contact: datetime | None = attrs.field(init=False, default=None)
+    _seen: bytes | None = attrs.field(init=False, default=None)
+    _loader: repository.Loader = attrs.field(init=False)
+
+    @_loader.default
+    def _of_repository(self) -> repository.Loader:
+        return repository.Loader(self.root)
 
     def __attrs_post_init__(self) -> None:
         reason = Stream.rules()["author"](author_of(self.uri))
@@ -118,7 +125,7 @@ class Mirror:
             last_contact=self._contact,
             behind=len(behind),
             refused=self._refused,
-            error=next(iter(self._reasons.values()), ""),
+            error=next((": ".join(filter(None, each)) for each in self._reasons.items()), ""),
         )
 
     async def once(self) -> UpstreamStatus:
@@ -152,11 +159,12 @@ class Mirror:
                 try:
                     changes = upstream.changes(_jittered(self.terms.poll_s))
                     async with contextlib.aclosing(changes):
-                        async for _ in changes:
-                            for name in await self._survey(upstream):
+                        begun = False
+                        async for tag in changes:
+                            for name in await self._due(upstream, tag, begun):
                                 self._follow(upstream, name, group)
                             self._is_well("")
-                            retry_s = self.terms.retry_s
+                            begun, retry_s = True, self.terms.retry_s
                 except IntegrityError as error:
                     self._refuse("", error)
                 except _TROUBLES as error:
@@ -166,6 +174,36 @@ class Mirror:
 
     # ------------------------------------------------------------------------------------------
     # What there is
+
+    async def _due(self, upstream: Upstream, tag: bytes | None, begun: bool) -> list[StreamName]:
+        """Return the streams that are to be made level, now that the upstream has said something.
+
+        Args:
+            upstream: That is followed.
+            tag: What all that it has is known by.
+            begun: Whether it has said something before in this observation.
+        """
+        self._contact = datetime.now(UTC)
+        if tag is None or tag != self._seen:
+            due = await self._survey(upstream)
+            self._seen = tag
+            return due
+        return [] if begun else await asyncio.to_thread(self._bereft)
+
+    def _bereft(self) -> list[StreamName]:
+        """Return the streams that have lost files: damaged ones that were set aside, say."""
+        lost = []
+        for package_name, package in self._loader.load().packages.items():
+            for stream_name, stream in package.streams.items():
+                name, archives = (package_name, stream_name), self.choice.archives(stream)
+                if self.terms.ahead and name in self._offered and self._is_ours(stream):
+                    digests = {archive.envelope.sha256 for archive in archives}
+                    if digests - Blobs(self.root).held(each.envelope for each in archives):
+                        lost.append(name)
+        return lost
+
+    def _is_ours(self, stream: Stream) -> bool:
+        return stream.author == author_of(self.uri)
 
     async def _survey(self, upstream: Upstream) -> list[StreamName]:
         """Learn what the upstream has, and drop what it has no more; return what is to be asked.
@@ -185,11 +223,10 @@ class Mirror:
         return [name for name in offered if self._settled.get(name) != offered[name]] or [*offered]
 
     def _drop_vanished(self, offered: Collection[StreamName]) -> None:
-        state = repository.Loader(self.root).load()
-        for package_name, package in state.packages.items():
+        for package_name, package in self._loader.load().packages.items():
             for stream_name, stream in package.streams.items():
                 name = (package_name, stream_name)
-                if stream.author == author_of(self.uri) and name not in offered:
+                if self._is_ours(stream) and name not in offered:
                     repository.drop(self.root, name)
                     _log.info("%s: %s/%s is gone", self.uri, *name)
                     self.incoming.let_go(stream)
@@ -286,7 +323,8 @@ class Mirror:
         reason = printable(error.detail)
         if self._reasons.get(label) != reason:
             self._reasons[label] = reason
-            what = ": ".join(part for part in (self.uri, label, reason) if part)
+            subject = "" if reason.startswith(self.uri) else self.uri
+            what = ": ".join(part for part in (subject, label, reason) if part)
             _log.warning("%s%s", what, f" ({error.hint})" if error.hint else "")
 
     def _is_well(self, label: str) -> None:

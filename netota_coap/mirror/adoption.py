@@ -89,13 +89,17 @@ def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:
     if local.author != state.author and not local.removed:
         raise RepositoryConflictError(
             f"is not a stream of this upstream here, but of {local.author or 'nobody'}",
-            hint=f"To let it follow, give it the author {state.author!r} by hand.",
+            hint=f"To let it follow: author = {state.author!r} in its stream file here.",
         )
     if state.sequence < local.sequence:
         detail = f"went back from sequence {local.sequence} to {state.sequence}"
-        raise RollbackError(detail, uri=origin)
+        hint = f"There, publish it again under a sequence above {local.sequence}."
+        raise RollbackError(detail, uri=origin, hint=hint)
     if state.sequence == local.sequence and state.essence() != local.essence():
-        raise RepositoryConflictError(f"is another state under the same sequence {state.sequence}")
+        raise RepositoryConflictError(
+            f"is another state under the same sequence {state.sequence}",
+            hint="There, publish it again: each state has a sequence of its own.",
+        )
     return None if state == local else state
 
 

@@ -10,8 +10,8 @@ import attrs
 from netota_coap.mirror import Mirror, Terms
 from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.incoming import Incoming
-from netota_coap.mirror.on_demand import OnDemand, fetchable
-from netota_coap.model import Archive, Repository
+from netota_coap.mirror.on_demand import Fetchable, OnDemand, fetchable
+from netota_coap.model import Repository
 from netota_coap.status import UpstreamStatus
 
 
@@ -51,7 +51,7 @@ class Gateway:
         mirrors = (Mirror(incoming, uri, choice, terms) for uri in upstreams)
         return cls(incoming, tuple(mirrors), None if terms.ahead else OnDemand(incoming))
 
-    def fetchable(self, state: Repository) -> Mapping[bytes, Archive]:
+    def fetchable(self, state: Repository) -> Mapping[bytes, Fetchable]:
         """Return what of a repository will be fetched when devices ask for it, by SHA-256."""
         return fetchable(state) if self.on_demand else {}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import time
 import weakref
@@ -21,6 +22,8 @@ from netota_coap.download import Limit, Progress, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
 from netota_coap.files import writing
 from netota_coap.model import Archive, Envelope, Stream
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE = 2
 _TIMEOUT_S = 30.0
@@ -121,6 +124,7 @@ class Incoming:
             if is_superseded():
                 raise SupersededError
             self._expected += envelope.size
+            _log.info("fetching %s, %d bytes", archive.name, envelope.size)
             try:
                 target = await asyncio.to_thread(self._place, envelope)
                 await download(
@@ -165,8 +169,7 @@ class Incoming:
             left = shutil.disk_usage(target.parent).free + there - self._expected
         if left < self.keep_free:
             raise RepositoryError(
-                f"{self.root}: {envelope.size} bytes would leave {max(left, 0)} free, "
-                f"and {self.keep_free} are to stay",
+                f"{self.root}: {envelope.size} bytes would leave less than {self.keep_free} free",
                 hint=f"Make room on the disk: netota-coap blob gc {self.root}",
             )
         return target

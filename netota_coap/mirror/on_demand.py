@@ -20,10 +20,23 @@ from netota_coap.model import Archive, Repository
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("coap://", "http://", "https://")
-_FIRST_S = 2  # until anything is known of how fast it comes
+_FIRST_S = 1  # until anything is known of how fast it comes
 _LONGEST_S = 60
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
+
+
+@attrs.frozen
+class Fetchable:
+    """A file that can be had from elsewhere.
+
+    Attributes:
+        label: Of one of the archives that it is: `package/stream: archive`.
+        archive: That one.
+    """
+
+    label: str
+    archive: Archive
 
 
 @attrs.define
@@ -81,14 +94,14 @@ class OnDemand:
     """
 
     incoming: Incoming
-    _archives: Mapping[bytes, Archive] = attrs.field(init=False, factory=dict)
+    _fetchable: Mapping[bytes, Fetchable] = attrs.field(init=False, factory=dict)
     _fetches: dict[bytes, _Fetch] = attrs.field(init=False, factory=dict)
     _failures: dict[bytes, _Failure] = attrs.field(init=False, factory=dict)
 
-    def offer(self, archives: Mapping[bytes, Archive]) -> None:
+    def offer(self, fetchable: Mapping[bytes, Fetchable]) -> None:
         """Fetch these on demand from now on, and nothing else; by SHA-256."""
-        self._archives = archives
-        for sha256 in self._failures.keys() - archives:
+        self._fetchable = fetchable
+        for sha256 in self._failures.keys() - fetchable:
             del self._failures[sha256]
 
     def fetch(self, sha256: bytes) -> None:
@@ -98,43 +111,44 @@ class OnDemand:
             NotYetError: It comes.
             NotFetchedError: It could not be had, and is tried again later.
         """
-        archive = self._archives.get(sha256)
-        if archive is None:
+        wanted = self._fetchable.get(sha256)
+        if wanted is None:
             return
         failure, now_s = self._failures.get(sha256), time.monotonic()
         if failure and failure.until_s > now_s:
             detail = f"the file could not be fetched: {failure.reason}"
             raise NotFetchedError(detail, after_s=math.ceil(failure.until_s - now_s))
         if sha256 not in self._fetches:
-            task = asyncio.get_running_loop().create_task(self._fetched(archive))
-            self._fetches[sha256] = _Fetch(task, archive.envelope.size)
+            task = asyncio.get_running_loop().create_task(self._fetched(wanted))
+            self._fetches[sha256] = _Fetch(task, wanted.archive.envelope.size)
         detail = "the file is being fetched, ask again"
         raise NotYetError(detail, after_s=self._fetches[sha256].after_s())
 
-    async def _fetched(self, archive: Archive) -> None:
-        sha256 = archive.envelope.sha256
+    async def _fetched(self, wanted: Fetchable) -> None:
+        sha256 = wanted.archive.envelope.sha256
         try:
             progress = self._fetches[sha256].progress
-            is_over = lambda: sha256 not in self._archives  # noqa: E731
-            async with self.incoming.fetched((archive,), is_over, progress):
+            is_over = lambda: sha256 not in self._fetchable  # noqa: E731
+            async with self.incoming.fetched((wanted.archive,), is_over, progress):
                 pass
             await asyncio.to_thread(self.incoming.make_room)
         except SupersededError:
             pass
         except NetotaError as error:
-            self._fail(archive, error)
+            self._fail(wanted, error)
         else:
             self._failures.pop(sha256, None)
-            _log.info("fetched %s, %d bytes", archive.name, archive.envelope.size)
+            _log.info("%s: fetched", wanted.label)
         finally:
             del self._fetches[sha256]
 
-    def _fail(self, archive: Archive, error: NetotaError) -> None:
-        sha256, reason = archive.envelope.sha256, printable(error.detail)
+    def _fail(self, wanted: Fetchable, error: NetotaError) -> None:
+        sha256 = wanted.archive.envelope.sha256
+        reason = printable(error.detail.removeprefix(f"{wanted.archive.name}: "))
         before = self._failures.get(sha256)
         if before is None or before.reason != reason:
             hint = f" ({error.hint})" if error.hint else ""
-            _log.warning("%s could not be fetched: %s%s", archive.name, reason, hint)
+            _log.warning("%s: could not be fetched: %s%s", wanted.label, reason, hint)
         wait_s = min(before.wait_s * 2, _LONGEST_RETRY_S) if before else _RETRY_S
         self._failures[sha256] = _Failure(reason, wait_s, time.monotonic() + wait_s)
 
@@ -146,12 +160,13 @@ class OnDemand:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def fetchable(state: Repository) -> dict[bytes, Archive]:
-    """Return the archives of a repository's streams that others offer, by SHA-256 of the file."""
-    found: dict[bytes, Archive] = {}
-    for package in state.packages.values():
-        for stream in package.streams.values():
+def fetchable(state: Repository) -> dict[bytes, Fetchable]:
+    """Return the files of a repository's streams that others offer, by SHA-256."""
+    found: dict[bytes, Fetchable] = {}
+    for package_name, package in state.packages.items():
+        for stream_name, stream in package.streams.items():
             for archive in stream.archives or ():
                 if any(offer.url.startswith(_SCHEMES) for offer in archive.offers):
-                    found.setdefault(archive.envelope.sha256, archive)
+                    label = f"{package_name}/{stream_name}: {archive.name}"
+                    found.setdefault(archive.envelope.sha256, Fetchable(label, archive))
     return found

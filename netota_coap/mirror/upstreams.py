@@ -52,10 +52,14 @@ class Upstream(Protocol):
         """Return the state of a stream, whole."""
         ...
 
-    def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
-        """Learn that anything changed, the first time at once.
+    def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
+        """Learn that anything changed, the first time at once, and that the server is there.
 
         It ends when it is time to begin anew, after `poll_s` seconds of silence at the latest.
+
+        Yields:
+            What all that there is is known by: the same as before with a sign of life only; None:
+            it may be anything.
         """
         ...
 
@@ -98,7 +102,7 @@ class _Coap:
     async def stream(self, name: StreamName) -> Stream:
         return await self.client.stream(f"{self.uri}/p/{name[0]}/s/{name[1]}")
 
-    def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
+    def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
         return self.client.changes(self.uri, poll_s=poll_s)
 
 
@@ -121,8 +125,8 @@ class _Http:
             f"p/{name[0]}/s/{name[1]}", lambda data: decode(Stream, data, Format.CBOR)
         )
 
-    async def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
-        url = f"{self.uri}/p"
+    async def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
+        url, tag = f"{self.uri}/p", None
         now = asyncio.get_running_loop().time
         end = now() + poll_s
         async with self._answer(url, _EVENTS, self.timeout_s) as response:
@@ -142,9 +146,11 @@ class _Http:
                         return  # it stops
                     *events, tail = (tail + chunk).split(b"\n\n")
                     _require_short(url, tail)
-                    if any(b"data:" in event for event in events):
-                        end = now() + poll_s
-                        yield
+                    told = [event for event in events if b"data:" in event]
+                    if told:
+                        end, tag = now() + poll_s, _id_of(told[-1])
+                    if events:
+                        yield tag
 
     async def _get(self, path: str, read: Callable[[bytes], T]) -> T:
         url = f"{self.uri}/{path}"
@@ -187,6 +193,11 @@ class _Http:
             yield response
         finally:
             await response.aclose()
+
+
+def _id_of(event: bytes) -> bytes | None:
+    ids = (line[3:].strip() for line in event.split(b"\n") if line.startswith(b"id:"))
+    return next(ids, None)
 
 
 def _require_short(url: str, data: bytes | bytearray) -> None:
