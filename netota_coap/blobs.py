@@ -32,6 +32,9 @@ DEFAULT_GRACE_S = 3600.0
 INCOMING = "blobs/.incoming"
 """Where files arrive; a blob stays for as long as a name here is its own."""
 
+Key = tuple[bytes, int]
+"""SHA-256 of a file, and its size in bytes, as an envelope promises them."""
+
 _PLACE = "blobs"
 _SHARDS = f"{_PLACE}/sha256"
 _QUARANTINE = f"{_PLACE}/quarantine"
@@ -150,19 +153,19 @@ class Blobs:
         )
 
     def held(self, envelopes: Iterable[Envelope]) -> frozenset[bytes]:
-        """Return what is held of some files, each with the size that all of them promise.
+        """Return what is held of some files, each with a size that one of them promises.
 
         A directory that cannot be read holds nothing.
         """
-        sizes: dict[bytes, set[int]] = {}
-        for envelope in envelopes:
-            sizes.setdefault(envelope.sha256, set()).add(envelope.size)
-        held = self._sizes(sizes)
-        return frozenset(each for each, size in held.items() if sizes[each] == {size})
+        return frozenset(sha256 for sha256, _ in self._held(envelopes))
 
-    def present(self, state: Repository) -> frozenset[bytes]:
+    def present(self, state: Repository) -> frozenset[Key]:
         """Return what a server can offer itself of what a repository's streams hold."""
-        return self.held(envelopes_of(state))
+        return self._held(envelopes_of(state))
+
+    def _held(self, envelopes: Iterable[Envelope]) -> frozenset[Key]:
+        promised = {(envelope.sha256, envelope.size) for envelope in envelopes}
+        return frozenset(promised & self._sizes({each for each, _ in promised}).items())
 
     def _sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
         """Return the sizes of the blobs that are there, without listing those not asked for."""

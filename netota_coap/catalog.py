@@ -15,11 +15,11 @@ from typing import Any, TypeGuard
 
 import attrs
 
-from netota_coap.blobs import digest_of
+from netota_coap.blobs import Key, digest_of
 from netota_coap.datagram import fitting
-from netota_coap.errors import NotFoundError
+from netota_coap.errors import DamagedError, NotFoundError
 from netota_coap.formats import Format
-from netota_coap.holding import NOTHING, Holding, OpenBlobs, own_below
+from netota_coap.holding import NOTHING, Holding, OpenBlobs, key_of, own_below
 from netota_coap.model import (
     LIMITS,
     Archive,
@@ -185,13 +185,12 @@ class Resource:
 
 _DEFAULT = View()
 
-Own = tuple[frozenset[bytes], int]
+Own = tuple[frozenset[Key], int]
 """What of a stream the server offers itself, and by which metric."""
 
 
 def _own(source: Stream, holding: Holding) -> Own:
-    digests = frozenset(archive.envelope.sha256 for archive in source.archives or ())
-    own = digests & holding.digests
+    own = holding.offered.intersection(map(key_of, source.archives or ()))
     return own, holding.metric if own else 0
 
 
@@ -202,7 +201,7 @@ class StreamResource(Resource):
     Attributes:
         source: As the repository has it.
         stream: As it is served: archives and offers in order, poll_s from the package.
-        own: Offers that the server adds itself: digests and metric.
+        own: Offers that the server adds itself: of which files, and their metric.
         default: Its representation for those who ask for nothing special.
         fingerprint: ETag of everything that a client could learn of it.
         shelf: Where its other representations are kept.
@@ -344,6 +343,8 @@ class BlobResource(Resource):
         sha256 = digest_of(path[1])
         try:
             files.size(sha256)
+        except DamagedError:
+            raise  # to fetch it once more is for those who look at the disk first
         except NotFoundError:
             files.fetch(sha256)
             raise

@@ -162,7 +162,8 @@ def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
             file = f"packages/{package_name}/streams/{name}.toml"
             for index, archive in enumerate(stream.archives or ()):
                 elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
-                if not elsewhere and archive.envelope.sha256 not in held:
+                key = archive.envelope.sha256, archive.envelope.size
+                if not elsewhere and key not in held:
                     has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
                     reason = f"has {has}, and its file is not held here: nobody can download it"
                     yield Issue(f"archives[{index}]", reason, file)

@@ -72,6 +72,10 @@ class NotFoundError(NetotaError, LookupError):
     """What was asked for by name does not exist (any more)."""
 
 
+class DamagedError(NotFoundError):
+    """What was asked for is here, but is not what it should be."""
+
+
 class NotYetError(NetotaError):
     """What was asked for is not here yet, but on its way.
 

@@ -5,16 +5,19 @@ Source: rules C-85 to C-89.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from os import fstat, pread
 
 import attrs
 
-from netota_coap.blobs import Blobs, blob_name
-from netota_coap.errors import NotFoundError
+from netota_coap.blobs import Blobs, Key, blob_name, path_of
+from netota_coap.errors import DamagedError, NotFoundError
 from netota_coap.model import LIMITS, Archive, Offer
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_METRIC = 10
 _MOST_OPEN = 64
@@ -58,7 +61,7 @@ class OpenBlobs:
 
     blobs: Blobs
     fetch: Fetch = lambda _: None
-    _sizes: Mapping[bytes, int] = attrs.field(init=False, factory=dict)
+    _promised: Mapping[bytes, Collection[int]] = attrs.field(init=False, factory=dict)
     _damaged: set[bytes] = attrs.field(init=False, factory=set)
     _open: dict[bytes, _Open] = attrs.field(init=False, factory=dict)
     _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
@@ -68,6 +71,7 @@ class OpenBlobs:
 
         Raises:
             NotFoundError: It is not held here (any more).
+            DamagedError: It was changed since it was opened.
             RepositoryError: It cannot be read.
         """
         return self._of(sha256).size
@@ -76,7 +80,8 @@ class OpenBlobs:
         """Return a part of a blob: all that was asked for, up to its end.
 
         Raises:
-            NotFoundError: It is not held here (any more), or is not what was put in.
+            NotFoundError: It is not held here (any more).
+            DamagedError: It was changed since it was opened.
             RepositoryError: It cannot be read.
         """
         return self.piece(sha256, offset, size)[0]
@@ -94,20 +99,25 @@ class OpenBlobs:
         if len(part) < wanted or written_ns != found.written_ns:
             with self._lock:
                 self._open.pop(sha256, None)
-                self._damaged.add(sha256)
+                if sha256 not in self._damaged:
+                    self._damaged.add(sha256)
+                    _log.warning("%s: changed while it was served: blob verify", path_of(sha256))
             raise _damaged(sha256)
         return part, more
 
-    def refresh(self, sizes: Mapping[bytes, int]) -> None:
+    def refresh(self, promised: Iterable[Key]) -> None:
         """Open all blobs anew from now on.
 
         Args:
-            sizes: That some of them are known to have, by SHA-256, bytes.
+            promised: What some of them must be; where sizes contradict each other, one of them.
         """
+        sizes: dict[bytes, set[int]] = {}
+        for sha256, size in promised:
+            sizes.setdefault(sha256, set()).add(size)
         with self._lock:
             self._open.clear()
             self._damaged.clear()
-            self._sizes = sizes
+            self._promised = sizes
 
     def _of(self, sha256: bytes) -> _Open:
         with self._lock:
@@ -119,16 +129,21 @@ class OpenBlobs:
             descriptor = self.blobs.open(sha256)
             status = fstat(descriptor)
             found = _Open(descriptor, status.st_size, status.st_mtime_ns)
-            if self._sizes.get(sha256, found.size) != found.size:
-                raise _damaged(sha256)
+            if found.size not in self._promised.get(sha256, (found.size,)):
+                raise NotFoundError(f"the blob {blob_name(sha256)} has a wrong size")
             self._open[sha256] = found
             if len(self._open) > _MOST_OPEN:
                 del self._open[next(iter(self._open))]
             return found
 
 
-def _damaged(sha256: bytes) -> NotFoundError:
-    return NotFoundError(f"the blob {blob_name(sha256)} is damaged")
+def _damaged(sha256: bytes) -> DamagedError:
+    return DamagedError(f"the blob {blob_name(sha256)} is damaged")
+
+
+def key_of(archive: Archive) -> Key:
+    """Return what the file of an archive is known by."""
+    return archive.envelope.sha256, archive.envelope.size
 
 
 @attrs.frozen(eq=False)
@@ -136,12 +151,12 @@ class Holding:
     """What a server holds, and offers by itself.
 
     Attributes:
-        digests: SHA-256 of what it offers.
+        offered: What it offers.
         files: Bytes of these and others; None: nothing is held.
         metric: Of its offers.
     """
 
-    digests: frozenset[bytes] = frozenset()
+    offered: frozenset[Key] = frozenset()
     files: OpenBlobs | None = None
     metric: int = DEFAULT_METRIC
 
@@ -152,10 +167,9 @@ class Holding:
 
         Source: rule C-87.
         """
-        sha256 = archive.envelope.sha256
-        if sha256 not in self.digests:
+        if key_of(archive) not in self.offered:
             return archive
-        own = Offer(url=_OWN + blob_name(sha256), metric=self.metric)
+        own = Offer(url=_OWN + blob_name(archive.envelope.sha256), metric=self.metric)
         others = sorted(
             (offer for offer in archive.offers if offer.url != own.url),
             key=lambda offer: offer.metric,

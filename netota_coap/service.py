@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from netota_coap import __version__, logs
-from netota_coap.blobs import Blobs, envelopes_of
+from netota_coap.blobs import Blobs, Key, envelopes_of
 from netota_coap.catalog import Catalog
 from netota_coap.catalog import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
@@ -45,6 +45,7 @@ _MOST_SHOWN = 5  # that the status has of them
 _PINNED_S = 300.0  # for which a transfer goes on with the representation that it began with
 # While there is nothing to serve: what is mounted later wakes no watcher.
 _TRY_S = 30.0
+_ASK_S = 1.0  # an upstream that has nothing changes no file
 
 
 @attrs.define
@@ -157,7 +158,10 @@ class Service:
     def _in_a_line(self) -> str:
         if self._site:
             return str(self.status())
-        return f"waiting for a repository: {self._refused[0]}" if self._refused else "starting"
+        if self._refused:
+            return f"waiting for a repository: {self._refused[0]}"
+        troubles = [str(each) for each in self._gateway.upstreams] if self._gateway else []
+        return f"waiting for upstreams: {'; '.join(troubles)}" if troubles else "starting"
 
     async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
         tasks = [
@@ -207,6 +211,7 @@ class Service:
     async def _first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
         """Load what is served first; if it is to be waited for, until there is something."""
         while True:
+            try_s = _TRY_S
             try:
                 catalog = await self._load(loader, keeper)
             except InvalidDataError as error:
@@ -217,10 +222,20 @@ class Service:
                 self._tell(done=True)
             else:
                 self._accept()
-                return catalog
+                if not self._waits_for_upstreams(catalog):
+                    return catalog
+                self._tell(done=True)
+                try_s = _ASK_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watcher.settled(), _TRY_S)
+                await asyncio.wait_for(watcher.settled(), try_s)
             watcher.refresh()
+
+    def _waits_for_upstreams(self, catalog: Catalog) -> bool:
+        """Tell whether there is nothing to serve only because nothing was taken over yet."""
+        is_empty = not any(len(path) == 4 for path in catalog.resources)
+        upstreams = self._gateway.upstreams if self._gateway else ()
+        is_level = any(each.last_contact and not each.behind for each in upstreams)
+        return is_empty and bool(upstreams) and not is_level
 
     async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
         while True:
@@ -248,12 +263,12 @@ class Service:
         """Load in another thread, and remember the sequences that are new."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
 
-        def load() -> tuple[Catalog, list[Record], Mapping[bytes, Fetchable]]:
+        def load() -> tuple[Catalog, list[Record], Mapping[Key, Fetchable]]:
             repository = loader.load()
-            files.refresh({each.sha256: each.size for each in envelopes_of(repository)})
+            files.refresh((each.sha256, each.size) for each in envelopes_of(repository))
             fetchable = gateway.fetchable(repository) if gateway else {}
-            held = files.blobs.present(repository) | fetchable.keys()
-            catalog = Catalog.of(repository, previous, Holding(held, files, metric))
+            offered = files.blobs.present(repository) | fetchable.keys()
+            catalog = Catalog.of(repository, previous, Holding(offered, files, metric))
             return catalog, keeper.review(repository), fetchable
 
         catalog, learned, fetchable = await asyncio.to_thread(load)

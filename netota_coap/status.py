@@ -39,9 +39,10 @@ class UpstreamStatus:
     error: str
 
     def __str__(self) -> str:
-        """One line, of what is wrong."""
+        """One line."""
         seen = f"{self.last_contact:%Y-%m-%d %H:%M:%SZ}" if self.last_contact else "never"
-        return f"{self.uri}: {self.behind} streams behind, seen {seen}: {self.error}"
+        line = f"{self.uri}: {self.behind} streams behind, seen {seen}"
+        return f"{line}: {self.error}" if self.error else line
 
 
 @attrs.frozen

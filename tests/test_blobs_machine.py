@@ -124,7 +124,8 @@ class BlobsMachine(RuleBasedStateMachine):
     def what_is_present_is_held(self) -> None:
         present = self.blobs.present(Loader(self.root).load())
         current = {self.states[0]} if self.states else set()
-        assert {hashlib.sha256(d).digest() for d in current & (self.good | self.bad)} == present  # type: ignore[operator,arg-type]
+        there: set[bytes] = current & (self.good | self.bad)  # type: ignore[operator,assignment]
+        assert {(hashlib.sha256(data).digest(), len(data)) for data in there} == present
 
 
 BlobsMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
 import httpx
 import pytest
 
+from netota_coap import repository
 from netota_coap.blobs import Blobs, blob_name, path_of
 from netota_coap.client import Client
 from netota_coap.config import Config
 from netota_coap.errors import ConfigError, PeerError
 from netota_coap.mirror import on_demand
-from netota_coap.model import Archive
+from netota_coap.model import Archive, Offer, StreamName
 from netota_coap.repository import init
 from netota_coap.service import Service
 from netota_coap.sources import ArchiveSource
@@ -176,6 +178,29 @@ async def test_status_of_an_upstream_that_is_away(tmp_path: Path, upstream: Orig
             assert state.version == "1.0"
 
 
+async def test_the_first_start(tmp_path: Path, upstream: Origin) -> None:
+    """It does not listen before there is something, lest devices take their streams for gone."""
+    root, path = tmp_path / "gateway", f"/1.0/{BOARD}"
+    upstream.refuse[path] = lambda _: just("404 Not Found")
+    told: list[str] = []
+    async with offered(upstream.root) as uris:
+        config = Config(
+            repository=root, coap_bind=("127.0.0.1:0",), mirror_upstreams=(uris["http"],)
+        )
+        listening: list[str] = []
+        service = Service(config, listening.append)
+        task = asyncio.create_task(service.run())
+        await until(lambda: upstream.asked("1.0"))
+        told.append(service._in_a_line())
+        assert listening == []
+        del upstream.refuse[path]
+        await until(lambda: listening)
+        assert service.status().streams == 1
+        service.stop()
+        await task
+    assert told[0].startswith(f"waiting for upstreams: {uris['http']}: 1 streams behind, seen 20")
+
+
 async def test_what_cannot_be_an_upstream(tmp_path: Path) -> None:
     """The service does not begin."""
     with pytest.raises(ConfigError, match="cannot be an upstream: must be at most 100 bytes"):
@@ -304,6 +329,115 @@ async def test_what_cannot_be_had(
             await until_code("2.05")
     assert len([line for line in caplog.messages if "could not be fetched" in line]) == 1
     assert upstream.asked("2.0") == 2
+
+
+def also(root: Path, name: StreamName, archive: Archive) -> None:
+    """Let another stream hold an archive."""
+    state = present(root)
+    assert state
+    repository.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
+
+
+@contextlib.asynccontextmanager
+async def doubled(upstream: Origin, change: Callable[[Archive], Archive]) -> AsyncIterator[str]:
+    """Run a gateway where streams before and after another hold what is almost its file."""
+    archive = archive_of(upstream.root)
+    for package in ("a", "z"):
+        also(upstream.root, (package, "stable"), change(archive))
+    async with gateway(upstream.root, blobs_cache="on-demand") as here:
+        yield here.path(archive)
+
+
+async def until_served(uri: str) -> None:
+    """Ask for a file until it is here."""
+    async with Client() as client, asyncio.timeout(10):
+        while not await _is_served(client, uri):
+            pass
+
+
+def other_size(archive: Archive) -> Archive:
+    """Return an archive that lies about the size of its file."""
+    envelope = archive.envelope
+    return attrs.evolve(archive, envelope=attrs.evolve(envelope, size=envelope.size + 1))
+
+
+def dead(archive: Archive) -> Archive:
+    """Return an archive that nobody has."""
+    return attrs.evolve(archive, offers=(Offer(url="http://127.0.0.1:1/", metric=1),))
+
+
+@pytest.mark.parametrize("change", [other_size, dead])
+async def test_one_file_of_several_streams(
+    upstream: Origin, change: Callable[[Archive], Archive], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong with one stream does not keep a file from others."""
+    caplog.set_level("INFO")
+    async with doubled(upstream, change) as uri:
+        await until_served(uri)
+        await until(lambda: [line for line in caplog.messages if line.endswith(": fetched")])
+        await until_served(uri)
+    assert len([line for line in caplog.messages if line.endswith(": fetched")]) == 1
+    assert not [line for line in caplog.messages if "could not" in line]
+
+
+async def test_a_lie_takes_nothing_from_others(upstream: Origin) -> None:
+    """What is served stays so when a stream comes that lies about its size."""
+    archive = archive_of(upstream.root)
+    file = upstream.root.parent / "file"
+    file.write_bytes(content("1.0"))
+    Blobs(upstream.root).add(file)
+    async with gateway(upstream.root) as here, Client() as client:
+        await client.block(here.path(archive), 0)
+        also(upstream.root, ("z", "stable"), other_size(archive))
+        await until(lambda: here.service.status().packages == 2)
+        await client.block(here.path(archive), 0)
+        states = [
+            await client.stream(f"{here.uris['coap']}/p/{name}/s/stable")
+            for name in ("sensor-node", "z")
+        ]
+    offers = [(state.archives or ())[0].offers[0].url for state in states]
+    assert [url.startswith("/b/") for url in offers] == [True, False]
+
+
+async def test_a_file_that_was_changed_here(
+    upstream: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not served, nor fetched over what is there, until somebody has looked at it."""
+    caplog.set_level("INFO")
+    async with gateway(upstream.root, blobs_cache="on-demand") as here, Client() as client:
+        archive = archive_of(upstream.root)
+        await until_served(here.path(archive))
+        blob = upstream.root / path_of(archive.envelope.sha256)
+        reloads = here.service.metrics.reloads
+        await until(lambda: reloads["taken"])
+        await client.block(here.path(archive), 0)
+        os.utime(blob, (1, 1))
+        for _ in range(3):
+            with pytest.raises(PeerError, match=r"4\.04 the blob \S+ is damaged"):
+                await client.block(here.path(archive), 0)
+        before = reloads["taken"]
+        publishing.publish(upstream.root, ("sensor-node", "edge"), "1", [])
+        await until(lambda: reloads["taken"] > before)
+        await client.block(here.path(archive), 0)
+    assert len([line for line in caplog.messages if "changed while it was served" in line]) == 1
+    assert upstream.asked("1.0") == 1
+
+
+async def test_room_is_made_later(upstream: Origin, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is here is served, even if no room can be made for others now."""
+    stray = upstream.root / "packages" / "own" / "package.toml"
+    async with (
+        gateway(upstream.root, blobs_cache="on-demand", blobs_size_cap=1) as here,
+        Client() as client,
+    ):
+        archive = archive_of(upstream.root)
+        stray.parent.mkdir()
+        stray.write_text("nonsense")
+        async with asyncio.timeout(10):
+            while not await _is_served(client, here.path(archive)):
+                pass
+        await until(lambda: [line for line in caplog.messages if "no room was made" in line])
+    assert not [line for line in caplog.messages if "could not be fetched" in line]
 
 
 async def test_what_is_wanted_no_more(upstream: Origin) -> None:

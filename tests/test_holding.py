@@ -375,7 +375,7 @@ def test_descriptors_are_bounded(root: Path) -> None:
         sha256 = blobs.add(file).sha256
         assert files.read(sha256, 0, 100) == b"%d" % number
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 64
-    files.refresh({})
+    files.refresh(())
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     with pytest.raises(NotFoundError):
         files.size(bytes(32))

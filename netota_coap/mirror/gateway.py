@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from netota_coap.blobs import Key
 from netota_coap.mirror import Mirror, Terms
 from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.incoming import Incoming
@@ -51,8 +52,8 @@ class Gateway:
         mirrors = (Mirror(incoming, uri, choice, terms) for uri in upstreams)
         return cls(incoming, tuple(mirrors), None if terms.ahead else OnDemand(incoming))
 
-    def fetchable(self, state: Repository) -> Mapping[bytes, Fetchable]:
-        """Return what of a repository will be fetched when devices ask for it, by SHA-256."""
+    def fetchable(self, state: Repository) -> Mapping[Key, Fetchable]:
+        """Return what of a repository will be fetched when devices ask for it."""
         return fetchable(state) if self.on_demand else {}
 
     @property

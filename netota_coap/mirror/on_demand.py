@@ -9,19 +9,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
+from netota_coap.blobs import Key
 from netota_coap.errors import NetotaError, NotFetchedError, NotYetError, printable
 from netota_coap.mirror.incoming import Incoming, SupersededError
-from netota_coap.model import Archive, Repository
+from netota_coap.model import LIMITS, Archive, Repository
 
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("coap://", "http://", "https://")
 _FIRST_S = 1  # until anything is known of how fast it comes
 _LONGEST_S = 60
+_LONGEST_REASON = 300  # characters
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
 
@@ -32,11 +34,17 @@ class Fetchable:
 
     Attributes:
         label: Of one of the archives that it is: `package/stream: archive`.
-        archive: That one.
+        archive: That one, with offers of them all.
     """
 
     label: str
     archive: Archive
+
+    def joined(self, archive: Archive) -> Fetchable:
+        """Return the same with the offers of another archive, the best of all."""
+        offers = dict.fromkeys((*self.archive.offers, *archive.offers))
+        best = sorted(offers, key=lambda offer: offer.metric)[: LIMITS["offers"].value]
+        return attrs.evolve(self, archive=attrs.evolve(self.archive, offers=tuple(best)))
 
 
 @attrs.define
@@ -51,9 +59,12 @@ class _Fetch:
     """
 
     task: asyncio.Task[None]
-    size: int
+    size: int = 0
     arrived: int = 0
     begun: tuple[int, float] | None = None
+
+    def begin(self, size: int) -> None:
+        self.size, self.arrived, self.begun = size, 0, None
 
     def progress(self, count: int) -> None:
         self.arrived += count
@@ -94,14 +105,17 @@ class OnDemand:
     """
 
     incoming: Incoming
-    _fetchable: Mapping[bytes, Fetchable] = attrs.field(init=False, factory=dict)
+    _fetchable: Mapping[bytes, Sequence[Fetchable]] = attrs.field(init=False, factory=dict)
     _fetches: dict[bytes, _Fetch] = attrs.field(init=False, factory=dict)
     _failures: dict[bytes, _Failure] = attrs.field(init=False, factory=dict)
 
-    def offer(self, fetchable: Mapping[bytes, Fetchable]) -> None:
-        """Fetch these on demand from now on, and nothing else; by SHA-256."""
-        self._fetchable = fetchable
-        for sha256 in self._failures.keys() - fetchable:
+    def offer(self, fetchable: Mapping[Key, Fetchable]) -> None:
+        """Fetch these on demand from now on, and nothing else."""
+        by_digest: dict[bytes, list[Fetchable]] = {}
+        for (sha256, _), each in fetchable.items():
+            by_digest.setdefault(sha256, []).append(each)
+        self._fetchable = by_digest
+        for sha256 in self._failures.keys() - by_digest:
             del self._failures[sha256]
 
     def fetch(self, sha256: bytes) -> None:
@@ -111,40 +125,51 @@ class OnDemand:
             NotYetError: It comes.
             NotFetchedError: It could not be had, and is tried again later.
         """
-        wanted = self._fetchable.get(sha256)
-        if wanted is None:
+        if sha256 not in self._fetchable:
             return
         failure, now_s = self._failures.get(sha256), time.monotonic()
         if failure and failure.until_s > now_s:
             detail = f"the file could not be fetched: {failure.reason}"
             raise NotFetchedError(detail, after_s=math.ceil(failure.until_s - now_s))
         if sha256 not in self._fetches:
-            task = asyncio.get_running_loop().create_task(self._fetched(wanted))
-            self._fetches[sha256] = _Fetch(task, wanted.archive.envelope.size)
+            task = asyncio.get_running_loop().create_task(self._fetched(sha256))
+            self._fetches[sha256] = _Fetch(task)
         detail = "the file is being fetched, ask again"
         raise NotYetError(detail, after_s=self._fetches[sha256].after_s())
 
-    async def _fetched(self, wanted: Fetchable) -> None:
-        sha256 = wanted.archive.envelope.sha256
+    async def _fetched(self, sha256: bytes) -> None:
+        """Fetch a file as one of the archives that it is; where sizes differ, one of them lies."""
+        fetch, failures = self._fetches[sha256], []
         try:
-            progress = self._fetches[sha256].progress
-            is_over = lambda: sha256 not in self._fetchable  # noqa: E731
-            async with self.incoming.fetched((wanted.archive,), is_over, progress):
-                pass
-            await asyncio.to_thread(self.incoming.make_room)
+            for wanted in self._fetchable[sha256]:
+                fetch.begin(wanted.archive.envelope.size)
+                try:
+                    await self._as(wanted, fetch)
+                except NetotaError as error:
+                    failures.append((wanted, error))
+                else:
+                    return
+            self._fail(*failures[-1])
         except SupersededError:
             pass
-        except NetotaError as error:
-            self._fail(wanted, error)
-        else:
-            self._failures.pop(sha256, None)
-            _log.info("%s: fetched", wanted.label)
         finally:
             del self._fetches[sha256]
 
+    async def _as(self, wanted: Fetchable, fetch: _Fetch) -> None:
+        sha256 = wanted.archive.envelope.sha256
+        is_over = lambda: sha256 not in self._fetchable  # noqa: E731
+        async with self.incoming.fetched((wanted.archive,), is_over, fetch.progress):
+            pass
+        self._failures.pop(sha256, None)
+        _log.info("%s: fetched", wanted.label)
+        try:
+            await asyncio.to_thread(self.incoming.make_room)
+        except NetotaError as error:
+            _log.warning("no room was made: %s", error.detail)  # the next time will do
+
     def _fail(self, wanted: Fetchable, error: NetotaError) -> None:
         sha256 = wanted.archive.envelope.sha256
-        reason = printable(error.detail.removeprefix(f"{wanted.archive.name}: "))
+        reason = printable(error.detail.removeprefix(f"{wanted.archive.name}: "))[:_LONGEST_REASON]
         before = self._failures.get(sha256)
         if before is None or before.reason != reason:
             hint = f" ({error.hint})" if error.hint else ""
@@ -160,13 +185,15 @@ class OnDemand:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def fetchable(state: Repository) -> dict[bytes, Fetchable]:
-    """Return the files of a repository's streams that others offer, by SHA-256."""
-    found: dict[bytes, Fetchable] = {}
+def fetchable(state: Repository) -> dict[Key, Fetchable]:
+    """Return the files of a repository's streams that others offer, with all of their offers."""
+    found: dict[Key, Fetchable] = {}
     for package_name, package in state.packages.items():
         for stream_name, stream in package.streams.items():
             for archive in stream.archives or ():
                 if any(offer.url.startswith(_SCHEMES) for offer in archive.offers):
+                    key = archive.envelope.sha256, archive.envelope.size
                     label = f"{package_name}/{stream_name}: {archive.name}"
-                    found.setdefault(archive.envelope.sha256, Fetchable(label, archive))
+                    one = found.get(key)
+                    found[key] = one.joined(archive) if one else Fetchable(label, archive)
     return found
