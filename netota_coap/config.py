@@ -53,6 +53,8 @@ DIRECTORY = Path("/etc/netota-coap")
 Environment = Mapping[str, str]
 
 _NONE: Mapping[str, object] = MappingProxyType({})
+_VARIABLE = "NETOTA_COAP_"
+_OF_CONTAINER_MANAGERS = (f"{_VARIABLE}PORT", f"{_VARIABLE}SERVICE_")  # of a service of this name
 _SHOWN = 64  # characters of a key that is unknown
 _WIDTH = 95
 
@@ -88,7 +90,7 @@ class Setting:
     @property
     def variable(self) -> str:
         """The environment variable."""
-        return f"NETOTA_COAP_{self.name.upper()}"
+        return f"{_VARIABLE}{self.name.upper()}"
 
     def plain(self, config: Config) -> Any:
         """Return its value as TOML and JSON have it; None: there is none."""
@@ -339,10 +341,12 @@ class Effective:
     Attributes:
         config: With all layers.
         origins: By key: a file, a variable, an option, or `default`.
+        strays: Variables that may have been meant for a setting, and are none's.
     """
 
     config: Config
     origins: Mapping[str, str]
+    strays: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -412,7 +416,7 @@ def assemble(
         origins[said.setting.key] = str(said.file or said.place)
     if issues:
         raise InvalidDataError(issues, hint="All keys: netota-coap config default")
-    return Effective(Config(**values), origins)
+    return Effective(Config(**values), origins, tuple(_strays(environment)))
 
 
 def _of_manager(environment: Environment, variable: str) -> Path | None:
@@ -467,11 +471,18 @@ def _from_table(
 
 
 def _from_environment(environment: Environment) -> Iterator[_Said]:
-    """What is unknown is left alone: container managers make variables of their own."""
     for setting in SETTINGS:
         given = environment.get(setting.variable)
         if given:
             yield _Said(setting, setting.kind.parse(given), setting.variable)
+
+
+def _strays(environment: Environment) -> Iterator[str]:
+    """Yield what is unknown: no error, for container managers make variables of their own."""
+    known = {setting.variable for setting in SETTINGS}
+    for name in sorted(environment.keys() - known):
+        if name.startswith(_VARIABLE) and not name.startswith(_OF_CONTAINER_MANAGERS):
+            yield name
 
 
 # ----------------------------------------------------------------------------------------------

@@ -440,7 +440,7 @@ def test_without_rights(public: Blobs) -> None:
 
 
 def test_held_goes_by_size(blobs: Blobs, image: Path) -> None:
-    """A blob of another size than promised is not offered; one lie does not take it from others."""
+    """A blob of another size than promised is not offered; a lie takes it from nobody else."""
     absent = attrs.evolve(ENVELOPE, sha256=bytes(32))
     longer = attrs.evolve(ENVELOPE, size=9)
     assert frozenset() == blobs.held([ENVELOPE])

@@ -218,6 +218,13 @@ def test_a_reload_takes_what_it_can() -> None:
     assert taken.reloaded(taken) == (taken, [])
 
 
+def test_variables_of_nothing() -> None:
+    """What looks like a setting's variable and is none is told, and does no harm."""
+    odd = ("NETOTA_COAP_MIRROR_UPSTREAM", "NETOTA_COAP_PORT_5683_UDP", "NETOTA_COAP_SERVICE_HOST")
+    environment = dict.fromkeys((*odd, "NETOTA", "NETOTA_COAP_LOG_LEVEL"), "error")
+    assert assemble(None, environment).strays == odd[:1]
+
+
 # ----------------------------------------------------------------------------------------------
 # The commands
 

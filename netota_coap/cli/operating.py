@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from netota_coap.cli.frame import FILE, command, console, json_option, print_json, table, text
+from netota_coap.cli.frame import (
+    FILE,
+    command,
+    console,
+    json_option,
+    print_json,
+    say,
+    table,
+    text,
+)
 
 _file_argument = click.argument("file", metavar="[FILE]", type=FILE, required=False)
 
@@ -46,7 +55,10 @@ def show(file: Path | None, as_json: bool) -> None:
     from netota_coap.cli import plain
     from netota_coap.config import assemble
 
-    shown = plain.configuration(assemble(file, os.environ))
+    effective = assemble(file, os.environ)
+    for name in effective.strays:
+        say(f"{name}: no setting is called so")
+    shown = plain.configuration(effective)
     if as_json:
         print_json(shown)
         return

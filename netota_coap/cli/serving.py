@@ -85,6 +85,7 @@ def serve(file: Path | None, **given: Any) -> None:
     why.
     """
     import asyncio
+    import logging
     import os
 
     from netota_coap import logs
@@ -97,8 +98,11 @@ def serve(file: Path | None, **given: Any) -> None:
     def read() -> Config:
         return assemble(file, os.environ, options).config
 
-    config = read()
+    effective = assemble(file, os.environ, options)
+    config = effective.config
     logs.configure(config.log_level, config.log_format, os.environ)
+    for name in effective.strays:
+        logging.getLogger("netota_coap").warning("%s: no setting is called so", name)
     manager = Manager.of(os.environ)
     service = Service(config, lambda uri: click.echo(f"listening on {uri}"), read, manager)
     asyncio.run(service.run())
