@@ -20,7 +20,7 @@ from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.numbers.constants import Unreliable
 from aiocoap.optiontypes import BlockOption
-from aiocoap.protocol import Context, Request
+from aiocoap.protocol import ClientObservation, Context, Request
 
 from netota_coap.catalog import DEFAULT_POLL_S, ContentFormat
 from netota_coap.errors import (
@@ -147,7 +147,7 @@ class Client:
             ConfigError: The URI is none.
         """
         for _ in range(_ATTEMPTS):
-            first = await self._answer(uri, _response(self._send(_message(uri, query, accept))))
+            first = await self._answer(uri, self._first(self._send(_message(uri, query, accept))))
             with contextlib.suppress(_ChangedError):
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
@@ -231,7 +231,7 @@ class Client:
         message = _message(uri, (), None)
         message.opt.block2 = (number, False, exponent)
         message.opt.size2 = 0  # RFC 7959, section 4: tell it
-        pending = self._repeated(message, peer) if peer else _response(self._send(message))
+        pending = self._repeated(message, peer) if peer else self._first(self._send(message))
         block = _block(uri, await self._answer(uri, pending), offset)
         if block.exponent > exponent:
             raise _another_block(uri)
@@ -356,7 +356,7 @@ class Client:
         message = _message(uri, query, ContentFormat.CBOR)
         message.opt.observe = 0
         request = self._send(message)
-        response = await self._answer(uri, _response(request))
+        response = await self._answer(uri, self._first(request))
         registered = response.opt.observe is not None
         notifications = aiter(request.observation)
         poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
@@ -446,7 +446,7 @@ class Client:
             message = _message(uri, query, accept)
             number = len(payload) >> block.exponent + 4
             message.opt.block2 = (number, False, block.exponent)
-            response = await self._answer(uri, _response(self._send(message)))
+            response = await self._answer(uri, self._first(self._send(message)))
             if response.opt.etag != first.opt.etag:
                 raise _ChangedError
         found = first.opt.content_format, bytes(payload), _max_age_s(first)
@@ -456,6 +456,30 @@ class Client:
         assert self._context is not None, "use the client as an async context manager"
         request: Request = self._context.request(message, handle_blockwise=False)
         return request
+
+    async def _first(self, request: Request) -> Message:
+        """Wait for the response to a request, which notifications may follow."""
+        response = _response(request)
+        try:
+            await asyncio.wait((response,))
+        except asyncio.CancelledError:
+            self._let_go(response, request.observation)
+            raise
+        return response.result()
+
+    def _let_go(
+        self, response: asyncio.Future[Message], observation: ClientObservation | None = None
+    ) -> None:
+        """Wait for a response no more, with whatever it comes to."""
+        # aiocoap fails at an answer that comes in the moment of a cancellation.
+        asyncio.get_running_loop().call_later(self.timeout_s, response.cancel)
+
+        def over(_: object) -> None:
+            came = not response.cancelled() and response.exception() is None
+            if came and observation and not observation.cancelled:
+                observation.cancel()
+
+        response.add_done_callback(over)
 
     async def _repeated(self, message: Message, peer: Peer) -> Message:
         """Send a request, again and again, until it is answered.
@@ -470,22 +494,17 @@ class Client:
         sent: dict[asyncio.Future[Message], float] = {}
         try:
             while True:
-                # Each has a token of its own, so that it is known which one was answered; it may
-                # fail when nobody waits for it any more.
-                request = _response(self._send(message.copy()))
-                request.add_done_callback(lambda it: it.cancelled() or it.exception())
-                sent[request] = loop.time()
+                # Each has a token of its own, so that it is known which one was answered.
+                sent[_response(self._send(message.copy()))] = loop.time()
                 done, _ = await asyncio.wait(sent, timeout=wait_s, return_when="FIRST_COMPLETED")
                 if done:
                     answered = done.pop()
-                    peer.answered(answered.result(), loop.time() - sent[answered])
+                    peer.answered(answered.result(), loop.time() - sent.pop(answered))
                     return answered.result()
                 wait_s *= 2
         finally:
-            for request in sent:
-                if not request.done():
-                    # aiocoap fails at an answer that comes in the moment of a cancellation.
-                    loop.call_later(self.timeout_s, request.cancel)
+            for response in sent:
+                self._let_go(response)
 
     async def _answer(self, uri: str, pending: Awaitable[Message]) -> Message:
         with _failures(uri):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
+import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import attrs
 import pytest
+from aiocoap.protocol import Request
 
 from netota_coap import repository
 from netota_coap.catalog import ContentFormat
@@ -500,3 +503,85 @@ async def test_changes(sample: Path) -> None:
     with pytest.raises(TransferError):
         async with Client(timeout_s=1) as client:
             await anext(client.changes(uri))
+
+
+async def _blocks(client: Client, uri: str) -> None:
+    async for _ in client.blocks(uri, size=4096, in_flight=4):
+        pass
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        lambda client, uri: client.get(uri),
+        lambda client, uri: client.block(uri, 0),
+        _blocks,
+        lambda client, uri: anext(client.observe(uri + PATH)),
+    ],
+)
+@pytest.mark.parametrize("answers", [True, False])
+async def test_cancelled(
+    asking: Callable[[Client, str], Coroutine[None, None, object]],
+    answers: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A request that is cancelled, in the moment of its answer or before, leaves nothing."""
+    tasks: list[asyncio.Task[object]] = []
+    before = asyncio.all_tasks()
+
+    def reply(_: Answer) -> tuple[str, list[coap.Option], bytes] | None:
+        # The answer is there in the next round of the loop, which runs this first.
+        asyncio.get_running_loop().call_soon(tasks[-1].cancel)
+        return ("2.05", [CBOR], state(7)) if answers else None
+
+    async with puppet(reply) as uri, Client() as client:
+        for _ in range(20):
+            tasks.append(asyncio.create_task(asking(client, uri)))
+            await asyncio.wait(tasks[-1:])
+            if not answers:  # of those to one server, the next would wait for this one
+                break
+    assert all(task.cancelled() for task in tasks)
+    tasks.clear()
+    del client
+    gc.collect()
+
+    assert asyncio.all_tasks() == before
+    assert not [it for it in gc.get_objects() if type(it) is Request]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_cancelled_while_the_name_is_looked_up(caplog: pytest.LogCaptureFixture) -> None:
+    """A host that turns out to be none when nobody waits any more is told to nobody."""
+    async with Client() as client:
+        task = asyncio.create_task(client.get("coap://no.such.host.invalid"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+    gc.collect()
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_cancelled_in_the_moment_of_a_registration(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server that took the registration of one who left finds out by its notifications."""
+    sequences = itertools.count(2)
+
+    async with hall() as it, Client() as client:
+        waiting = asyncio.ensure_future(anext(client.observe(f"{it.uri}/p/pkg/s/stable")))
+        async with asyncio.timeout(5.0):
+            while not len(it.observers):  # noqa: ASYNC110 - to be there in its very next round
+                await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+
+        def found_out() -> bool:
+            it.hold(stable=attrs.evolve(STATE, sequence=next(sequences)), edge=STATE)
+            return not len(it.observers)
+
+        await until(found_out)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from email.utils import formatdate
 from pathlib import Path
@@ -116,25 +117,50 @@ async def test_http(target: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["coap", "http"])
 @pytest.mark.parametrize(
-    ("after_s", "times", "patience_s", "waits"),
-    [(None, 9, 600.0, 0), (601, 9, 600.0, 0), (1, 9, 1.5, 1), (1, 9, 0.0, 0)],
+    ("after_s", "patience_s", "bound_s"),
+    [
+        (None, None, 0.0),
+        (1, 1.5, 1.5),
+        (1, 0.0, 0.0),
+        (0, 0.0, 0.0),
+        (60, 100.0, 100.0),  # what the caller says holds for all
+        (700, 1_500.0, 1_500.0),
+        (601, None, 600.0),
+        (61, None, 600.0),
+        (60, None, 720.0),  # a gateway says it again and again while it fetches a large file
+        (0, None, 720.0),
+    ],
 )
 async def test_patience(
-    kind: str, after_s: int | None, times: int, patience_s: float, waits: int, target: Path
+    kind: str,
+    after_s: int | None,
+    patience_s: float | None,
+    bound_s: float,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who says nothing, or makes one wait for too long, is left for the next offer."""
-    server = Fetching(times, after_s)
-    troubles: list[TransferError] = []
+    """Who says nothing, or makes one wait for too long in all, is left for the next offer."""
+    monkeypatch.setattr("netota_coap.download._PATIENCE_AT_IT_S", 720.0)
+    server = Fetching(1_000, after_s)
+    waited: list[float] = []
+
+    async def idle(wait_s: float) -> None:
+        waited.append(wait_s)
+
     async with (
         puppet(server.coap) as coap_uri,
         http_server(server.http) as http,
         http_server(lambda request: ranged(SHORT, request)) as other,
     ):
         wanted = archive(coap_uri if kind == "coap" else http.url, other.url, data=SHORT)
-        offer = await download(wanted, target, patience_s=patience_s, on_trouble=troubles.append)
+        offer = await download(wanted, target, patience_s=patience_s, idle=idle)
 
     assert offer == wanted.offers[1]
-    assert (len(troubles), 9 - server.times) == (waits, waits + 1)
+    assert 1_000 - server.times == len(waited) + 1
+    each_s = bound_s + 1 if after_s is None else max(after_s, 1)
+    assert all(each_s <= wait_s <= each_s * 1.1 for wait_s in waited)
+    assert sum(waited) + each_s > bound_s
+    assert not waited or sum(waited[:-1]) + each_s <= bound_s
 
 
 async def test_each_offer_is_waited_for(target: Path) -> None:
@@ -161,9 +187,61 @@ async def test_cancelled_while_it_waits(target: Path) -> None:
     assert part_of(target, SHORT).read_bytes() == SHORT[:5120]
 
 
+async def test_cancelled_while_it_opens(target: Path) -> None:
+    """What had come is read first, however much it is; whoever stops meanwhile lets go of it."""
+    data = bytes(2**26)
+    part = part_of(target, data)
+    part.touch()
+    os.truncate(part, len(data) - 1)
+
+    def is_open() -> bool:
+        return part.resolve() in [each.resolve() for each in Path("/proc/self/fd").iterdir()]
+
+    task = asyncio.create_task(download(archive("http://127.0.0.1:1/x", data=data), target))
+    await until(is_open)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not is_open())
+
+    assert part.stat().st_size == len(data) - 1
+
+
+async def test_idle(target: Path) -> None:
+    """Whoever downloads may do something else than to sleep."""
+    waits: list[float] = []
+
+    async def idle(wait_s: float) -> None:
+        waits.append(wait_s)
+
+    async with puppet(Fetching(after_s=500).coap) as uri:
+        took, _ = await took_s(uri, target, idle=idle)
+
+    assert took < 5.0
+    assert [500 <= wait_s <= 550 for wait_s in waits] == [True]
+
+
+async def test_idle_ends_it(target: Path) -> None:
+    """What it raises ends the download, other offers or not; what had come stays."""
+
+    async def idle(_wait_s: float) -> None:
+        raise InterruptedError
+
+    async with (
+        puppet(Fetching(begin=5120).coap) as uri,
+        http_server(lambda request: ranged(SHORT, request)) as other,
+    ):
+        with pytest.raises(InterruptedError):
+            await download(archive(uri, other.url, data=SHORT), target, idle=idle)
+        assert not other.requests
+
+    assert part_of(target, SHORT).read_bytes() == SHORT[:5120]
+
+
 async def test_a_check_does_not_wait() -> None:
     """Who only asks is told."""
-    async with puppet(Fetching(times=9).coap) as uri, http_server(Fetching(times=9).http) as http:
+    never = Fetching(times=9, after_s=0)
+    async with puppet(never.coap) as uri, http_server(never.http) as http:
         for digest in (False, True):
             wanted = [(uri, envelope(SHORT)), (http.url, envelope(SHORT))]
             reports = await check_offers(wanted, digest=digest)

@@ -33,7 +33,9 @@ from netota_coap.files import sync_directory
 from netota_coap.model import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_PATIENCE_S = 600.0
+_PATIENCE_S = 600.0  # in all, with the server of one offer
+_AT_IT_S = 60.0  # a server that says at most that is fetching the file: M-41
+_PATIENCE_AT_IT_S = 86_400.0  # with such a one
 _PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take for ever
 _SHORTEST_WAIT_S = 1.0  # whatever a server says
 _CREDIT_S = 0.5  # that a limit makes up for: the time until a server answers
@@ -43,6 +45,9 @@ Progress = Callable[[int], object]
 Pace = Callable[[int], Awaitable[object]]
 """Called with each number of bytes received, and with 0 after a wait for the server; nothing more
 is asked for until it returns, but for the blocks in flight."""
+Idle = Callable[[float], Awaitable[object]]
+"""Called with the seconds to wait for a server; that is asked again when it returns. What it
+raises ends the download; a `NetotaError` only goes on to the next offer."""
 
 
 @attrs.define
@@ -186,8 +191,9 @@ async def download(
     progress: Progress = lambda _: None,
     pace: Pace | None = None,
     in_flight: int = 1,
-    patience_s: float = DEFAULT_PATIENCE_S,
+    patience_s: float | None = None,
     on_trouble: Callable[[TransferError], object] = lambda _: None,
+    idle: Idle = asyncio.sleep,
 ) -> Offer | None:
     """Download an archive from the first of its offers that holds what it promises.
 
@@ -207,8 +213,11 @@ async def download(
             first time with those that were there, below 0 where it is begun anew.
         pace: Keeps the sources waiting; None: all comes as fast as it can.
         in_flight: Blocks that are asked for at a time over CoAP, 1 to 64.
-        patience_s: How long to wait in all for the server of one offer, seconds.
+        patience_s: How long to wait in all for the server of one offer, seconds; None: a day for
+            one that says each time that it takes a minute at most, and so is at it; 10 minutes for
+            one that says more.
         on_trouble: Called with each answer that makes it wait.
+        idle: Waits, in whatever way.
 
     Returns:
         The offer that the last bytes came from; None if all of them were there already.
@@ -221,7 +230,7 @@ async def download(
     """
     if await asyncio.to_thread(_holds, target, archive.envelope):
         return None
-    part = await asyncio.to_thread(_Part.open, target, archive.envelope, progress, pace)
+    part = await _opened(target, archive.envelope, progress, pace)
     with contextlib.closing(part):
         progress(part.size)
         offer = None
@@ -231,10 +240,29 @@ async def download(
             urls = [server or "", *(offer.url for offer in archive.offers)]
             paced = pace is not None
             async with sources_of(urls, timeout_s, paced=paced, in_flight=in_flight) as sources:
-                patience = _Patience(patience_s, on_trouble)
+                patience = _Patience(patience_s, on_trouble, idle)
                 offer = await _first(archive, part, server, sources, timeout_s, patience)
         await asyncio.to_thread(part.finish, target)
     return offer
+
+
+async def _opened(
+    target: Path, envelope: Envelope, progress: Progress, pace: Pace | None
+) -> _Part:
+    """Open a part; who stops meanwhile does not keep it locked."""
+    loop = asyncio.get_running_loop()
+    opening = loop.run_in_executor(None, _Part.open, target, envelope, progress, pace)
+
+    def close(_: object) -> None:
+        if opening.exception() is None:
+            opening.result().close()
+
+    try:
+        await asyncio.wait((opening,))
+    except asyncio.CancelledError:
+        opening.add_done_callback(close)
+        raise
+    return opening.result()
 
 
 async def _first(
@@ -277,25 +305,34 @@ def _reason(url: str, error: NetotaError) -> str:
 
 @attrs.define
 class _Patience:
-    """With a server that says when it will have the file.
+    """With the server of one offer, which says when it will have the file.
 
     Attributes:
-        left_s: For how long it may be waited for still, seconds.
+        bound_s: For how long it is waited for in all, seconds; None: depends on what it says.
         on_wait: Called with what it says each time.
+        idle: Waits.
     """
 
-    left_s: float
+    bound_s: float | None
     on_wait: Callable[[TransferError], object] = lambda _: None
+    idle: Idle = asyncio.sleep
+    _waited_s: float = attrs.field(init=False, default=0.0)
 
     async def wait(self, error: PeerError) -> None:
         """Wait for as long as an answer says; raise that if it does not, or for too long."""
-        if error.retry_after_s is None or error.retry_after_s > self.left_s:
+        if error.retry_after_s is None:
+            raise error
+        wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S)
+        bound_s = self.bound_s
+        if bound_s is None:
+            bound_s = _PATIENCE_AT_IT_S if wait_s <= _AT_IT_S else _PATIENCE_S
+        if self._waited_s + wait_s > bound_s:
             raise error
         # All that wait for one file would else come back at one moment.
-        wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S) * random.uniform(1.0, 1.1)  # noqa: S311
-        self.left_s -= wait_s
+        wait_s *= random.uniform(1.0, 1.1)  # noqa: S311
+        self._waited_s += wait_s
         self.on_wait(error)
-        await asyncio.sleep(wait_s)
+        await self.idle(wait_s)
 
 
 async def _fetch(
