@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from netota_coap.coap import options as coap
-from netota_coap.download import check_offers, download
+from netota_coap.download import Limit, check_offers, download
 from netota_coap.download.transports import sources_of
 from netota_coap.errors import PeerError, TransferError
 from tests.device import Answer
@@ -276,3 +276,15 @@ async def test_retry_after(told: str | int, after_s: float | None) -> None:
 
     assert (after_s is None) == (caught.value.retry_after_s is None)
     assert caught.value.retry_after_s == pytest.approx(after_s, abs=60)
+
+
+async def test_a_limit_makes_up_for_delays() -> None:
+    """What a server takes to answer does not make a limit stricter than it is."""
+    pace, now = Limit(100_000), asyncio.get_running_loop().time
+    start, waited_s = now(), 0.0
+    for _ in range(20):
+        begun = now()
+        await asyncio.sleep(0.01)  # a server
+        waited_s += now() - begun
+        await pace(2_000)
+    assert 0.4 <= now() - start < 0.8 * (0.4 + waited_s)
