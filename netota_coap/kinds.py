@@ -17,9 +17,9 @@ from netota_coap.coap.sockets import parse_bind
 from netota_coap.errors import ConfigError, InvalidDataError
 from netota_coap.formats import refuse
 from netota_coap.model import LIMITS, Rule, instance, text
+from netota_coap.origins import canonical
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_UPSTREAM = re.compile(r"(coap://[^/?#\s]+|https?://[^/?#\s]+(/[^?#\s]*)?)")
 
 
 @attrs.frozen
@@ -88,10 +88,7 @@ def _network(plain: Any) -> str:
 
 
 def _upstream(plain: Any) -> str:
-    uri = str(_held(text("url"), plain)).rstrip("/")
-    if not _UPSTREAM.fullmatch(uri):
-        raise refuse("must be the URI of an upstream, as in coap://host or https://host/prefix")
-    return uri
+    return str(_held(text("url"), plain)).rstrip("/")
 
 
 def _pattern(plain: Any) -> str:
@@ -104,16 +101,34 @@ def _parameter(plain: Any) -> str:
     return str(plain)
 
 
-def _array(of: str, item: Callable[[Any], str], fewest: int = 0) -> Kind:
+def _array(
+    of: str,
+    item: Callable[[Any], str],
+    fewest: int = 0,
+    same: Callable[[str], object] | None = None,
+) -> Kind:
+    """Return the kind of several.
+
+    Args:
+        of: What they are.
+        item: Reads one of them.
+        fewest: There must be.
+        same: Returns what no two may have in common, and refuses what cannot be used.
+    """
+
     def decode(plain: Any, _base: Path) -> tuple[str, ...]:
         if type(plain) not in (list, tuple):
             raise refuse("must be an array")
         if len(plain) < fewest:
             raise refuse("must not be empty")
         values, issues = [], []
+        first: dict[object, int] = {}
         for index, each in enumerate(plain):
             try:
-                values.append(item(each))
+                value = item(each)
+                if same and (other := first.setdefault(same(value), index)) != index:
+                    raise refuse(f"is the same as [{other}]")
+                values.append(value)
             except InvalidDataError as error:
                 issues += [issue.inside(f"[{index}]") for issue in error.issues]
         if issues:
@@ -155,7 +170,7 @@ BINDS = _array("HOST:PORT", _bind)
 LISTENERS = _array("HOST:PORT", _bind, fewest=1)
 INTERFACES = _array("interfaces", _interface)
 NETWORKS = _array("networks", _network)
-UPSTREAMS = _array("URIs", _upstream)
+UPSTREAMS = _array("URIs", _upstream, same=canonical)
 PATTERNS = _array("patterns", _pattern, fewest=1)
 PARAMETERS = _array("KEY=VALUE", _parameter)
 BYTES = _number("bytes", 0, 2**63 - 1)

@@ -32,6 +32,7 @@ UNIT = "netota-coapd.service"
 # Telling it
 
 _SEND_TIMEOUT_S = 1.0  # its queue is short, while it is busy with booting
+_LONGEST_STATUS = 1_000  # bytes: what `systemctl status` shows is one line
 
 
 @attrs.define
@@ -82,14 +83,16 @@ class Manager:
         An idle service is woken up by nothing else, so what changes by itself is told here.
         """
         while True:
-            self._tell("WATCHDOG=1", *self._news(status()))
+            # By itself, so that nothing in a status can keep it from being heard.
+            self._tell("WATCHDOG=1")
+            self.status(status())
             await asyncio.sleep(self.watchdog_s / 2)
 
     def _news(self, status: str) -> tuple[str, ...]:
         if status == self._status:
             return ()
         self._status = status
-        return (f"STATUS={status}",)
+        return (f"STATUS={_line(status)}",)
 
     def _tell(self, *lines: str) -> None:
         if not self.address or not lines:
@@ -101,6 +104,14 @@ class Manager:
                 opened.send("\n".join(lines).encode())
         except OSError as error:
             _log.warning("the service manager cannot be told: %s", error)
+
+
+def _line(status: str) -> str:
+    """Keep a status from being another variable, or more than a datagram takes."""
+    data = status.replace("\n", " ").encode(errors="replace")
+    if len(data) <= _LONGEST_STATUS:
+        return data.decode()
+    return data[:_LONGEST_STATUS].decode(errors="ignore") + "…"
 
 
 # ----------------------------------------------------------------------------------------------

@@ -97,6 +97,11 @@ WRONG = [
     ('[mirror]\nupstreams = ["ftp://host"]', "mirror.upstreams[0]: must be the URI of"),
     ('[mirror]\nupstreams = ["coap://a/b"]', "mirror.upstreams[0]: must be the URI of"),
     ('[mirror]\nupstreams = ["http://a?b"]', "mirror.upstreams[0]: must be the URI of"),
+    ('[mirror]\nupstreams = ["coap://a..b"]', "mirror.upstreams[0]: 'a..b' is not a host that"),
+    (
+        '[mirror]\nupstreams = ["coap://a", "http://a/x", "http://A:80/x/"]',
+        "mirror.upstreams[2]: is the same as [1]",
+    ),
     ("[mirror]\npackages = []", "mirror.packages: must not be empty"),
     ('[mirror]\ndevices = ["x"]', "mirror.devices[0]: must say what a device is, as in machine="),
     ("[mirror]\npoll_s = 0", "mirror.poll_s: must be from 1 to 4294967295"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -300,19 +301,29 @@ async def test_files_that_wait_for_others(upstream: Origin, root: Path) -> None:
 
 
 async def test_leftovers(upstream: Origin, root: Path) -> None:
-    """What a kill left between two steps goes; so does what nobody went on with for a week."""
+    """What a kill left between two steps goes; so does what nobody went on with for a week.
+
+    What somebody writes to, or what cannot be removed, stays.
+    """
     async with offered(upstream.root) as uris:
         await mirror(root, uris["coap"]).once()
         place = root / "blobs" / ".incoming"
         (blob,) = Blobs(root).all()
         (place / blob.sha256.hex()).write_bytes(content("1.0"))
-        young, old = (place / f".{digit * 64}.{digit * 16}.part" for digit in "ab")
-        young.touch()
-        old.touch()
-
-        os.utime(old, (1, 1))
-        await mirror(root, uris["coap"]).once()
-        assert list(place.iterdir()) == [young]
+        young, old, locked = (place / f".{digit * 64}.{digit * 16}.part" for digit in "abc")
+        directory = place / "lost+found"
+        directory.mkdir()
+        for file in (young, old, locked):
+            file.touch()
+        for file in (place / blob.sha256.hex(), old, locked, directory):
+            os.utime(file, (1, 1))
+        with locked.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            it = mirror(root, uris["coap"])
+            await it.once()
+            assert {*place.iterdir()} == {young, locked, directory}
+        await it.once()
+        assert {*place.iterdir()} == {young, directory}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -418,7 +429,7 @@ async def test_an_upstream_that_was_reset(
     [
         ("/p", Response(body=b"\xff"), "is malformed"),
         ("/p", Response(body=b"\xa1\x62..\x81\x60"), "is malformed: ..: must consist of letters"),
-        ("/p", Response(body=b"\0" * (9 * 2**20)), "longer than any document"),
+        ("/p", Response(body=b"\0" * (9 * 2**20)), "is longer than 262144 bytes"),
         ("/p", Response(status="500 Oops"), "500 Internal Server Error"),
         ("/p/a/s/b", Response(body=b"\xa0"), "version"),
         ("/p/a/s/b", Response(body=bytes.fromhex("a30161310201061903e8")), "not whole"),
@@ -491,7 +502,7 @@ async def test_away_and_back(upstream: Origin, root: Path, scheme: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "error", "reason"),
     [
-        ("ftp://127.0.0.1", ConfigError, "not the URI of an upstream"),
+        ("ftp://127.0.0.1", ConfigError, "cannot be an upstream: must be the URI of an upstream"),
         ("coap://127.0.0.1:1", TransferError, "Connection refused"),
         ("http://127.0.0.1:1", TransferError, "Connection refused|failed"),
         ("http://" + "x" * 90, ConfigError, "cannot be an upstream: must be at most 100 bytes"),
@@ -560,7 +571,7 @@ async def test_lists_that_do_not_come(root: Path) -> None:
     half = Response(headers={"Content-Type": "application/cbor"}, body=b"\xa1", stall=True)
     async with http_server(lambda _: half) as server:
         terms = attrs.evolve(QUICK, timeout_s=0.1)
-        with pytest.raises(TransferError, match=r"no answer in 0\.1 s"):
+        with pytest.raises(TransferError, match=r"no progress in 0\.1 s"):
             await mirror(root, server.url.removesuffix("/file"), terms=terms).once()
 
 

@@ -121,6 +121,20 @@ async def test_beats(sample: Path, listener: Listener) -> None:
         assert len(listener.all("STATUS")) == said > known
 
 
+async def test_a_status_without_end(listener: Listener) -> None:
+    """Whatever a status is, the watchdog hears of the event loop; of the status what fits."""
+    manager = Manager.of({"NOTIFY_SOCKET": listener.address})
+    beating = asyncio.create_task(manager.beat(lambda: "a\nWATCHDOG=trigger\n" + "é" * 1_000_000))
+    await until(lambda: listener.all("WATCHDOG") and listener.all("STATUS"))
+    beating.cancel()
+    assert listener.heard[0] == ["WATCHDOG=1"]
+    (status,) = listener.all("STATUS")
+    assert status.startswith("a WATCHDOG=trigger éé")
+    assert status.endswith("é…")
+    assert 990 < len(status.encode()) < 1_010
+    assert listener.all("WATCHDOG") == ["1"]
+
+
 async def test_waiting_for_a_repository(tmp_path: Path, sample: Path, listener: Listener) -> None:
     """Who keeps trying is started, and says what it waits for; it serves as soon as it can."""
     root = tmp_path / "later"

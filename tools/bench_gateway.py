@@ -132,7 +132,6 @@ class Bench:
         serve = (sys.executable, "-m", "netota_coap", "serve")
         command = (*serve, place / "gateway", "--config", file)
         with Process.start(command, place / "gateway.log") as process:
-            until(lambda: _listens(process), "the gateway did not start")
             yield process, port
 
     async def measure(self, cache: str) -> Figures:
@@ -150,6 +149,8 @@ class Bench:
             carrying = uplink.of_streams if self.scheme == "http" else uplink.of_datagrams
             await stack.enter_async_context(carrying())
             gateway, port = stack.enter_context(self._gateway(place, cache, uplink.port))
+            # It listens when it has heard of the upstream, through this process.
+            await _until(lambda: _listens(gateway), "the gateway did not start")
             devices = Devices.at(port, self.devices, image)
             living = asyncio.create_task(devices.live())
             stack.callback(living.cancel)

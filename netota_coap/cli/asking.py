@@ -231,8 +231,8 @@ def download(
     """Download the best archive for a device, as a repository or a server (`coap://HOST`) has it.
 
     What is there of an interrupted download is used; what arrives is verified. A server that says
-    when it will have the file is waited for: 10 minutes in all, or a day if it says a minute or less
-    each time.
+    when it will have the file is waited for: 10 minutes in all, or a day if it says a minute or
+    less each time.
     """
     import asyncio
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from netota_coap.errors import (
     RepositoryError,
     RollbackError,
     TransferError,
-    printable,
 )
-from netota_coap.mirror.adoption import Choice, adopt, author_of
+from netota_coap.mirror.adoption import Choice, adopt
 from netota_coap.mirror.incoming import Incoming, SupersededError
-from netota_coap.mirror.upstreams import Upstream, upstream_of
+from netota_coap.mirror.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model import Stream, StreamEntry, StreamName
+from netota_coap.origins import author_of, canonical
 from netota_coap.status import UpstreamStatus
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_POLL_S = 300.0
 _LONGEST_RETRY_S = 300.0
 _ASKED_AT_ONCE = 4
+_MOST_STREAMS = 10_000
 _REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
 """What is wrong with an offered state, and does not become right by trying again."""
 _TROUBLES = (TransferError, RepositoryError, InvalidDataError)
@@ -56,7 +58,8 @@ class Terms:
     Attributes:
         poll_s: After so many seconds of silence it is asked, too.
         timeout_s: How long to wait for an answer, seconds.
-        retry_s: How long to wait before the first retry, seconds; doubles up to 5 minutes.
+        retry_s: How long to wait before the first retry, seconds, which doubles up to 5 minutes;
+            and from one look at its lists to the next, at least.
         announce_at_once: Whether devices hear of a state before its blobs are here.
         ahead: Whether blobs are fetched at all before a device asks for them.
     """
@@ -97,6 +100,7 @@ class Mirror:
     _refused: int = attrs.field(init=False, default=0)
     _contact: datetime | None = attrs.field(init=False, default=None)
     _seen: bytes | None = attrs.field(init=False, default=None)
+    _surveyed_s: float = attrs.field(init=False, default=-math.inf)
     _loader: repository.Loader = attrs.field(init=False)
 
     @_loader.default
@@ -104,9 +108,10 @@ class Mirror:
         return repository.Loader(self.root)
 
     def __attrs_post_init__(self) -> None:
-        reason = Stream.rules()["author"](author_of(self.uri))
-        if reason:
-            raise ConfigError(f"{self.uri}: cannot be an upstream: {reason}")
+        try:
+            canonical(self.uri)
+        except InvalidDataError as error:
+            raise ConfigError(f"{self.uri}: cannot be an upstream: {error.detail}") from error
 
     @property
     def root(self) -> Path:
@@ -132,12 +137,11 @@ class Mirror:
         """Become level with the upstream, as far as that can be done now.
 
         Raises:
-            ConfigError: The URI is none of an upstream.
+            ConfigError: What the environment says of proxies cannot be used.
             TransferError: The upstream cannot be asked.
             RepositoryError: The repository cannot be written.
             InvalidDataError: It is malformed.
         """
-        await asyncio.to_thread(self.incoming.tidy)
         async with upstream_of(self.uri, self.terms.timeout_s) as upstream:
             due = await self._survey(upstream)
             await asyncio.gather(*(self._settle(upstream, name) for name in due))
@@ -147,28 +151,30 @@ class Mirror:
         """Stay level with the upstream until cancelled; what goes wrong is logged and tried again.
 
         Raises:
-            ConfigError: The URI is none of an upstream.
+            ConfigError: What the environment says of proxies cannot be used.
         """
-        retry_s = self.terms.retry_s
-        await asyncio.to_thread(self.incoming.tidy)
+        retry_s, now = self.terms.retry_s, asyncio.get_running_loop().time
         async with (
             upstream_of(self.uri, self.terms.timeout_s) as upstream,
-            asyncio.TaskGroup() as group,
+            tasks() as group,
         ):
             while True:
+                heard_s = math.inf  # for the first time
                 try:
                     changes = upstream.changes(_jittered(self.terms.poll_s))
                     async with contextlib.aclosing(changes):
-                        begun = False
                         async for tag in changes:
-                            for name in await self._due(upstream, tag, begun):
+                            for name in await self._due(upstream, tag, heard_s < math.inf):
                                 self._follow(upstream, name, group)
                             self._is_well("")
-                            begun, retry_s = True, self.terms.retry_s
+                            heard_s = min(heard_s, now())
                 except IntegrityError as error:
                     self._refuse("", error)
                 except _TROUBLES as error:
                     self._complain("", error)
+                # Whoever begins again and again must not be asked as often.
+                if now() - heard_s >= min(retry_s, self.terms.poll_s):
+                    retry_s = self.terms.retry_s
                 await asyncio.sleep(_jittered(retry_s))
                 retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
 
@@ -183,11 +189,13 @@ class Mirror:
             tag: What all that it has is known by.
             begun: Whether it has said something before in this observation.
         """
-        self._contact = datetime.now(UTC)
         if tag is None or tag != self._seen:
+            now = asyncio.get_running_loop().time
+            await asyncio.sleep(self._surveyed_s + self.terms.retry_s - now())
             due = await self._survey(upstream)
             self._seen = tag
             return due
+        self._contact = datetime.now(UTC)
         return [] if begun else await asyncio.to_thread(self._bereft)
 
     def _bereft(self) -> list[StreamName]:
@@ -210,11 +218,17 @@ class Mirror:
 
         That is what its lists tell, or all if they tell nothing: offers may have changed.
         """
+        await asyncio.to_thread(self.incoming.tidy)
+        self._surveyed_s = asyncio.get_running_loop().time()
         offered: dict[StreamName, StreamEntry] = {}
         for package in filter(self.choice.has_package, await upstream.packages()):
             for stream, entry in (await upstream.streams(package)).items():
                 if self.choice.has((package, stream)):
                     offered[package, stream] = entry
+            if len(offered) > _MOST_STREAMS:
+                detail = f"has more than {_MOST_STREAMS} streams that are wanted here"
+                hint = "Choose fewer, by patterns of packages and streams."
+                raise IntegrityError(detail, uri=self.uri, hint=hint)
         self._offered, self._contact = offered, datetime.now(UTC)
         for name in self._settled.keys() - offered:
             del self._settled[name]
@@ -240,17 +254,24 @@ class Mirror:
             self._following[name].set()
             return
         self._following[name] = asyncio.Event()
-        task = group.create_task(self._until_settled(upstream, name))
-        task.add_done_callback(lambda _: self._following.pop(name))
+        group.create_task(self._until_settled(upstream, name))
 
     async def _until_settled(self, upstream: Upstream, name: StreamName) -> None:
         retry_s, news = self.terms.retry_s, self._following[name]
-        while not await self._settle(upstream, name):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_jittered(retry_s)):
-                    await news.wait()
-            news.clear()
-            retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+        try:
+            while True:
+                news.clear()
+                if await self._settle(upstream, name):
+                    if not news.is_set():
+                        return
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_jittered(retry_s)):
+                        await news.wait()
+                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+        finally:
+            # At once: what is news from here on is somebody else's.
+            del self._following[name]
 
     async def _settle(self, upstream: Upstream, name: StreamName) -> bool:
         """Make a stream level, or refuse it; tell whether there is nothing to be tried again."""
@@ -286,10 +307,9 @@ class Mirror:
                 raise SupersededError
             return adopt(known, offered, self.uri)
 
-        present, known = await asyncio.to_thread(self._states, name)
-        state = decide(known) or known
-        assert state is not None
-        at_once = self.terms.announce_at_once or not self.terms.ahead
+        present, state = await asyncio.to_thread(self._states, name, decide)
+        # What is closed is nobody's to wait for.
+        at_once = self.terms.announce_at_once or not self.terms.ahead or state.closed
         if at_once and state is not present:
             await asyncio.to_thread(self._swap, name, present, decide)
         if not self.terms.ahead:
@@ -298,10 +318,13 @@ class Mirror:
             if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
-    def _states(self, name: StreamName) -> tuple[Stream | None, Stream | None]:
-        """Return the state that a stream holds here, and that which it holds or held last."""
+    def _states(self, name: StreamName, decide: repository.Adopt) -> tuple[Stream | None, Stream]:
+        """Return the state that a stream holds here, and that which it is to hold."""
         present = repository.read(self.root, name)[1]
-        return present, present or repository.last(self.root, name)
+        known = present or repository.last(self.root, name)
+        state = decide(known) or known
+        assert state is not None
+        return present, state
 
     def _swap(self, name: StreamName, before: Stream | None, decide: repository.Adopt) -> None:
         taken = repository.take_over(self.root, name, decide)
@@ -320,7 +343,7 @@ class Mirror:
 
     def _complain(self, label: str, error: NetotaError) -> None:
         """Log what is wrong with a stream, or with all of them, once while it stays so."""
-        reason = printable(error.detail)
+        reason = reason_of(error.detail)
         if self._reasons.get(label) != reason:
             self._reasons[label] = reason
             subject = "" if reason.startswith(self.uri) else self.uri
@@ -330,6 +353,19 @@ class Mirror:
     def _is_well(self, label: str) -> None:
         if self._reasons.pop(label, None):
             _log.info("%s", ": ".join(part for part in (self.uri, label, "is well again") if part))
+
+
+@contextlib.asynccontextmanager
+async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Group tasks; what ends the group as a `ConfigError` of one of them is that by itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except ExceptionGroup as failed:
+        refused = failed.subgroup(ConfigError)
+        if refused is None:
+            raise
+        raise refused.exceptions[0] from failed
 
 
 def _jittered(seconds: float) -> float:

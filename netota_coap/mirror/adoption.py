@@ -18,6 +18,7 @@ from netota_coap.errors import (
     RollbackError,
 )
 from netota_coap.model import LIMITS, Archive, Offer, Stream, StreamName
+from netota_coap.origins import author_of
 from netota_coap.selection import Selection
 
 EVERYTHING = ("*",)
@@ -52,11 +53,6 @@ class Choice:
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def author_of(origin: str) -> str:
-    """Return the author of the streams that are taken over from an upstream."""
-    return f"mirror of {origin}"
 
 
 def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:

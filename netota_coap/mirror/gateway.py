@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import attrs
 
 from netota_coap.blobs import Key
-from netota_coap.mirror import Mirror, Terms
+from netota_coap.mirror import Mirror, Terms, tasks
 from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.incoming import Incoming
 from netota_coap.mirror.on_demand import Fetchable, OnDemand, fetchable
 from netota_coap.model import Repository
 from netota_coap.status import UpstreamStatus
+
+_TIDY_S = 6 * 3_600.0
 
 
 @attrs.define(eq=False)
@@ -62,13 +64,18 @@ class Gateway:
         return tuple(mirror.status for mirror in self.mirrors)
 
     async def run(self) -> None:
-        """Follow the upstreams until cancelled; what goes wrong is logged and tried again."""
+        """Follow the upstreams until cancelled; what goes wrong is logged and tried again.
+
+        Raises:
+            ConfigError: What the environment says of proxies cannot be used.
+        """
         try:
-            await asyncio.to_thread(self.incoming.tidy)
-            async with asyncio.TaskGroup() as group:
+            async with tasks() as group:
                 for mirror in self.mirrors:
                     group.create_task(mirror.run())
-                await asyncio.get_running_loop().create_future()
+                while True:
+                    await asyncio.to_thread(self.incoming.tidy)
+                    await asyncio.sleep(_TIDY_S)
         finally:
             if self.on_demand:
                 await self.on_demand.close()

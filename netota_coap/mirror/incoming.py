@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import shutil
 import time
 import weakref
@@ -20,14 +22,19 @@ import attrs
 from netota_coap.blobs import INCOMING, Blobs
 from netota_coap.download import Limit, Progress, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
-from netota_coap.files import writing
+from netota_coap.files import at_once, writing
+from netota_coap.lock import require_repository
 from netota_coap.model import Archive, Envelope, Stream
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 2
+_MOST_BEGUN = 64  # each has sockets and a file open, also while it waits for its server
 _TIMEOUT_S = 30.0
+_PATIENCE_S = 3_600.0
+_LOOK_S = 1.0
 _STALE_S = 7 * 86_400.0
+_HELD_S = 86_400.0  # the same of what only keeps a blob
 
 
 class SupersededError(Exception):
@@ -57,12 +64,15 @@ class Incoming:
     _slots: asyncio.Semaphore = attrs.field(
         init=False, factory=lambda: asyncio.Semaphore(_AT_ONCE)
     )
+    _begun: asyncio.Semaphore = attrs.field(
+        init=False, factory=lambda: asyncio.Semaphore(_MOST_BEGUN)
+    )
     _locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = attrs.field(
         init=False, factory=weakref.WeakValueDictionary
     )
     _needed: Counter[bytes] = attrs.field(init=False, factory=Counter)
+    _marked: set[bytes] = attrs.field(init=False, factory=set)  # names here that are our own
     _expected: int = attrs.field(init=False, default=0)  # bytes of those that are under way
-    _is_tidy: bool = attrs.field(init=False, default=False)
 
     @_limit.default
     def _limited(self) -> Limit | None:
@@ -116,9 +126,20 @@ class Incoming:
             if self._limit:
                 await self._limit(count)
 
+        async def idle(seconds: float) -> None:
+            """Wait for a server, and let others have its time."""
+            await slot.aclose()
+            while seconds > 0:
+                if is_superseded():
+                    raise SupersededError
+                await asyncio.sleep(min(seconds, _LOOK_S))
+                seconds -= _LOOK_S
+            await slot.enter_async_context(self._slots)
+
         # Two streams may hold the same file.
         lock = self._locks.setdefault(envelope.sha256, asyncio.Lock())
-        async with lock, self._slots:
+        async with lock, self._begun, contextlib.AsyncExitStack() as slot:
+            await slot.enter_async_context(self._slots)
             if await asyncio.to_thread(self._holds, envelope):
                 return
             if is_superseded():
@@ -133,7 +154,10 @@ class Incoming:
                     progress=progress,
                     pace=pace,
                     in_flight=self.in_flight,
+                    patience_s=_PATIENCE_S,
+                    idle=idle,
                 )
+                self._marked.add(envelope.sha256)
             except IntegrityError as error:
                 # Not of the upstream, which may have a better offer soon.
                 detail = error.detail.removeprefix(f"{error.uri}: ")
@@ -147,6 +171,10 @@ class Incoming:
                 self._expected -= envelope.size
             await asyncio.to_thread(Blobs(self.root).add, target, envelope, link=True)
 
+    @property
+    def _places(self) -> tuple[Path, Path]:
+        return (self.root / INCOMING).parent, self.root / INCOMING
+
     def _holds(self, envelope: Envelope) -> bool:
         return bool(Blobs(self.root).held((envelope,)))
 
@@ -154,12 +182,22 @@ class Incoming:
         """Return what is not held; until it is, `blob gc` leaves alone what is."""
         missing = [each for each in archives if not self._holds(each.envelope)]
         if missing:
+            require_repository(self.root)
             with writing(self.root):
-                (self.root / INCOMING).mkdir(parents=True, exist_ok=True)
+                for place in self._places:
+                    place.mkdir(exist_ok=True)
+                    if place.is_symlink():
+                        raise RepositoryError(f"{place}: is a link, which is not followed")
                 for each in archives:
-                    (self.root / INCOMING / each.envelope.sha256.hex()).touch()
+                    self._mark(each.envelope.sha256)
             missing = [each for each in archives if not self._holds(each.envelope)]
         return missing
+
+    def _mark(self, sha256: bytes) -> None:
+        # One that is there may be another process's, which removes it when it is done.
+        with contextlib.suppress(FileExistsError):
+            (self.root / INCOMING / sha256.hex()).touch(exist_ok=False)
+            self._marked.add(sha256)
 
     def _place(self, envelope: Envelope) -> Path:
         """Return where a file is to arrive, if there is room for it."""
@@ -175,12 +213,14 @@ class Incoming:
         return target
 
     def _clear(self, envelopes: Iterable[Envelope]) -> None:
-        """Remove what told `blob gc` that blobs were wanted."""
+        """Remove what told `blob gc` that blobs were wanted here."""
         for envelope in envelopes:
-            target = self.root / INCOMING / envelope.sha256.hex()
-            with writing(self.root), contextlib.suppress(FileNotFoundError):
-                if target.stat().st_size == 0 or self._holds(envelope):
-                    target.unlink()
+            if envelope.sha256 in self._marked:
+                target = self.root / INCOMING / envelope.sha256.hex()
+                with writing(self.root), contextlib.suppress(FileNotFoundError):
+                    if target.stat().st_size == 0 or self._holds(envelope):
+                        target.unlink()
+                self._marked.discard(envelope.sha256)
 
     def let_go(self, state: Stream) -> None:
         """Take note that a state is over, and let the oldest blobs leave if there are too many."""
@@ -194,14 +234,25 @@ class Incoming:
             Blobs(self.root).shrink(self.size_cap, tuple(self._needed))
 
     def tidy(self) -> None:
-        """Remove what nobody went on with for a week, once, before anything is fetched."""
-        if self._is_tidy:
+        """Remove what nobody went on with for a week; what cannot be removed stays."""
+        if any(place.is_symlink() for place in self._places):
             return
-        self._is_tidy = True
-        place = self.root / INCOMING
-        with writing(self.root):
-            for file in tuple(place.iterdir()) if place.is_dir() else ():
-                # A whole file whose blob is there was cut off between two steps.
-                old = file.stat().st_mtime < time.time() - _STALE_S
-                if old or (self.root / "blobs/sha256" / file.name[:2] / file.name).exists():
-                    file.unlink()
+        needed = {sha256.hex() for sha256 in tuple(self._needed)}
+        with contextlib.suppress(OSError):
+            for file in tuple((self.root / INCOMING).iterdir()):
+                if file.name not in needed:
+                    with contextlib.suppress(OSError):
+                        self._tidy(file)
+
+    def _tidy(self, file: Path) -> None:
+        # A name whose blob is there was left between two steps, or waits for others elsewhere.
+        held = (self.root / "blobs/sha256" / file.name[:2] / file.name).exists()
+        if file.lstat().st_mtime < time.time() - (_HELD_S if held else _STALE_S):
+            with open(file, "rb", opener=_itself) as stream:
+                # Whoever writes to it holds this lock.
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+
+
+def _itself(path: str, flags: int) -> int:
+    return at_once(path, flags | os.O_NOFOLLOW)

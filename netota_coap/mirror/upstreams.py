@@ -1,6 +1,7 @@
 """Upstreams: what a mirror asks another server, over CoAP and HTTP.
 
-Source: `spec/mirror.md`, rules M-1 to M-5; `spec/resources.md`; `spec/http.md`.
+What they send is read in other threads: the one of the event loop serves devices.
+Source: `spec/mirror.md`, rules M-1 to M-6; `spec/resources.md`; `spec/http.md`.
 """
 
 from __future__ import annotations
@@ -8,29 +9,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Protocol, TypeVar
 
 import attrs
 import httpx
 
+from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
 from netota_coap.download.transports import http_client, http_failures
 from netota_coap.errors import (
-    ConfigError,
     IntegrityError,
     InvalidDataError,
     PeerError,
     TransferError,
+    printable,
 )
 from netota_coap.formats import Format
-from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry, StreamName
+from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry, StreamName, Value
 from netota_coap.wire import decode, decode_list
 
 T = TypeVar("T")
+V = TypeVar("V", bound=Value)
 
 _CBOR = "application/cbor"
 _EVENTS = "text/event-stream"
 _SILENCE_S = 45.0  # three signs of life of an event stream (H-34)
+_TRANSFER_S = 300.0  # as the client of CoAP has it
+_LONGEST_LIST = 256 * 1024  # bytes
+_LONGEST_EVENT = 4 * _LONGEST_LIST  # which has a list as JSON
+_LONGEST_STATE = LIMITS["document"].value
+_LONGEST_REASON = 300  # characters
+
+
+def reason_of(detail: str) -> str:
+    """Return what is wrong as it can be shown: printable, and not as long as a peer may want."""
+    shown = printable(detail[: _LONGEST_REASON + 1])
+    return shown if len(shown) <= _LONGEST_REASON else f"{shown[: _LONGEST_REASON - 1]}…"
 
 
 class Upstream(Protocol):
@@ -69,107 +84,129 @@ async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
     """Make the upstream that a URI names.
 
     Args:
-        uri: `coap://HOST`, or of HTTP, with the prefix if it has one.
+        uri: One that `origins.canonical` takes, without a slash at its end.
         timeout_s: How long to wait for an answer, seconds.
 
     Raises:
-        ConfigError: The URI is of another scheme.
+        ConfigError: What the environment says of proxies cannot be used.
     """
-    scheme = uri.partition("://")[0]
-    if scheme == "coap":
+    if uri.startswith("coap:"):
         async with Client(timeout_s=timeout_s) as client:
             yield _Coap(uri, client)
-    elif scheme in ("http", "https"):
+    else:
         async with http_client() as client:
             yield _Http(uri, client, timeout_s)
-    else:
-        raise ConfigError(
-            f"{uri}: not the URI of an upstream", hint="As in coap://host or https://host/prefix"
-        )
 
 
 @attrs.frozen
-class _Coap:
+class _Server:
+    """What is the same over CoAP and HTTP."""
+
     uri: str
-    client: Client
 
     async def packages(self) -> Mapping[str, PackageEntry]:
-        return await self.client.packages(self.uri)
+        return await self._list(PackageEntry, "p")
 
     async def streams(self, package: str) -> Mapping[str, StreamEntry]:
-        return await self.client.streams(self.uri, package)
+        return await self._list(StreamEntry, f"p/{package}")
+
+    async def _list(self, cls: type[V], path: str) -> Mapping[str, V]:
+        return await self._read(path, _LONGEST_LIST, partial(decode_list, cls))
+
+    async def _read(self, path: str, longest: int, decoding: Callable[[bytes, Format], T]) -> T:
+        url = f"{self.uri}/{path}"
+        payload = await self._payload(url, longest)
+
+        def read() -> T:
+            try:
+                return decoding(payload, Format.CBOR)
+            except InvalidDataError as error:
+                detail = f"is malformed: {reason_of(error.detail)}"
+                raise IntegrityError(detail, uri=url) from error
+
+        return await asyncio.to_thread(read)
+
+    async def _payload(self, url: str, longest: int) -> bytes:
+        """Return what a URL has in CBOR, at most so many bytes."""
+        raise NotImplementedError
+
+
+@attrs.frozen
+class _Coap(_Server):
+    client: Client
 
     async def stream(self, name: StreamName) -> Stream:
-        return await self.client.stream(f"{self.uri}/p/{name[0]}/s/{name[1]}")
+        path = f"p/{name[0]}/s/{name[1]}?full"
+        return await self._read(path, _LONGEST_STATE, partial(decode, Stream))
 
     def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
         return self.client.changes(self.uri, poll_s=poll_s)
 
+    async def _payload(self, url: str, longest: int) -> bytes:
+        fetched = await self.client.get(url, accept=ContentFormat.CBOR)
+        if fetched.format != ContentFormat.CBOR:
+            raise IntegrityError(f"is in format {fetched.format}, not CBOR", uri=url)
+        _require_short(url, fetched.payload, longest)
+        return fetched.payload
+
 
 @attrs.frozen
-class _Http:
-    uri: str
+class _Http(_Server):
     client: httpx.AsyncClient
     timeout_s: float
 
-    async def packages(self) -> Mapping[str, PackageEntry]:
-        return await self._get("p", lambda data: decode_list(PackageEntry, data, Format.CBOR))
-
-    async def streams(self, package: str) -> Mapping[str, StreamEntry]:
-        return await self._get(
-            f"p/{package}", lambda data: decode_list(StreamEntry, data, Format.CBOR)
-        )
-
     async def stream(self, name: StreamName) -> Stream:
-        return await self._get(
-            f"p/{name[0]}/s/{name[1]}", lambda data: decode(Stream, data, Format.CBOR)
-        )
+        path = f"p/{name[0]}/s/{name[1]}"
+        return await self._read(path, _LONGEST_STATE, partial(decode, Stream))
 
     async def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
-        url, tag = f"{self.uri}/p", None
+        url, tag, heard = f"{self.uri}/p", None, False
         now = asyncio.get_running_loop().time
         end = now() + poll_s
         async with self._answer(url, _EVENTS, self.timeout_s) as response:
             chunks, tail = response.aiter_raw(), b""
             async with contextlib.aclosing(chunks):  # type: ignore[type-var]
                 while now() < end:
-                    with http_failures(url):
-                        try:
-                            async with asyncio.timeout(min(_SILENCE_S, end - now())):
+                    try:
+                        async with asyncio.timeout(min(_SILENCE_S, end - now())):
+                            with http_failures(url):
                                 chunk = await anext(chunks, b"")
-                        except TimeoutError:
-                            if now() >= end:
-                                return
-                            detail = f"no sign of life in {_SILENCE_S:g} s"
-                            raise TransferError(detail, uri=url) from None
+                    except TimeoutError:
+                        if now() >= end:
+                            return
+                        detail = f"no sign of life in {_SILENCE_S:g} s"
+                        raise TransferError(detail, uri=url) from None
+                    except TransferError:
+                        if heard:
+                            return  # proxies cut off what is quiet, or takes long
+                        raise
                     if not chunk:
                         return  # it stops
                     *events, tail = (tail + chunk).split(b"\n\n")
-                    _require_short(url, tail)
+                    _require_short(url, tail, _LONGEST_EVENT)
                     told = [event for event in events if b"data:" in event]
                     if told:
                         end, tag = now() + poll_s, _id_of(told[-1])
                     if events:
+                        heard = True
                         yield tag
 
-    async def _get(self, path: str, read: Callable[[bytes], T]) -> T:
-        url = f"{self.uri}/{path}"
-        data = bytearray()
-        try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                self._answer(url, _CBOR, self.timeout_s) as response,
-            ):
-                with http_failures(url):
-                    async for chunk in response.aiter_raw():
-                        data += chunk
-                        _require_short(url, data)
-        except TimeoutError:
-            raise TransferError(f"no answer in {self.timeout_s:g} s", uri=url) from None
-        try:
-            return read(bytes(data))
-        except InvalidDataError as error:
-            raise IntegrityError(f"is malformed: {error.detail}", uri=url) from error
+    async def _payload(self, url: str, longest: int) -> bytes:
+        data, now = bytearray(), asyncio.get_running_loop().time
+        end = now() + _TRANSFER_S
+        async with self._answer(url, _CBOR, self.timeout_s) as response:
+            try:
+                async with asyncio.timeout(self.timeout_s) as patience:
+                    with http_failures(url):
+                        async for chunk in response.aiter_raw():
+                            data += chunk
+                            _require_short(url, data, longest)
+                            patience.reschedule(min(now() + self.timeout_s, end))
+            except TimeoutError:
+                stalled = f"no progress in {self.timeout_s:g} s"
+                detail = stalled if now() < end else f"not all of it came in {_TRANSFER_S:g} s"
+                raise TransferError(detail, uri=url) from None
+        return bytes(data)
 
     @contextlib.asynccontextmanager
     async def _answer(
@@ -200,6 +237,6 @@ def _id_of(event: bytes) -> bytes | None:
     return next(ids, None)
 
 
-def _require_short(url: str, data: bytes | bytearray) -> None:
-    if len(data) > LIMITS["document"].value:
-        raise IntegrityError("is longer than any document may be", uri=url)
+def _require_short(url: str, data: bytes | bytearray, longest: int) -> None:
+    if len(data) > longest:
+        raise IntegrityError(f"is longer than {longest} bytes", uri=url)

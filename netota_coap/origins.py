@@ -1,0 +1,58 @@
+"""Upstreams by their URIs: which can be one, and which are the same.
+
+It is light: who checks a configuration need not load a mirror.
+Source: `spec/mirror.md`, rules M-1 and M-10.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from netota_coap.formats import refuse
+from netota_coap.model import text
+
+_FORM = re.compile(
+    r"(?P<scheme>coap|https?)://(?P<host>\[[^\s\[\]/?#@]+\]|[^\s\[\]/?#@:]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<prefix>/[^\s?#]*)?"
+)
+_NAME = re.compile(rb"[a-z0-9._-]+")
+_PORTS = {"coap": 5683, "http": 80, "https": 443}
+
+
+def author_of(origin: str) -> str:
+    """Return the author of the streams that are taken over from an upstream."""
+    return f"mirror of {origin}"
+
+
+def canonical(uri: str) -> str:
+    """Return the URI of an upstream in the one spelling by which it is told from others.
+
+    Args:
+        uri: `coap://HOST`, or of HTTP with the prefix if it has one.
+
+    Raises:
+        InvalidDataError: It cannot be that of an upstream.
+    """
+    reason = text("title")(author_of(uri))
+    if reason is not None:
+        raise refuse(reason)
+    found = _FORM.fullmatch(uri.rstrip("/"))
+    if found is None or (found["scheme"] == "coap" and found["prefix"]):
+        raise refuse("must be the URI of an upstream, as in coap://host or https://host/prefix")
+    host, port = _host(found["host"]), int(found["port"] or _PORTS[found["scheme"]])
+    if not 1 <= port <= 65_535:
+        raise refuse("the port must be from 1 to 65535")
+    return f"{found['scheme']}://{host}:{port}{found['prefix'] or ''}"
+
+
+def _host(host: str) -> str:
+    try:
+        if host.startswith("["):
+            return f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        name = host.lower().encode("idna")
+    except ValueError:
+        name = b""
+    if not _NAME.fullmatch(name):
+        raise refuse(f"{host!r} is not a host that there can be")
+    return name.removesuffix(b".").decode()
