@@ -44,6 +44,7 @@ def collected_rarely() -> Iterator[None]:
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
+    look.most = max(_FEWEST, 2 * gc.get_freeze_count())
     gc.callbacks.append(look)
     try:
         yield
