@@ -15,6 +15,7 @@ import attrs
 import pytest
 from aiocoap.protocol import Request
 
+from netota_coap import client as client_module
 from netota_coap import repository
 from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
@@ -27,7 +28,7 @@ from netota_coap.errors import (
     TransferError,
 )
 from netota_coap.formats import Format
-from netota_coap.model import Offer, Stream
+from netota_coap.model import LIMITS, Offer, Stream
 from netota_coap.selection import Selection
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import encode
@@ -346,8 +347,10 @@ async def test_formats(sample: Path) -> None:
     assert core.payload.count(b"netota.stream") == 2
 
 
-async def test_blocks_without_end() -> None:
+async def test_blocks_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends empty or short blocks, or more than any document has, is left."""
+    document = attrs.evolve(LIMITS["document"], value=100_000)
+    monkeypatch.setattr(client_module, "LIMITS", {**LIMITS, "document": document})
     more = (coap.BLOCK2, coap.Block(0, True, 6).encode())
     async with puppet(lambda _: ("2.05", [CBOR, more], b"")) as uri, Client() as client:
         with pytest.raises(IntegrityError, match="another block"):
