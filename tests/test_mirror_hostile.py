@@ -20,6 +20,7 @@ from netota_coap.errors import (
     ConfigError,
     IntegrityError,
     InvalidDataError,
+    PeerError,
     RepositoryError,
     TransferError,
 )
@@ -256,6 +257,28 @@ async def test_long_lists(
     async with offered(upstream.root) as uris:
         with pytest.raises(IntegrityError, match="/p: is longer than 10 bytes"):
             await mirror(root, uris[scheme]).once()
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+async def test_a_package_that_goes_between_two_questions(root: Path, missing: int) -> None:
+    """It is gone if it is not listed the next time; else the upstream contradicts itself."""
+    asked: list[str] = []
+
+    def reply(request: Request) -> Response:
+        asked.append(request.path)
+        if request.path != "/p":
+            return just("404 Not Found")
+        there = {"gone": PackageEntry(title="")} if asked.count("/p") <= missing else {}
+        return _cbor(encode_list(there, Format.CBOR))
+
+    async with http_server(reply) as server:
+        it = mirror(root, server.url.removesuffix("/file"))
+        if missing == 1:
+            assert (await it.once()).behind == 0
+        else:
+            with pytest.raises(PeerError, match="404"):
+                await it.once()
+    assert asked == ["/p", "/p/gone"] * missing + ["/p"] * (missing == 1)
 
 
 async def test_a_list_of_nonsense(root: Path, caplog: pytest.LogCaptureFixture) -> None:

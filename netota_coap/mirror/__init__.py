@@ -27,6 +27,7 @@ from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,
     NetotaError,
+    PeerError,
     RepositoryConflictError,
     RepositoryError,
     RollbackError,
@@ -45,6 +46,7 @@ DEFAULT_POLL_S = 300.0
 _LONGEST_RETRY_S = 300.0
 _ASKED_AT_ONCE = 4
 _MOST_STREAMS = 10_000
+_NOT_FOUND = ("4.04", "404")
 _REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
 """What is wrong with an offered state, and does not become right by trying again."""
 _TROUBLES = (TransferError, RepositoryError, InvalidDataError)
@@ -220,6 +222,20 @@ class Mirror:
         """
         await asyncio.to_thread(self.incoming.tidy)
         self._surveyed_s = asyncio.get_running_loop().time()
+        try:
+            offered = await self._lists(upstream)
+        except PeerError as error:
+            if error.code not in _NOT_FOUND:
+                raise
+            offered = await self._lists(upstream)  # a package went between two questions
+        self._offered, self._contact = offered, datetime.now(UTC)
+        for name in self._settled.keys() - offered:
+            del self._settled[name]
+            self._reasons.pop("/".join(name), None)
+        await asyncio.to_thread(self._drop_vanished, offered.keys())
+        return [name for name in offered if self._settled.get(name) != offered[name]] or [*offered]
+
+    async def _lists(self, upstream: Upstream) -> dict[StreamName, StreamEntry]:
         offered: dict[StreamName, StreamEntry] = {}
         for package in filter(self.choice.has_package, await upstream.packages()):
             for stream, entry in (await upstream.streams(package)).items():
@@ -229,12 +245,7 @@ class Mirror:
                 detail = f"has more than {_MOST_STREAMS} streams that are wanted here"
                 hint = "Choose fewer, by patterns of packages and streams."
                 raise IntegrityError(detail, uri=self.uri, hint=hint)
-        self._offered, self._contact = offered, datetime.now(UTC)
-        for name in self._settled.keys() - offered:
-            del self._settled[name]
-            self._reasons.pop("/".join(name), None)
-        await asyncio.to_thread(self._drop_vanished, offered.keys())
-        return [name for name in offered if self._settled.get(name) != offered[name]] or [*offered]
+        return offered
 
     def _drop_vanished(self, offered: Collection[StreamName]) -> None:
         for package_name, package in self._loader.load().packages.items():
