@@ -19,6 +19,7 @@ from netota_coap import git
 from netota_coap.blobs import Blobs
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 from netota_coap.formats import Format
+from netota_coap.holding import key_of
 from netota_coap.model import LIMITS, Offer, Repository, Stream, StreamName
 from netota_coap.repository import (
     HISTORY_NAME,
@@ -162,8 +163,7 @@ def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
             file = f"packages/{package_name}/streams/{name}.toml"
             for index, archive in enumerate(stream.archives or ()):
                 elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
-                key = archive.envelope.sha256, archive.envelope.size
-                if not elsewhere and key not in held:
+                if not elsewhere and key_of(archive) not in held:
                     has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
                     reason = f"has {has}, and its file is not held here: nobody can download it"
                     yield Issue(f"archives[{index}]", reason, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from netota_coap.blobs import Blobs
 from netota_coap.model import Stream, StreamName
 from netota_coap.sources import ArchiveSource
 from tests import publishing
+from tests.mirroring import Origin, origin
 from tests.publishing import NOW, STABLE
 
 settings.register_profile("tests", deadline=None)
@@ -29,6 +30,13 @@ def repository_dir(tmp_path: Path) -> Path:
     root = tmp_path / "typical"
     shutil.copytree(FIXTURES / "repositories" / "typical", root)
     return root
+
+
+@pytest.fixture
+async def upstream(tmp_path: Path) -> AsyncIterator[Origin]:
+    """An upstream that is not served yet."""
+    async with origin(tmp_path) as it:
+        yield it
 
 
 @pytest.fixture

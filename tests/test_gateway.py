@@ -48,13 +48,6 @@ SLOW = 400_000  # bytes a second
 LONG = b"x" * 200_000
 
 
-@pytest.fixture
-async def upstream(tmp_path: Path) -> AsyncIterator[Origin]:
-    """An upstream that is not served yet."""
-    async with origin(tmp_path) as it:
-        yield it
-
-
 @attrs.frozen
 class Running:
     """A gateway.

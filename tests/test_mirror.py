@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import attrs
@@ -32,7 +31,6 @@ from tests.mirroring import (
     held,
     mirror,
     offered,
-    origin,
     present,
     require_correct,
     running,
@@ -44,13 +42,6 @@ from tests.publishing import STABLE
 from tests.serving import until
 
 BETA = ("sensor-node", "beta")
-
-
-@pytest.fixture
-async def upstream(tmp_path: Path) -> AsyncIterator[Origin]:
-    """An upstream that is not served yet."""
-    async with origin(tmp_path) as it:
-        yield it
 
 
 @pytest.fixture

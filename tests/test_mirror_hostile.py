@@ -41,7 +41,6 @@ from tests.mirroring import (
     Origin,
     mirror,
     offered,
-    origin,
     present,
     running,
     version,
@@ -51,13 +50,6 @@ from tests.serving import until
 
 LONG = b"x" * 200_000
 EVENTS = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
-
-
-@pytest.fixture
-async def upstream(tmp_path: Path) -> AsyncIterator[Origin]:
-    """An upstream that is not served yet."""
-    async with origin(tmp_path) as it:
-        yield it
 
 
 @pytest.fixture

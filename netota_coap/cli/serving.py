@@ -89,22 +89,23 @@ def serve(file: Path | None, **given: Any) -> None:
     import os
 
     from netota_coap import logs
-    from netota_coap.config import Config, assemble
+    from netota_coap.config import Effective, assemble
     from netota_coap.service import Service
     from netota_coap.systemd import Manager
 
     options = {name: value for name, value in given.items() if value not in (None, ())}
 
-    def read() -> Config:
-        return assemble(file, os.environ, options).config
+    def read() -> Effective:
+        return assemble(file, os.environ, options)
 
-    effective = assemble(file, os.environ, options)
+    effective = read()
     config = effective.config
     logs.configure(config.log_level, config.log_format, os.environ)
     for name in effective.strays:
         logging.getLogger("netota_coap").warning("%s: no setting is called so", name)
     manager = Manager.of(os.environ)
-    service = Service(config, lambda uri: click.echo(f"listening on {uri}"), read, manager)
+    listening = lambda uri: click.echo(f"listening on {uri}")  # noqa: E731
+    service = Service(config, listening, lambda: read().config, manager)
     asyncio.run(service.run())
 
 

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from netota_coap.blobs import Key
-from netota_coap.errors import NetotaError, NotFetchedError, NotYetError, printable
+from netota_coap.errors import NetotaError, NotFetchedError, NotYetError
+from netota_coap.holding import key_of
 from netota_coap.mirror.incoming import Incoming, SupersededError
+from netota_coap.mirror.upstreams import reason_of
 from netota_coap.model import LIMITS, Archive, Repository
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,6 @@ _log = logging.getLogger(__name__)
 _SCHEMES = ("coap://", "http://", "https://")
 _FIRST_S = 1  # until anything is known of how fast it comes
 _LONGEST_S = 60
-_LONGEST_REASON = 300  # characters
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
 
@@ -169,7 +170,7 @@ class OnDemand:
 
     def _fail(self, wanted: Fetchable, error: NetotaError) -> None:
         sha256 = wanted.archive.envelope.sha256
-        reason = printable(error.detail.removeprefix(f"{wanted.archive.name}: "))[:_LONGEST_REASON]
+        reason = reason_of(error.detail.removeprefix(f"{wanted.archive.name}: "))
         before = self._failures.get(sha256)
         if before is None or before.reason != reason:
             hint = f" ({error.hint})" if error.hint else ""
@@ -192,7 +193,7 @@ def fetchable(state: Repository) -> dict[Key, Fetchable]:
         for stream_name, stream in package.streams.items():
             for archive in stream.archives or ():
                 if any(offer.url.startswith(_SCHEMES) for offer in archive.offers):
-                    key = archive.envelope.sha256, archive.envelope.size
+                    key = key_of(archive)
                     label = f"{package_name}/{stream_name}: {archive.name}"
                     one = found.get(key)
                     found[key] = one.joined(archive) if one else Fetchable(label, archive)
