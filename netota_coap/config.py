@@ -25,7 +25,6 @@ from netota_coap.files import at_once
 from netota_coap.formats import Format, load
 from netota_coap.holding import DEFAULT_METRIC
 from netota_coap.kinds import (
-    BINDS,
     BOOLEAN,
     BYTES,
     COUNT,
@@ -139,14 +138,6 @@ class Config:
         LISTENERS,
         "Where to listen for CoAP over UDP; port 0 is any free one.",
         option="--bind",
-    )
-    coap_tcp: tuple[str, ...] = _setting(
-        (),
-        "coap.tcp",
-        BINDS,
-        "Where to listen for CoAP over TCP, for gateways behind NAT. Default: nowhere.",
-        example=("[::]:5683",),
-        option="--tcp",
     )
     coap_multicast: tuple[str, ...] = _setting(
         (),

@@ -166,7 +166,6 @@ def choice(*names: str) -> Kind:
 PATH = Kind("directory", _directory, encode=str)
 HTTP_BIND = Kind("HOST:PORT", _http_bind)
 PREFIX = Kind("path", _prefix)
-BINDS = _array("HOST:PORT", _bind)
 LISTENERS = _array("HOST:PORT", _bind, fewest=1)
 INTERFACES = _array("interfaces", _interface)
 NETWORKS = _array("networks", _network)

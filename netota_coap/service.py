@@ -137,7 +137,7 @@ class Service:
             uptime_s=time.monotonic() - self._started_s,
             packages=sum(1 for path in resources if path[0] == "p" and len(path) == 2),
             streams=sum(1 for path in resources if path[0] == "p" and len(path) == 4),
-            observers=len(self._site.observers) + len(self._site.followers),
+            observers=len(self._site.observers),
             reloaded=self._loaded,
             issues=self._refused[:_MOST_SHOWN],
             fan_out=self._site.observers.fan_out,
@@ -147,12 +147,12 @@ class Service:
         )
 
     def observers(self) -> dict[str, int]:
-        """Return how many observe each stream over UDP, by `package/stream`."""
+        """Return how many observe each stream, by `package/stream`."""
         resources = self._site.responder.catalog.resources if self._site else ()
         return {f"{p[1]}/{p[3]}": self.observers_of(p) for p in resources if len(p) == 4}
 
     def observers_of(self, path: ResourcePath) -> int:
-        """Return how many observe a resource over UDP."""
+        """Return how many observe a resource."""
         return self._site.observers.of(path) if self._site else 0
 
     def _in_a_line(self) -> str:
@@ -193,7 +193,6 @@ class Service:
             door = await FrontDoor.open(
                 site,
                 self.config.coap_bind,
-                tcp=self.config.coap_tcp,
                 multicast=self.config.coap_multicast,
             )
             stack.push_async_callback(door.close)

@@ -73,7 +73,7 @@ def test_each_option_is_one_of_serve() -> None:
 
 WRONG = [
     ("colour = 1", "colour: unknown key; there is repository, state, keep_trying, coap, http"),
-    ("[coap]\ncolour = 1", "coap.colour: unknown key; there is bind, tcp"),
+    ("[coap]\ncolour = 1", "coap.colour: unknown key; there is bind, multicast"),
     ("[colours]\nred = 1", "colours: unknown key"),
     ('"coap.bind" = ["[::]:1"]', "coap.bind: unknown key"),
     ("coap = 1", "coap: must be a table"),
@@ -174,10 +174,10 @@ def test_options_win_over_environment_over_file(file: Path) -> None:
 
 def test_a_layer_takes_back(file: Path) -> None:
     """What is off can be said over what is on."""
-    file.write_text('[http]\nbind = "[::]:80"\n[coap]\ntcp = ["[::]:1"]\n')
+    file.write_text('[http]\nbind = "[::]:80"\n[coap]\nmulticast = ["eth0"]\n')
     config = assemble(file, {}, {"http_bind": ""}).config
 
-    assert (config.http_bind, config.coap_tcp) == ("", ("[::]:1",))
+    assert (config.http_bind, config.coap_multicast) == ("", ("eth0",))
 
 
 def test_directories_of_the_service_manager(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The service's other doors, as `serve` opens them: HTTP, CoAP over TCP, /status."""
+"""The service's other doors, as `serve` opens them: HTTP, being found, /status."""
 
 from __future__ import annotations
 
@@ -68,19 +68,6 @@ def test_http_is_an_extra(sample: Path) -> None:
     assert done.returncode == 2
     assert "error: HTTP takes what is not installed: starlette" in done.stderr
     assert done.stderr.endswith("\nhint: pip install 'netota-coap[http]'\n")
-
-
-async def test_tcp(sample: Path) -> None:
-    """CoAP over TCP is listened on beside UDP."""
-    async with served(sample, *BIND, "--tcp", "127.0.0.1:0") as server:
-        uri = await second_uri(server)
-        assert uri.startswith("coap+tcp://127.0.0.1:")
-        host, _, port = uri.removeprefix("coap+tcp://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        async with asyncio.timeout(10):
-            assert await reader.read(2)  # the peer's capabilities and settings come first
-        writer.close()
-        await writer.wait_closed()
 
 
 async def test_multicast_of_no_interface(sample: Path) -> None:

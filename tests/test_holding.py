@@ -187,7 +187,7 @@ def test_pieces_are_what_the_responder_answers(number: int, szx: int, more: bool
     block = coap.encode_uint(number << 4 | more << 3 | szx)
     options = (*FILE, (coap.BLOCK2, block))
     found = Pieces().find(files, coap.encode(options))
-    code, tail = responder.answer(options, None, "coap")
+    code, tail = responder.answer(options, None)
     expected = tail if number and szx < 7 and not more and code == Code.CONTENT else None
     assert expected == found
 

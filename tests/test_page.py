@@ -161,7 +161,7 @@ def test_kinds_are_as_coap_answers(repository_dir: Path) -> None:
         uri = urlsplit(shlex.split(kind.commands[0])[1])
         options = [(coap.URI_PATH, part.encode()) for part in uri.path.split("/")[1:]]
         options += [(coap.URI_QUERY, unquote(part).encode()) for part in uri.query.split("&")]
-        _, tail = Responder(catalog).answer(tuple(options), None, "coap")
+        _, tail = Responder(catalog).answer(tuple(options), None)
         payload = coap.decode(tail)[1]
         assert (kind.size, kind.notation) == (
             len(payload),

@@ -68,7 +68,7 @@ def ask(
     sent = [(coap.URI_PATH, part.encode()) for part in where.split("/")]
     sent += [(coap.URI_QUERY, part.encode()) for part in query.split("&") if part]
     ordered = tuple(sorted([*sent, *options], key=lambda option: option[0]))
-    code, tail = RESPONDER.answer(ordered, payload, "coap")
+    code, tail = RESPONDER.answer(ordered, payload)
     found, body = coap.decode(tail)
     return code.dotted, dict(found), body
 

@@ -263,7 +263,7 @@ def _answers() -> str:
     for when, path, options, payload in _REFUSED:
         segments = tuple((coap.URI_PATH, segment.encode()) for segment in path)
         request = tuple(coap.decode(coap.encode((*segments, *options)))[0])
-        code, _ = RESPONDER.answer(request, payload, "coap")
+        code, _ = RESPONDER.answer(request, payload)
         rows.append((str(code), when))
     return _table(("code", "when"), sorted(rows))
 

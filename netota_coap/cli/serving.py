@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     help="Where to listen; port 0 is any free one. Again for each address. [default: [::]:5683]",
 )
 @click.option(
-    "--tcp",
-    "coap_tcp",
-    metavar="HOST:PORT",
-    multiple=True,
-    help="Where to listen for CoAP over TCP. Again for each address.",
-)
-@click.option(
     "--multicast",
     "coap_multicast",
     metavar="IFACE",

@@ -34,7 +34,6 @@ from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspe
 from netota_coap.coap.observers import Alarm, Observers
 from netota_coap.coap.pieces import Pieces
 from netota_coap.coap.ready import HEADS, Answering, Ready, ReadyAnswers
-from netota_coap.coap.reliable import listen
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
 from netota_coap.metrics import Heard, Metrics, Tally, resource_class
@@ -276,7 +275,7 @@ class _Interface(MessageInterfaceUDP6):
         is_get = vetted[0] >> 4 & 3 == _NON and vetted[1] == Code.GET
         if plain is None or not is_get or plain.resource != "core":
             return
-        code, tail = self._site.responder.answer(plain.unobserved, None, "coap")
+        code, tail = self._site.responder.answer(plain.unobserved, None)
         if code is not Code.CONTENT or not coap.decode(tail)[1]:
             return
         from_interface = [(*ancillary[0][:2], unspecified(ancillary[0][2]))]
@@ -378,7 +377,7 @@ class _Interface(MessageInterfaceUDP6):
         options = plain.unobserved
         counts = _METHODS[Code(vetted[1])]
         payload = plain.payload if counts else None
-        code, tail = self._site.responder.answer(options, payload, "coap")
+        code, tail = self._site.responder.answer(options, payload)
         # Files are large, and each device asks for each block once.
         as_plain = options == plain.options and not plain.payload and plain.resource != "blob"
         if code in HEADS and not counts and as_plain and not self._site.metrics.listener:
@@ -482,7 +481,6 @@ class FrontDoor:
         site: Site,
         binds: Sequence[str],
         *,
-        tcp: Sequence[str] = (),
         multicast: Sequence[str] = (),
         leisure_s: float = LEISURE_S,
     ) -> FrontDoor:
@@ -491,7 +489,6 @@ class FrontDoor:
         Args:
             site: Answers the requests, of aiocoap by its `render_to_pipe`.
             binds: `HOST:PORT` each.
-            tcp: Likewise, for CoAP over TCP.
             multicast: Names of interfaces on which it can be found.
             leisure_s: How long an answer to many may wait.
 
@@ -500,15 +497,12 @@ class FrontDoor:
             ConfigError: One of them cannot be read.
         """
         sockets: list[socket.socket] = []
-        listening: list[socket.socket] = []
         try:
             for bind in binds:
                 sockets += open_sockets(bind)
-            for bind in tcp:
-                listening += open_sockets(bind, socket.SOCK_STREAM)
             join(sockets, multicast)
         except BaseException:
-            for opened in (*sockets, *listening):
+            for opened in sockets:
                 opened.close()
             raise
         tell_buffers(sockets[0])
@@ -530,8 +524,6 @@ class FrontDoor:
                 return interface
 
             await context._append_tokenmanaged_messagemanaged_transport(attach)
-        for opened in listening:
-            await listen(context, opened)
 
         def send(endpoint: Endpoint, datagram: bytes) -> bool:
             index, address, local = unpack(endpoint)
@@ -544,7 +536,7 @@ class FrontDoor:
         site.observers.send = send
         alarm = Alarm(site.observers)
         alarm.start()
-        uris = tuple(dict.fromkeys(map(uri_of, (*sockets, *listening))))
+        uris = tuple(dict.fromkeys(map(uri_of, sockets)))
         return cls(uris, context, interfaces, alarm, leisure)
 
     async def close(self) -> None:

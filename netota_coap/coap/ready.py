@@ -35,7 +35,7 @@ class Answering(Protocol):
     """What answers requests, as `server.Responder` does."""
 
     def answer(
-        self, options: tuple[coap.Option, ...], payload: bytes | None, scheme: str
+        self, options: tuple[coap.Option, ...], payload: bytes | None
     ) -> tuple[Code, bytes]:
         """Return response code, and the bytes of options and payload."""
 

@@ -32,7 +32,6 @@ from netota_coap.coap.entries import Request
 from netota_coap.coap.observers import Observers
 from netota_coap.coap.options import Block, Option
 from netota_coap.coap.persistence import Journal
-from netota_coap.coap.reliable import Followers
 from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.errors import (
     InvalidDataError,
@@ -50,6 +49,7 @@ from netota_coap.status import Status
 from netota_coap.views import View
 
 DEFAULT_MAX_AGE_S = 60
+_SCHEME = "coap"
 _METHODS = (Code.GET, Code.FETCH)
 DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
 
@@ -132,15 +132,12 @@ class Responder:
     catalog: Catalog
     max_age_s: int = DEFAULT_MAX_AGE_S
 
-    def answer(
-        self, options: tuple[Option, ...], payload: bytes | None, scheme: str
-    ) -> tuple[Code, bytes]:
+    def answer(self, options: tuple[Option, ...], payload: bytes | None) -> tuple[Code, bytes]:
         """Answer a request.
 
         Args:
             options: Of the request, in the order of their numbers.
             payload: Of a FETCH; None: it is a GET.
-            scheme: That the request came by, for relative offers.
 
         Returns:
             Response code, and the bytes of options and payload without Observe. The payload is at
@@ -151,7 +148,7 @@ class Responder:
         try:
             request = _Request.of(options)
             resource = self.catalog.find(request.path)
-            representation = _represent(request, resource, payload, scheme)
+            representation = _represent(request, resource, payload)
             return self._respond(request, resource, representation)
         except NetotaError as error:
             return problem(error)
@@ -199,12 +196,10 @@ class Responder:
         return Code.CONTENT, coap.encode(head, part)
 
 
-def _represent(
-    request: _Request, resource: Resource, payload: bytes | None, scheme: str
-) -> Representation:
+def _represent(request: _Request, resource: Resource, payload: bytes | None) -> Representation:
     if payload is None:
         fmt = _accepted(request, resource.formats)
-        return resource.represent(request.query, fmt, scheme)
+        return resource.represent(request.query, fmt, _SCHEME)
     if not isinstance(resource, StreamResource):
         raise _RefusedError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
     if request.content_format != ContentFormat.CBOR:
@@ -215,7 +210,7 @@ def _represent(
         detail = f"a selection has at most {bound} bytes, not {len(payload)}"
         raise _RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
     fmt = _accepted(request, (ContentFormat.CBOR,))
-    return resource.view(View.from_fetch(payload), fmt, scheme)
+    return resource.view(View.from_fetch(payload), fmt, _SCHEME)
 
 
 def _accepted(request: _Request, formats: tuple[ContentFormat, ...]) -> ContentFormat:
@@ -287,8 +282,7 @@ class Site:
         metrics: What is counted goes there.
         status: What the service does now; None: nobody is told.
         status_readers: Networks that are told.
-        observers: Told by `swap`; those over UDP.
-        followers: Likewise; those over TCP.
+        observers: Told by `swap`.
     """
 
     responder: Responder
@@ -297,7 +291,6 @@ class Site:
     status: Callable[[], Status] | None = None
     status_readers: Sequence[str] = STATUS_READERS
     observers: Observers = attrs.field(init=False)
-    followers: Followers = attrs.field(init=False, factory=Followers)
     _operator: Responder | None = attrs.field(init=False)
 
     @observers.default
@@ -314,65 +307,45 @@ class Site:
         self.responder = attrs.evolve(self.responder, catalog=catalog)
         catalog.tidy()
         self.observers.notify(differing)
-        self.followers.notify(differing)
 
     def answer(self, request: Request) -> tuple[bool, int, bytes]:
         """Answer a request of an observer: whether it can be observed, code, and what follows."""
         options, payload = coap.decode(request[1:])
         selection = payload if request[0] == Code.FETCH else None
-        code, tail = self.responder.answer(options, selection, "coap")
+        code, tail = self.responder.answer(options, selection)
         return self.responder.observed(options) is not None, code, tail
 
     async def render_to_pipe(self, pipe: Pipe) -> None:
-        """Answer one request, or let it observe over TCP (aiocoap's interface)."""
-        request = pipe.request
-        options = tuple((int(o.number), o.encode()) for o in request.opt.option_list())
-        assert request.remote
-        path = None
-        if request.remote.scheme != "coap" and request.code in _METHODS:
-            path = self.responder.observed(options)
-        if path is None or self.followers.is_full:
-            # Over UDP, observers are the door's: what comes here with Observe registers nothing.
-            plain = tuple(option for option in options if option[0] != coap.OBSERVE)
-            answer = self._respond(request, plain)
-            pipe.add_response(message_of(*answer), is_last=True)
-            return
-        last = None
+        """Answer one request (aiocoap's interface)."""
+        pipe.add_response(message_of(*self._respond(pipe.request)), is_last=True)
 
-        def send(number: int) -> bool:
-            nonlocal last
-            answer = self._respond(request, options)
-            lives = bool(answer[0].is_successful())
-            if answer != last:
-                last = answer
-                message = message_of(*answer)
-                message.opt.observe = number if lives else None
-                pipe.add_response(message, is_last=not lives)
-            return lives
-
-        await self.followers.follow(path, send)
-
-    def _respond(self, request: Message, options: tuple[Option, ...]) -> tuple[Code, bytes]:
-        """Answer a request as if it had these options, and count it."""
+    def _respond(self, request: Message) -> tuple[Code, bytes]:
+        """Answer a request, and count it."""
         assert request.remote
         start_ns = time.perf_counter_ns()
-        scheme, path = request.remote.scheme, request.opt.uri_path
+        path = request.opt.uri_path
+        # The front door keeps the observers: a request that gets here registers nothing.
+        options = tuple(
+            (int(option.number), option.encode())
+            for option in request.opt.option_list()
+            if option.number != coap.OBSERVE
+        )
         payload = request.payload if request.code is Code.FETCH else None
         if request.code not in _METHODS:
             code, tail = METHOD_REFUSED
         elif path == STATUS_PATH and self._operator:
             if self._is_reader(request.remote.hostinfo):
-                code, tail = self._operator.answer(options, payload, scheme)
+                code, tail = self._operator.answer(options, payload)
             else:
                 readers = ", ".join(self.status_readers)
                 code, tail = problem(_RefusedError(Code.FORBIDDEN, f"only {readers} may read it"))
         else:
-            code, tail = self.responder.answer(options, payload, scheme)
-        self.metrics.answered(scheme, resource_class(path), code.dotted, len(tail))
+            code, tail = self.responder.answer(options, payload)
+        self.metrics.answered(_SCHEME, resource_class(path), code.dotted, len(tail))
         if self.metrics.listener:
             self.metrics.listener(
                 Heard(
-                    scheme,
+                    _SCHEME,
                     Code(int(request.code or 0)).name,
                     path,
                     request.opt.uri_query,

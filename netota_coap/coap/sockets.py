@@ -86,8 +86,6 @@ def _open(kind: int, host: object, port: int, scope: object) -> socket.socket:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if kind == socket.SOCK_STREAM:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Connections inherit it; asyncio sets it for sockets that it made itself only.
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             for option, _ in _BUFFERS.values():
                 opened.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
@@ -133,5 +131,4 @@ def uri_of(opened: socket.socket) -> str:
     host, port, *_ = opened.getsockname()
     address = ipaddress.IPv6Address(host.partition("%")[0])
     name = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{host}]"
-    scheme = "coap" if opened.type == socket.SOCK_DGRAM else "coap+tcp"
-    return f"{scheme}://{name}" + (f":{port}" if port != DEFAULT_PORT else "")
+    return f"coap://{name}" + (f":{port}" if port != DEFAULT_PORT else "")
