@@ -118,7 +118,7 @@ def configure(level: str, form: str, environment: Mapping[str, str]) -> None:
     logging.basicConfig(handlers=[handler], force=True)
     set_level(level)
     # What they say of hostile datagrams, or of each request, is nothing to an operator.
-    for name in ("netota_coap.aiocoap", "asyncio", "httpx"):
+    for name in ("netota_coap.aiocoap", "asyncio", "httpx2"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx
+import httpx2
 
 from netota_coap.catalog import Catalog
 from netota_coap.http.server import HttpSite
@@ -74,11 +74,11 @@ class Shown:
 
     async def get(
         self, path: str, accept: str = "text/html", method: str = "GET", **headers: str
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Ask the site, without sockets."""
-        transport = httpx.ASGITransport(self.site.application, raise_app_exceptions=True)
+        transport = httpx2.ASGITransport(self.site.application, raise_app_exceptions=True)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
             return await client.request(method, path, headers={"Accept": accept} | named)
 
     async def page(self, path: str) -> Element:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -163,7 +163,7 @@ async def test_the_command(tmp_path: Path, image: Path) -> None:
             assert (await it.ask(GET, f"b/{name}")).payload == image.read_bytes()
             await it.ask(GET, "p/nothing")
             await until(lambda: line("observers of local/dev: 1"))
-        async with httpx.AsyncClient() as client:
+        async with httpx2.AsyncClient() as client:
             await client.get(line("listening on http").split()[-1] + "/p/local?a=b")
         await until(lambda: line("http GET /p/local?a=b → 200"))
         assert line("coap GET /p/nothing → 4.04")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from tests.conftest import NOW
 from tests.publishing import publish
@@ -36,7 +36,7 @@ async def test_http(sample: Path, tmp_path: Path) -> None:
     async with served(sample, *options) as server:
         uri = await second_uri(server)
         assert uri.startswith("http://127.0.0.1:")
-        async with httpx.AsyncClient(base_url=uri, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=uri, trust_env=False) as client:
             answer = await client.get(PATH)
             assert (answer.status_code, answer.json()["version"]) == (200, "1.0.0")
             assert "max-age=9" in answer.headers["cache-control"]

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
-import httpx
+import httpx2
 import pytest
 
 from netota_coap import repository
@@ -226,8 +226,8 @@ async def test_polls(tmp_path: Path, upstream: Origin) -> None:
 # On demand
 
 
-async def _get(here: Running, path: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+async def _get(here: Running, path: str) -> httpx2.Response:
+    async with httpx2.AsyncClient() as client:
         return await client.get(f"{here.uris['http']}/{path}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
-import httpx
+import httpx2
 import pytest
 from aiocoap.numbers.codes import Code
 from hypothesis import given
@@ -252,7 +252,7 @@ async def test_pieces_over_the_wire(
                 assert [DATA[192:256]] * 3 == [answer.payload for answer in answers]
                 slow = await it.ask(GET, URL, options=block, kind=NON)
                 assert slow.payload == answers[0].payload
-        async with httpx.AsyncClient(base_url=uris[1]) as client:
+        async with httpx2.AsyncClient(base_url=uris[1]) as client:
             counted = (await client.get("/metrics")).text
     requests = 'netota_requests_total{code="2.05",resource="blob",transport="coap"}'
     assert f"{requests} {4 * len(hosts)}.0" in counted
@@ -266,7 +266,7 @@ async def test_names_that_nothing_has(uris: list[str], name: str) -> None:
     """Are not found, whatever they look like."""
     async with device(uris[0]) as it:
         assert (await it.ask(GET, f"b/{name}")).code == "4.04"
-    async with httpx.AsyncClient() as client:
+    async with httpx2.AsyncClient() as client:
         assert (await client.get(f"{uris[1]}/b/{name}")).status_code == 404
 
 
@@ -323,7 +323,7 @@ async def test_ranges(uris: list[str]) -> None:
     """One range, from either end; others and several get the whole; none of it is 416."""
     size = len(DATA)
     etag = f'"{SHA256[:8].hex()}"'
-    async with httpx.AsyncClient(base_url=uris[1]) as client:
+    async with httpx2.AsyncClient(base_url=uris[1]) as client:
         for asked, first, end in (
             ("bytes=0-0", 0, 1),
             ("bytes=5-", 5, size),

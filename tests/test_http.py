@@ -14,7 +14,7 @@ from socket import SO_RCVBUF, SOL_SOCKET, socket
 
 import attrs
 import cbor2
-import httpx
+import httpx2
 import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
@@ -48,9 +48,9 @@ class Server:
 
     site: HttpSite
     uri: str
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
 
-    async def get(self, target: str, **headers: str) -> httpx.Response:
+    async def get(self, target: str, **headers: str) -> httpx2.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.client.get(target, headers=named)
 
@@ -60,7 +60,7 @@ async def server(bounds: Bounds | None = None, **options: object) -> AsyncIterat
     served = site(CATALOG, **options)
     async with (
         serving(served, "127.0.0.1:0", bounds) as (uri,),
-        httpx.AsyncClient(base_url=uri) as client,
+        httpx2.AsyncClient(base_url=uri) as client,
     ):
         yield Server(served, uri, client)
 
@@ -503,7 +503,7 @@ def _silent(uri: str) -> socket:
     """Return a connection with a small buffer, from which nobody reads."""
     connection = socket()
     connection.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
-    address = httpx.URL(uri)
+    address = httpx2.URL(uri)
     connection.connect((address.host, address.port))
     connection.setblocking(False)
     return connection
@@ -520,13 +520,13 @@ async def test_addresses(bind: str) -> None:
 async def test_address_in_use(it: Server) -> None:
     """Two servers do not share an address."""
     with pytest.raises(AddressError, match="in use"):
-        async with serving(site(CATALOG), f"127.0.0.1:{httpx.URL(it.uri).port}"):
+        async with serving(site(CATALOG), f"127.0.0.1:{httpx2.URL(it.uri).port}"):
             pass
 
 
 async def test_names_of_addresses() -> None:
     """Each socket has its URI, IPv6 in brackets."""
-    async with serving(site(CATALOG), "[::1]:0") as (uri,), httpx.AsyncClient() as client:
+    async with serving(site(CATALOG), "[::1]:0") as (uri,), httpx2.AsyncClient() as client:
         assert uri.startswith("http://[::1]:")
         assert (await client.get(f"{uri}/p")).status_code == 200
 

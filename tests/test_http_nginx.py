@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import pytest_asyncio
 
@@ -87,7 +87,7 @@ async def it(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Ht
 
 async def test_under_a_prefix(it: tuple[HttpSite, str]) -> None:
     """Resources are where links and redirections lead, and the scheme is what nginx says."""
-    async with httpx.AsyncClient(base_url=it[1]) as client:
+    async with httpx2.AsyncClient(base_url=it[1]) as client:
         links = (await client.get("/ota/p", headers={"Accept": "application/link-format"})).text
         assert links.startswith("</ota/p/pkg>;")
         assert (await client.get("/ota/", follow_redirects=True)).url.path == "/ota/p"
@@ -97,7 +97,7 @@ async def test_under_a_prefix(it: tuple[HttpSite, str]) -> None:
 
 async def test_conditional(it: tuple[HttpSite, str]) -> None:
     """What tells caches what they have passes."""
-    async with httpx.AsyncClient(base_url=it[1]) as client:
+    async with httpx2.AsyncClient(base_url=it[1]) as client:
         answer = await client.get(BIG)
         again = await client.get(BIG, headers={"If-None-Match": answer.headers["etag"]})
         assert (answer.status_code, again.status_code, again.content) == (200, 304, b"")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from netota_coap.http.events import Events
@@ -35,7 +35,7 @@ async def shown(repository_dir: Path) -> AsyncIterator[tuple[Shown, str]]:
 async def following(uri: str, page: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """Be an open page: what its events say."""
     url = f"{uri}/live?page={page}"
-    async with httpx.AsyncClient(timeout=5) as client, client.stream("GET", url) as answer:
+    async with httpx2.AsyncClient(timeout=5) as client, client.stream("GET", url) as answer:
         lines = answer.aiter_lines()
         yield (json.loads(line[6:]) async for line in lines if line.startswith("data: "))
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 import attrs
-import httpx
+import httpx2
 
 from netota_coap import __version__
 from netota_coap.client import Block, Client
@@ -101,7 +101,7 @@ async def sources_of(
         yield made
 
 
-def http_client() -> httpx.AsyncClient:
+def http_client() -> httpx2.AsyncClient:
     """Return a client of HTTP that waits for as long as it is let.
 
     Raises:
@@ -109,16 +109,16 @@ def http_client() -> httpx.AsyncClient:
     """
     headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
     try:
-        return httpx.AsyncClient(
+        return httpx2.AsyncClient(
             headers=headers,
-            timeout=None,  # noqa: S113 - whoever uses it has one for all protocols
-            verify=ssl.create_default_context(),  # the system's authorities, not httpx's
+            timeout=None,  # whoever uses it has one for all protocols
+            verify=ssl.create_default_context(),  # the system's authorities, not httpx2's
         )
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        # The first is for SOCKS, which httpx speaks only with another package.
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        # The first is for SOCKS, which httpx2 speaks only with another package.
         raise ConfigError(
             f"the proxy of the environment cannot be used: {error}",
-            hint="See HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.",
+            hint="See HTTP_PROXY, HTTPS_PROXY and ALL_PROXY.",
         ) from error
 
 
@@ -224,7 +224,7 @@ def _told(block: Block) -> int | None:
 class _Http:
     """HTTP and HTTPS, with ranges."""
 
-    _client: httpx.AsyncClient
+    _client: httpx2.AsyncClient
     _paced: bool
 
     async def size(self, url: str, _wanted: int) -> int | None:
@@ -266,7 +266,7 @@ class _Http:
     @contextlib.asynccontextmanager
     async def _answer(
         self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> AsyncIterator[httpx2.Response]:
         """Follow redirects to an answer, of which nothing has been read."""
         with http_failures(url):
             request = self._client.build_request(method, url, headers=headers)
@@ -276,6 +276,8 @@ class _Http:
             try:
                 following = response.next_request
                 if following is None:
+                    if response.has_redirect_location:
+                        raise TransferError("redirects to an invalid URL", uri=url)
                     yield response
                     return
             finally:
@@ -287,23 +289,23 @@ class _Http:
         raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
 
 
-def _hold_little(response: httpx.Response) -> None:
+def _hold_little(response: httpx2.Response) -> None:
     """Keep the kernel from taking in much that is not read yet, and lost with this process."""
     opened: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACED_BUFFER)
 
 
-async def _chunks(url: str, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+async def _chunks(url: str, response: httpx2.Response) -> AsyncGenerator[bytes, None]:
     with http_failures(url):
         async for chunk in response.aiter_raw():
             yield chunk
 
 
-def _refuse(url: str, response: httpx.Response) -> None:
+def _refuse(url: str, response: httpx2.Response) -> None:
     """Refuse an answer that is not the file."""
     status = response.status_code
     if status not in (200, 206):
-        detail = httpx.codes.get_reason_phrase(status) or "Unknown"
+        detail = httpx2.codes.get_reason_phrase(status) or "Unknown"
         after_s = _retry_after_s(response) if status == 503 else None
         detail += _elsewhere(url, response)
         raise PeerError(detail, uri=url, code=str(status), retry_after_s=after_s)
@@ -312,7 +314,7 @@ def _refuse(url: str, response: httpx.Response) -> None:
         raise IntegrityError(f"is sent as {encoding[:20]}, and not as it is", uri=url)
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def _retry_after_s(response: httpx2.Response) -> float | None:
     """Return when to ask again, seconds; None: not told (RFC 9110, section 10.2.3)."""
     told = response.headers.get("Retry-After", "")
     if told.isascii() and told.isdecimal():
@@ -323,23 +325,23 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
-def _elsewhere(url: str, response: httpx.Response) -> str:
+def _elsewhere(url: str, response: httpx2.Response) -> str:
     return f" at {_shown(response)}" if response.url != url else ""
 
 
-def _shown(it: httpx.Request | httpx.Response) -> str:
+def _shown(it: httpx2.Request | httpx2.Response) -> str:
     return str(it.url)[:_LONGEST_URL]
 
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d{1,19}|\*)/(?:(\d{1,19})|\*)", re.ASCII)
 
 
-def _begin(response: httpx.Response) -> int | None:
+def _begin(response: httpx2.Response) -> int | None:
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return int(found[1]) if found and found[1] else None
 
 
-def _whole(response: httpx.Response) -> int | None:
+def _whole(response: httpx2.Response) -> int | None:
     """Return the size of the whole file, as far as an answer tells it."""
     if response.status_code == 200:
         length = response.headers.get("Content-Length", "")
@@ -348,7 +350,7 @@ def _whole(response: httpx.Response) -> int | None:
     return int(found[2]) if found and found[2] else None
 
 
-def _tag(response: httpx.Response) -> bytes | None:
+def _tag(response: httpx2.Response) -> bytes | None:
     """Return a strong ETag: only by such a one can files be told apart byte by byte."""
     tag = response.headers.get("ETag", "")
     return tag.encode() if tag.isascii() and tag.startswith('"') else None
@@ -356,18 +358,18 @@ def _tag(response: httpx.Response) -> bytes | None:
 
 @contextlib.contextmanager
 def http_failures(url: str) -> Iterator[None]:
-    """Turn what httpx raises into our own errors."""
+    """Turn what httpx2 raises into our own errors."""
     try:
         yield
-    except (httpx.InvalidURL, ValueError, ExceptionGroup) as error:
+    except (httpx2.InvalidURL, ValueError, ExceptionGroup) as error:
         # The last two come from below, for host names and ports that cannot be any.
         raise TransferError("is, or redirects to, what is no URL of HTTP", uri=url) from error
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise TransferError(_cause(error), uri=url) from error
 
 
-def _cause(error: httpx.HTTPError) -> str:
-    """Find out what the system said: httpx has it below what it says itself."""
+def _cause(error: httpx2.HTTPError) -> str:
+    """Find out what the system said: httpx2 has it below what it says itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import attrs
-import httpx
+import httpx2
 
 from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
@@ -152,7 +152,7 @@ class _Coap(_Server):
 
 @attrs.frozen
 class _Http(_Server):
-    client: httpx.AsyncClient
+    client: httpx2.AsyncClient
     timeout_s: float
 
     async def stream(self, name: StreamName) -> Stream:
@@ -165,7 +165,7 @@ class _Http(_Server):
         end = now() + poll_s
         async with self._answer(url, _EVENTS, self.timeout_s) as response:
             chunks, tail = response.aiter_raw(), b""
-            async with contextlib.aclosing(chunks):  # type: ignore[type-var]
+            async with contextlib.aclosing(chunks):
                 while now() < end:
                     try:
                         async with asyncio.timeout(min(_SILENCE_S, end - now())):
@@ -211,7 +211,7 @@ class _Http(_Server):
     @contextlib.asynccontextmanager
     async def _answer(
         self, url: str, media_type: str, timeout_s: float
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> AsyncIterator[httpx2.Response]:
         with http_failures(url):
             request = self.client.build_request("GET", url, headers={"Accept": media_type})
             try:
@@ -220,9 +220,9 @@ class _Http(_Server):
             except TimeoutError:
                 raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
         try:
-            if response.status_code != httpx.codes.OK:
+            if response.status_code != httpx2.codes.OK:
                 status = str(response.status_code)
-                detail = httpx.codes.get_reason_phrase(response.status_code) or "Unknown"
+                detail = httpx2.codes.get_reason_phrase(response.status_code) or "Unknown"
                 raise PeerError(detail, uri=url, code=status)
             found = response.headers.get("Content-Type", "").partition(";")[0]
             if found != media_type:
