@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -98,6 +98,12 @@ class Page:
     _files: Mapping[str, _File] = attrs.field(init=False, factory=_files)
     _templates: Environment = attrs.field(init=False, factory=_templates)
 
+    @cached_property
+    def _started(self) -> datetime:
+        # Computed anew, its second would flip now and then, and with it the ETag.
+        uptime = timedelta(seconds=self.site.status().uptime_s)
+        return (datetime.now(UTC) - uptime).replace(microsecond=0)
+
     @live.default
     def _of_site(self) -> Live:
         return Live(self.site)
@@ -168,7 +174,7 @@ class Page:
             "path": path,
             "resources": resources,
             "root": self.site.prefix,
-            "started": (now - timedelta(seconds=status.uptime_s)).replace(microsecond=0),
+            "started": self._started,
             "status": status,
             "top": resources["p",],
         }
