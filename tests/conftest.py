@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from netota_coap import publish, repository
 from netota_coap.blobs import Blobs
 from netota_coap.model import Stream, StreamName
 from netota_coap.sources import ArchiveSource
-from tests import publishing
+from tests import environment, publishing
 from tests.mirroring import Origin, origin
 from tests.publishing import NOW, STABLE
 
@@ -22,6 +22,13 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing depends on who runs the tests, with what environment."""
+    with environment.somebodys(tmp_path_factory.mktemp("home")):
+        yield
 
 
 @pytest.fixture

@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from netota_coap import publish, repository
 from netota_coap.checks import check
 from netota_coap.model import Offer, Stream, StreamName
 from netota_coap.sources import ArchiveSource
 from tests import publishing
-from tests.conftest import NOW
+from tests.publishing import NOW
 
 STABLE, EDGE, BETA = (("sensor-node", stream) for stream in ("stable", "edge", "beta"))
 FILE = "packages/sensor-node/streams/stable.toml"
 OFFER = Offer(url="https://example.com/{version}/{name}", metric=1)
-
-# What a user may have configured must not matter.
-CONFIGURATION = """\
-[user]
-    name = Somebody
-    email = somebody@example.com
-[init]
-    defaultBranch = main
-[color]
-    ui = always
-[core]
-    quotePath = true
-    fsync = none
-    attributesFile = {attributes}
-[diff]
-    renames = copies
-    noprefix = true
-[log]
-    diffMerges = combined
-    showSignature = true
-    showRoot = false
-    follow = true
-[merge]
-    conflictStyle = diff3
-[commit]
-    gpgSign = false
-"""
-
-
-@contextlib.contextmanager
-def somebodys_git(home: Path) -> Iterator[None]:
-    """Let git be another person's, whoever runs the tests; the project's command is found."""
-    # This would merge without a conflict, and make one stream of two.
-    (home / "attributes").write_text("*.toml merge=union\n")
-    (home / ".gitconfig").write_text(CONFIGURATION.format(attributes=home / "attributes"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in os.environ:
-            if name.startswith(("GIT_", "GITLAB_", "GITHUB_")):
-                patch.delenv(name)
-        patch.setenv("HOME", str(home))
-        patch.setenv("GIT_CONFIG_GLOBAL", str(home / ".gitconfig"))
-        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        yield
 
 
 def run(root: Path, *command: str, code: int = 0, **variables: str) -> str:

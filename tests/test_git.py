@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from tests.fleets import (
     commit,
     released,
     run,
-    somebodys_git,
 )
 from tests.publishing import close, remove, rollback
 from tests.repositories import refusal
@@ -32,10 +30,9 @@ from tests.repositories import refusal
 HISTORY = "packages/sensor-node/history/stable/{:08}.toml"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with somebodys_git(tmp_path_factory.mktemp("home")):
-        yield begin(tmp_path_factory.mktemp("begun") / "fleet")
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(tmp_path_factory.mktemp("begun") / "fleet")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from netota_coap.download import download
 from netota_coap.formats import Format, load
 from netota_coap.release import RELEASE
 from netota_coap.sources import ArchiveSource
-from tests.fleets import BETA, EDGE, FILE, STABLE, begin, clean, released, run, somebodys_git
+from tests.fleets import BETA, EDGE, FILE, STABLE, begin, clean, released, run
 from tests.publishing import publish, rollback
 from tests.serving import served, until
 from tests.storing import FIRMWARE, PLACE, SHA256, content
@@ -26,10 +25,9 @@ from tools import make_spec
 DOCUMENT = (make_spec.SPEC / "publishing.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with somebodys_git(tmp_path_factory.mktemp("home")):
-        yield begin(tmp_path_factory.mktemp("begun") / "fleet")
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(tmp_path_factory.mktemp("begun") / "fleet")
 
 
 @pytest.fixture

@@ -291,13 +291,18 @@ def _write(file: Path, offset: int, data: bytes) -> None:
         stream.write(data)
 
 
+def _truncate(file: Path, size: int) -> None:
+    file.chmod(0o644)
+    os.truncate(file, size)
+
+
 @pytest.mark.parametrize(
     ("change", "right"),
     [
         (lambda file: _write(file, 1_500, b"?"), False),
         (lambda file: _write(file, len(DATA), b"?"), False),
-        (lambda file: os.truncate(file, 1_500), False),
-        (lambda file: os.truncate(file, 0), False),
+        (lambda file: _truncate(file, 1_500), False),
+        (lambda file: _truncate(file, 0), False),
         (Path.unlink, True),
         (lambda file: file.with_name("new").rename(file), True),
     ],

@@ -239,8 +239,7 @@ async def test_an_exchanged_symlink(sample: Path, log: pytest.LogCaptureFixture)
 
 
 def git(root: Path, *arguments: str) -> None:
-    identity = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.com")
-    subprocess.run(("git", *identity, "-C", root, *arguments), check=True, capture_output=True)
+    subprocess.run(("git", "-C", root, *arguments), check=True, capture_output=True)
 
 
 async def test_a_git_checkout(sample: Path, log: pytest.LogCaptureFixture) -> None:
