@@ -18,8 +18,8 @@ from imgtool.main import imgtool
 from netota_coap import artefacts
 from netota_coap.artefacts import Artefact
 from netota_coap.errors import InvalidDataError
+from tests import environment
 
-PATH = f"{os.environ['PATH']}:/usr/sbin"
 BODY = bytes(range(256)) * 40
 CODE = "void _start(void) { for (;;) {} }\n"
 KEYS = ("rsa-2048", "rsa-3072", "ecdsa-p256", "ecdsa-p384", "ed25519", "x25519")
@@ -44,7 +44,7 @@ filename=app.squashfs
 
 def run(program: str, *arguments: object, cwd: Path | None = None) -> str:
     """Run a tool to its good end; what it says."""
-    found = shutil.which(program, path=PATH)
+    found = shutil.which(program, path=environment.PATH)
     if found is None and os.environ.get("CI") != "true":
         pytest.skip(f"{program} is missing: run tools/setup dev as root")
     assert found is not None, f"{program} is missing"

@@ -1,15 +1,20 @@
-"""The environment that tests run in, whoever runs them, wherever."""
+"""The environment that tests run in, whoever runs them, wherever; and what they take of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+PATH = f"{os.environ['PATH']}:/usr/sbin"
+"""Where programs are looked for: some are in no user's path."""
 
 # What would change how git, the service, its HTTP clients or its tables behave.
 _INHERITED = re.compile(
@@ -63,3 +68,22 @@ def somebodys(home: Path) -> Iterator[None]:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         yield
     os.umask(umask)
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip where a program is missing that `tools/setup dev` installs or names; fail in CI."""
+    missing = ", ".join(program for program in programs if not shutil.which(program, path=PATH))
+    skipped = bool(missing) and os.environ.get("CI") != "true"
+    return pytest.mark.skipif(skipped, reason=f"missing: {missing}; run tools/setup dev as root")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="there is no IPv6 on loopback")

@@ -8,8 +8,11 @@ import sys
 
 from rich.console import Console
 
+from tests.environment import needs
 from tests.serving import PROJECT, run
 from tools import bench_blob
+
+pytestmark = needs("cc", "coap-server-notls")
 
 
 async def test_it_measures_both() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.environment import needs
 from tests.serving import PROJECT, run
 from tools import bench_get
 from tools.bench_get import ADDED, PEERS, ROWS, Bench, Running
 from tools.peers import together, until
 
 SMALL = ("--runs", "1", "--seconds", "0.05", "--archives", "12", "--json")
+pytestmark = needs("cc", "coap-server-notls")
+
 SEEN = ("door", "no_door", "aiocoap", "libcoap")  # npm's would have to be installed
 
 

@@ -15,9 +15,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from netota_coap.coap import options as coap
+from tests.environment import needs
 from tools import bench_observe, peers
 from tools.bench_observe import ADDED, PATH, VARIANTS, Bench, Server, Variant, Watching, measure
 from tools.peers import together
+
+pytestmark = needs("cc", "coap-server-notls")
 
 CON, NON, ACK = range(3)
 OBSERVERS = 60

@@ -34,6 +34,7 @@ from netota_coap.model import Repository
 from netota_coap.repository import Loader
 from tests.conftest import NOW
 from tests.device import ACK, CON, FETCH, GET, NON, POST, RST, code, device
+from tests.environment import needs_ipv6
 from tests.publishing import publish
 from tests.serving import run, serving
 
@@ -64,6 +65,7 @@ def test_private_names() -> None:
         assert callable(getattr(MessageInterfaceUDP6, name))
 
 
+@needs_ipv6
 async def test_answers_from_the_address_that_was_asked(sample: Path) -> None:
     """On a wildcard the answer comes from the address that the request went to, v4 and v6."""
     async with serving(sample, "[::]:0") as uris:
@@ -74,6 +76,7 @@ async def test_answers_from_the_address_that_was_asked(sample: Path) -> None:
                 assert (await it.ask(GET, "p")).code == "2.05"
 
 
+@needs_ipv6
 async def test_notified_from_the_address_that_was_asked(sample: Path) -> None:
     """On a wildcard a notification comes from the address that was asked, v4 and v6."""
     async with serving(sample, "[::]:0") as (uri,), contextlib.AsyncExitStack() as stack:
@@ -89,6 +92,7 @@ async def test_notified_from_the_address_that_was_asked(sample: Path) -> None:
         assert [await it.silent(0.02) for it in devices] == [True] * 3
 
 
+@needs_ipv6
 async def test_several_addresses(sample: Path) -> None:
     """One server listens on several addresses."""
     async with serving(sample, "127.0.0.1:0", "[::1]:0") as uris:
@@ -330,7 +334,10 @@ def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(table) == [b"\5"]
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "[::]:0", "0.0.0.0:0"])
+@pytest.mark.parametrize(
+    "bind",
+    ["127.0.0.1:0", pytest.param("[::1]:0", marks=needs_ipv6), "[::]:0", "0.0.0.0:0"],
+)
 @pytest.mark.parametrize("kind", [CON, NON])
 async def test_ready_answers(sample: Path, bind: str, kind: int) -> None:
     """What was asked before is answered alike, from any socket, until a swap."""

@@ -25,6 +25,7 @@ from netota_coap.formats import Format
 from netota_coap.http.server import Bounds, HttpSite, serving
 from netota_coap.model import Repository, Stream
 from netota_coap.wire import decode
+from tests.environment import needs_ipv6
 from tests.web import STATUS, archive, catalog, connected, site, stream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -524,6 +525,7 @@ async def test_address_in_use(it: Server) -> None:
             pass
 
 
+@needs_ipv6
 async def test_names_of_addresses() -> None:
     """Each socket has its URI, IPv6 in brackets."""
     async with serving(site(CATALOG), "[::1]:0") as (uri,), httpx2.AsyncClient() as client:

@@ -14,14 +14,15 @@ import pytest
 import pytest_asyncio
 
 from netota_coap.http.server import HttpSite, serving
+from tests import environment
 from tests.web import archive, catalog, connected, site, stream
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin")
+NGINX = shutil.which("nginx", path=environment.PATH)
 BIG = "/ota/p/pkg/s/big"
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
+    environment.needs("nginx"),
 ]
 
 CONFIGURATION = """

@@ -22,6 +22,7 @@ from netota_coap.selection import Selection
 from netota_coap.sources import ArchiveSource
 from netota_coap.wire import decode, selection_to_cbor
 from tests.conftest import NOW
+from tests.environment import needs
 from tests.publishing import publish
 from tests.serving import Served, run, served
 
@@ -31,10 +32,7 @@ AIOCOAP_PEER = (sys.executable, str(Path(__file__).with_name("aiocoap_peer.py"))
 STABLE = "/p/sensor-node/s/stable"
 EDGE = "/p/sensor-node/s/edge"
 
-needs_libcoap = pytest.mark.skipif(
-    not LIBCOAP and os.environ.get("CI") != "true",
-    reason="coap-client-notls is missing: install libcoap3-bin",
-)
+needs_libcoap = needs("coap-client-notls")
 
 
 @pytest.fixture

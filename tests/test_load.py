@@ -15,6 +15,7 @@ from netota_coap.catalog import Catalog, ContentFormat
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
 from netota_coap.repository import Loader
+from tests.environment import needs, needs_ipv6
 from tests.serving import serving, until
 from tools import load
 from tools.load import Load, Result
@@ -22,6 +23,8 @@ from tools.load import Load, Result
 CON, NON, ACK, RST = range(4)
 CONTENT = 0x45
 PATH = load.options(["a"])
+
+pytestmark = needs("cc")
 
 Answering = Callable[[bytes], "list[bytes]"]
 
@@ -88,7 +91,7 @@ async def ask(
         return await asyncio.to_thread(asking.run, peer.port, 10, *more, host=host), peer
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", pytest.param("::1", marks=needs_ipv6)])
 async def test_counts(asking: Load, host: str) -> None:
     """Each request is answered once; tokens and message IDs differ."""
     result, peer = await ask(asking, lambda data: [answer(data)], "-c", "100", host=host)

@@ -19,6 +19,7 @@ from netota_coap.repository import Loader
 from netota_coap.status import FanOut, Status, UpstreamStatus
 from tests.conftest import FIXTURES
 from tests.device import GET, POST, RST, device
+from tests.environment import needs_ipv6
 
 STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
 UPSTREAM = UpstreamStatus(
@@ -83,6 +84,7 @@ async def test_requests_and_notifications_are_counted() -> None:
     assert site.observers.fan_out is None  # of the last change: nobody acknowledged it
 
 
+@needs_ipv6
 async def test_requests_are_heard() -> None:
     """Each as often as it comes, by whichever way it is answered."""
     heard: list[Heard] = []

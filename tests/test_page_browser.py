@@ -21,15 +21,14 @@ from netota_coap.http.server import serving
 from netota_coap.http.view import age
 from netota_coap.model import Package, Stream
 from netota_coap.publish import Edit
+from tests.environment import needs
 from tests.pages import Shown
 from tests.publishing import NOW, STABLE
 from tests.test_page import HOSTILE, STABLE_PATH, hostile
 from tools import screenshot
 from tools.screenshot import chromium, picture, view, wait
 
-pytestmark = pytest.mark.skipif(
-    not Path("/usr/bin/chromedriver").exists(), reason="takes Debian's chromium-driver"
-)
+pytestmark = needs("chromium", "chromedriver")
 
 KEY = "/".join(("p", STABLE[0], "s", STABLE[1]))
 

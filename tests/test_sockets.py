@@ -10,6 +10,7 @@ import pytest
 from netota_coap.coap import sockets
 from netota_coap.coap.sockets import open_sockets, parse_bind, uri_of
 from netota_coap.errors import AddressError, ConfigError
+from tests.environment import needs_ipv6
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,9 @@ def test_no_ipv6_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "RestrictAddressFamilies" in caught.value.hint
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "[::]:0"])
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:0", pytest.param("[::1]:0", marks=needs_ipv6), "[::]:0"]
+)
 def test_uri(bind: str) -> None:
     """The URI says address and port."""
     (opened,) = open_sockets(bind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -24,6 +23,7 @@ from netota_coap.errors import ConfigError
 from netota_coap.systemd import UNIT, Manager
 from tests.conftest import NOW
 from tests.device import device
+from tests.environment import needs
 from tests.publishing import publish
 from tests.serving import COMMAND, PROJECT, netota, run, served, until
 
@@ -212,7 +212,7 @@ def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
 # ----------------------------------------------------------------------------------------------
 # The unit
 
-analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="takes Debian's systemd")
+analyze = needs("systemd-analyze")
 
 
 @pytest.fixture
