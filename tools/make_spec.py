@@ -232,6 +232,16 @@ def _codes() -> str:
     return _table(("error", "what it means", "response code"), rows)
 
 
+def _decisions() -> str:
+    """List each decision by its title."""
+    paths = sorted((SPEC / "decisions").glob("*.md"))
+    titles = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+    return "".join(
+        f"- [{title.removeprefix('# ')}](decisions/{path.name})\n"
+        for path, title in zip(paths, titles, strict=True)
+    )
+
+
 _Request = tuple[str, Sequence[str], Sequence[coap.Option], "bytes | None"]
 
 _REFUSED: Sequence[_Request] = (
@@ -333,6 +343,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:resources": _resources,
     "table:codes": _codes,
     "table:answers": _answers,
+    "table:decisions": _decisions,
     "table:sizes": _sizes,
     "example:stream-toml": _stream_toml,
     "example:narrowed": lambda: _cbor(
