@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import re
 import stat
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from netota_coap.cli import cli
-from tests.serving import PROJECT, run
+from tests.serving import PROJECT, run, served, until
 
 README = (PROJECT / "README.md").read_text()
 TOOLS = sorted(path for path in (PROJECT / "tools").iterdir() if path.is_file())
@@ -43,6 +46,47 @@ def test_commands_of_the_readme() -> None:
     for name, rest in shown:
         options = {option for param in cli.commands[name].params for option in param.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= options
+
+
+async def test_tour_of_the_readme(tmp_path: Path) -> None:
+    """The tour prints what the README shows; times and names of blobs may differ."""
+    tour = README.partition("## Five minutes")[2].partition("\n## ")[0]
+    blocks = "".join(re.findall(r"^```\n(.*?)^```$", tour, re.MULTILINE | re.DOTALL))
+    steps = re.split(r"^\$ ", blocks, flags=re.MULTILINE)[1:]
+    assert len(steps) > 10
+    skipped = ("python3", "netota-coap serve", "netota-coap watch", "coap-client")
+    async with contextlib.AsyncExitStack() as stack:
+        for step in steps:
+            found = re.match(r"(cat .*^END|[^\n]*)\n(.*)", step, re.MULTILINE | re.DOTALL)
+            assert found
+            command, shown = found.groups()
+            if command.startswith("netota-coap serve"):
+                server = await stack.enter_async_context(served(tmp_path / "fleet"))
+            if command.startswith("netota-coap download"):
+                await until(lambda log=server.log: "reloaded 1 files" in "\n".join(log))
+                command = command.replace("coap://localhost", server.uri)
+            if not command.startswith(skipped):
+                assert unvarying(await typed(command, tmp_path)) == unvarying(shown), command
+
+
+async def typed(command: str, directory: Path) -> str:
+    """Return what a shell prints for a command."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    author = {"GIT_AUTHOR_NAME": "Ada", "GIT_AUTHOR_EMAIL": "ada@example.com"}
+    process = await asyncio.create_subprocess_shell(
+        command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=directory,
+        env={**os.environ, **author, "PATH": path},
+    )
+    return (await process.communicate())[0].decode()
+
+
+def unvarying(text: str) -> list[str]:
+    """Return the lines without what differs from run to run."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "<time>", text)
+    return [line.rstrip() for line in re.sub(r"/b/\S+", "/b/<digest>", text).strip().splitlines()]
 
 
 def test_links_of_the_readme() -> None:

@@ -232,29 +232,39 @@ def _codes() -> str:
     return _table(("error", "what it means", "response code"), rows)
 
 
+def _decisions() -> str:
+    """List each decision by its title."""
+    paths = sorted((SPEC / "decisions").glob("*.md"))
+    titles = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+    return "".join(
+        f"- [{title.removeprefix('# ')}](decisions/{path.name})\n"
+        for path, title in zip(paths, titles, strict=True)
+    )
+
+
 _Request = tuple[str, Sequence[str], Sequence[coap.Option], "bytes | None"]
 
 _REFUSED: Sequence[_Request] = (
-    ("there is nothing at the path", ("p", "none"), (), None),
-    ("`sequence` with `?full` is another one than the stream's", _STREAM,
+    ("nothing exists at the path", ("p", "none"), (), None),
+    ("`sequence` with `?full` differs from the stream's", _STREAM,
      ((coap.URI_QUERY, b"full"), (coap.URI_QUERY, b"sequence=16")), None),
     ("`sequence` with `?full` is no number of at most 10 digits", _STREAM,
      ((coap.URI_QUERY, b"full"), (coap.URI_QUERY, b"sequence=x")), None),
     ("Block2 is past the end", _STREAM, ((coap.BLOCK2, b"\x64"),), None),
     ("Block2 has size exponent 7", _STREAM, ((coap.BLOCK2, b"\x07"),), None),
-    ("a FETCH that is no map, or a value of another type in it", _STREAM,
+    ("a FETCH is no map, or a value in it has a wrong type", _STREAM,
      ((coap.CONTENT_FORMAT, b"\x3c"),), b"\x80"),
-    ("a critical option that is not in the table", ("p",), ((1, b""),), None),
-    ("a critical option with a bad length, twice where it may not be, or not UTF-8", ("p",),
+    ("a critical option is not in the table", ("p",), ((1, b""),), None),
+    ("a critical option has a bad length, is repeated wrongly, or is not UTF-8", ("p",),
      ((coap.ACCEPT, b"\x00\x00\x00"),), None),
-    ("a method other than those of the resource", ("p",), (), b"\xa0"),
+    ("the resource does not support the method", ("p",), (), b"\xa0"),
     ("Accept is no format of the resource; with FETCH: is not 60", ("p",),
      ((coap.ACCEPT, b"\x29"),), None),
-    ("a FETCH longer than the limit of a selection", _STREAM,
+    ("a FETCH is longer than the limit of a selection", _STREAM,
      ((coap.CONTENT_FORMAT, b"\x3c"),), b"\xa0" * 257),
-    ("a Block1 that is not the only block", _STREAM, ((coap.BLOCK1, b"\x08"),), None),
-    ("a FETCH whose Content-Format is not 60", _STREAM, (), b"\xa0"),
-    ("Proxy-Uri or Proxy-Scheme", (), ((coap.PROXY_SCHEME, b"coap"),), None),
+    ("a Block1 is not the only block", _STREAM, ((coap.BLOCK1, b"\x08"),), None),
+    ("the Content-Format of a FETCH is not 60", _STREAM, (), b"\xa0"),
+    ("the request has Proxy-Uri or Proxy-Scheme", (), ((coap.PROXY_SCHEME, b"coap"),), None),
 )  # fmt: skip
 
 
@@ -333,6 +343,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:resources": _resources,
     "table:codes": _codes,
     "table:answers": _answers,
+    "table:decisions": _decisions,
     "table:sizes": _sizes,
     "example:stream-toml": _stream_toml,
     "example:narrowed": lambda: _cbor(
