@@ -7,7 +7,6 @@ Sources: `spec/resources.md`, `spec/wire.md`.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,12 +14,15 @@ from typing import Any, TypeGuard
 
 import attrs
 
-from netota_coap.blobs import Key, digest_of
-from netota_coap.datagram import fitting
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import CODECS, ContentFormat
+from netota_coap.encoding.datagram_fit import fitting
+from netota_coap.encoding.documents import StreamEncoder, encode, encode_list
 from netota_coap.errors import DamagedError, NotFoundError
-from netota_coap.formats import Format
-from netota_coap.holding import NOTHING, Holding, OpenBlobs, key_of, own_below
-from netota_coap.model import (
+from netota_coap.holding import NOTHING, Holding, OpenBlobs, own_below
+from netota_coap.model.selection import Index, Selection
+from netota_coap.model.values import (
+    DEFAULT_POLL_S,
     LIMITS,
     Archive,
     Package,
@@ -30,42 +32,12 @@ from netota_coap.model import (
     StreamEntry,
     Value,
 )
-from netota_coap.selection import Index, Selection
+from netota_coap.repository.blobs import Key, digest_of, key_of
 from netota_coap.shelf import Shelf
 from netota_coap.views import View
-from netota_coap.wire import (
-    StreamEncoder,
-    encode,
-    encode_list,
-)
 
 Path = tuple[str, ...]
-
-DEFAULT_POLL_S = 86_400
 _FILTERED_LISTS = 16  # of discovery that are kept
-
-
-class ContentFormat(enum.IntEnum):
-    """Content formats by their CoAP number (RFC 7252, section 12.3)."""
-
-    LINK = 40
-    OCTETS = 42
-    JSON = 50
-    CBOR = 60
-
-    @property
-    def media_type(self) -> str:
-        """The media type, as HTTP calls it."""
-        return _MEDIA_TYPES[self]
-
-
-_MEDIA_TYPES = {
-    ContentFormat.LINK: "application/link-format",
-    ContentFormat.OCTETS: "application/octet-stream",
-    ContentFormat.JSON: "application/json",
-    ContentFormat.CBOR: "application/cbor",
-}
-CODECS = {ContentFormat.JSON: Format.JSON, ContentFormat.CBOR: Format.CBOR}
 
 
 @attrs.frozen

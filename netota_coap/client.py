@@ -22,7 +22,9 @@ from aiocoap.numbers.constants import Unreliable
 from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import ClientObservation, Context, Request
 
-from netota_coap.catalog import DEFAULT_POLL_S, ContentFormat
+from netota_coap.encoding.codecs import Format, load
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import decode, decode_list, decode_problem, selection_to_query
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -31,11 +33,9 @@ from netota_coap.errors import (
     RollbackError,
     TransferError,
 )
-from netota_coap.formats import Format, load
-from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import DEFAULT_POLL_S, LIMITS, PackageEntry, Stream, StreamEntry
 from netota_coap.roundtrips import Peer
-from netota_coap.selection import Selection
-from netota_coap.wire import decode, decode_list, decode_problem, selection_to_query
 
 T = TypeVar("T")
 

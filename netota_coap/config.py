@@ -20,9 +20,9 @@ import attrs
 from netota_coap.coap.observers import Caps
 from netota_coap.coap.server import DEFAULT_MAX_AGE_S, STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND
+from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.files import at_once
-from netota_coap.formats import Format, load
 from netota_coap.holding import DEFAULT_METRIC
 from netota_coap.kinds import (
     BOOLEAN,
@@ -44,7 +44,7 @@ from netota_coap.kinds import (
     Kind,
     choice,
 )
-from netota_coap.model import LIMITS
+from netota_coap.model.values import LIMITS
 
 FILE = "config.toml"
 DIRECTORY = Path("/etc/netota-coap")

@@ -21,15 +21,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from netota_coap import artefacts, publish, release
-from netota_coap.artefacts import Artefact
-from netota_coap.blobs import Blobs
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError, printable
 from netota_coap.metrics import Heard
-from netota_coap.model import Stream, StreamName
-from netota_coap.publish import Edit
+from netota_coap.model.values import Stream, StreamName
+from netota_coap.publishing import inspection, publish, release_file
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.inspection.artefact import Artefact
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository.blobs import Blobs
 from netota_coap.service import Service
-from netota_coap.sources import ArchiveSource
 
 POLL_S = 0.5
 """Between two looks at a build; it is taken when it did not change between them."""
@@ -74,7 +74,7 @@ class Publisher:
         if not self._seen or self._seen != before or self._seen == self._done:
             return None
         self._done = self._seen
-        built = {path: artefacts.read(path) for path, _, _ in self._seen}
+        built = {path: inspection.read(path) for path, _, _ in self._seen}
         if self._holds(built.values()):
             return None
         sources = [ArchiveSource(path) for path in built]
@@ -89,7 +89,7 @@ class Publisher:
 
     def _files(self) -> tuple[tuple[Path, int, int], ...]:
         try:
-            found = [(path, path.stat()) for path in release.found([self.build])]
+            found = [(path, path.stat()) for path in release_file.found([self.build])]
         except (InvalidDataError, OSError):
             return ()  # it is being built
         return tuple((path, status.st_size, status.st_mtime_ns) for path, status in found)

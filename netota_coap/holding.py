@@ -13,9 +13,9 @@ from os import fstat, pread
 
 import attrs
 
-from netota_coap.blobs import Blobs, Key, blob_name, path_of
 from netota_coap.errors import DamagedError, NotFoundError
-from netota_coap.model import LIMITS, Archive, Offer
+from netota_coap.model.values import LIMITS, Archive, Offer
+from netota_coap.repository.blobs import Blobs, Key, blob_name, key_of, path_of
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +139,6 @@ class OpenBlobs:
 
 def _damaged(sha256: bytes) -> DamagedError:
     return DamagedError(f"the blob {blob_name(sha256)} is damaged")
-
-
-def key_of(archive: Archive) -> Key:
-    """Return what the file of an archive is known by."""
-    return archive.envelope.sha256, archive.envelope.size
 
 
 @attrs.frozen(eq=False)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from netota_coap.formats import refuse
-from netota_coap.model import text
+from netota_coap.encoding.codecs import refuse
+from netota_coap.model.values import text
 
 _FORM = re.compile(
     r"(?P<scheme>coap|https?)://(?P<host>\[[^\s\[\]/?#@]+\]|[^\s\[\]/?#@:]+)"

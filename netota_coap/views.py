@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from netota_coap.encoding.documents import selection_from_cbor, selection_from_query
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.selection import Selection
-from netota_coap.wire import selection_from_cbor, selection_from_query
+from netota_coap.model.selection import Selection
 
 
 @attrs.frozen

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from imgtool.main import imgtool
 
-from netota_coap import artefacts
-from netota_coap.artefacts import Artefact
 from netota_coap.errors import InvalidDataError
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection.artefact import Artefact
 from tests import environment
 
 BODY = bytes(range(256)) * 40
@@ -176,7 +176,7 @@ def mutilated(data: bytes) -> Iterator[tuple[str, bytes]]:
 def outcome(path: Path) -> Artefact | InvalidDataError:
     """Read a file; nothing but these two may come of it."""
     try:
-        return artefacts.read(path)
+        return inspection.read(path)
     except InvalidDataError as error:
         assert error.detail.startswith(str(path))
         return error

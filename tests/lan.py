@@ -19,7 +19,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.server import Responder, Site
 from netota_coap.discovery import discover
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "repositories" / "typical"
 SERVER, CLIENT = "v0", "v1"

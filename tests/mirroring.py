@@ -10,14 +10,14 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import repository
-from netota_coap.blobs import Blobs
-from netota_coap.checks import check
 from netota_coap.mirror import Mirror, Terms
 from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.incoming import Incoming
-from netota_coap.model import Archive, Content, Offer, Stream, StreamName
-from netota_coap.sources import ArchiveSource
+from netota_coap.model.values import Archive, Content, Offer, Stream, StreamName
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.check import check
 from tests import publishing
 from tests.file_servers import HttpServer, Request, Response, http_server, just, ranged
 from tests.publishing import STABLE
@@ -82,7 +82,7 @@ async def origin(directory: Path) -> AsyncIterator[Origin]:
         return refuse.get(request.path, lambda same: same)(response)
 
     root = directory / "upstream"
-    repository.init(root)
+    loading.init(root)
     async with http_server(reply) as server:
         it = Origin(root, server, files, refuse)
         it.publish("1.0")
@@ -107,7 +107,7 @@ def mirror(
 ) -> Mirror:
     """Make a mirror, and its repository if need be; `bounds` are those of `Incoming`."""
     if not root.exists():
-        repository.init(root)
+        loading.init(root)
     return Mirror(Incoming(root, **bounds), uri, choice, terms)
 
 
@@ -126,7 +126,7 @@ async def running(*mirrors: Mirror) -> AsyncIterator[None]:
 
 def present(root: Path, name: StreamName = STABLE) -> Stream | None:
     """Return what a stream holds."""
-    return repository.read(root, name)[1]
+    return loading.read(root, name)[1]
 
 
 def version(root: Path, name: StreamName = STABLE) -> str:

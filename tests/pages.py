@@ -14,7 +14,7 @@ import httpx2
 from netota_coap.catalog import Catalog
 from netota_coap.http.server import HttpSite
 from netota_coap.metrics import Metrics
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 from netota_coap.status import FanOut, Status
 
 _VOID = {"link", "meta", "img"}

@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 
-from netota_coap import publish as publishing
-from netota_coap.checks import check
-from netota_coap.model import Offer, Stream, StreamName
-from netota_coap.publish import Edit
-from netota_coap.sources import ArchiveSource
+from netota_coap.model.values import Offer, Stream, StreamName
+from netota_coap.publishing import publish as publishing
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository.check import check
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 STABLE = ("sensor-node", "stable")

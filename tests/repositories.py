@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Stream
-from netota_coap.repository import Loader
+from netota_coap.model.values import Stream
+from netota_coap.repository.loading import Loader
 from tests.conftest import FIXTURES
 
 REPOSITORIES = FIXTURES / "repositories"

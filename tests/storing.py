@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from netota_coap.blobs import Blob, Blobs, path_of
-from netota_coap.model import Envelope
+from netota_coap.model.values import Envelope
+from netota_coap.repository.blobs import Blob, Blobs, path_of
 
 FIRMWARE = b"firmware"
 SHA256 = hashlib.sha256(FIRMWARE).digest()

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import strategies as st
 
-from netota_coap.model import (
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     LIMITS,
     RESERVED_ATTRIBUTES,
@@ -24,7 +25,6 @@ from netota_coap.model import (
     Stream,
     StreamEntry,
 )
-from netota_coap.selection import Selection
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 

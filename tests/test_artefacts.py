@@ -19,13 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netota_coap import artefacts
-from netota_coap.artefacts import Artefact
+from netota_coap import files as source_files
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content, Envelope
+from netota_coap.model.values import Content, Envelope
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection.artefact import Artefact
 from tests import artefact_files as files
 
-CHUNK = artefacts.file._CHUNK
+CHUNK = source_files._CHUNK
 
 # ----------------------------------------------------------------------------------------------
 # Any file
@@ -42,7 +43,7 @@ def test_envelope_describes_the_file(tmp_path: Path, size: int) -> None:
         type="application/octet-stream", size=size, sha256=hashlib.sha256(data).digest()
     )
     expected = Artefact(envelope=envelope, facts={"format": "bytes"})
-    assert expected == artefacts.read(path, seen.append)
+    assert expected == inspection.read(path, seen.append)
     assert (size, -(-size // CHUNK)) == (sum(seen), len(seen))
 
 
@@ -50,8 +51,8 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
     """A link to a file is as good as the file."""
     (tmp_path / "image.bin").write_bytes(b"firmware")
     (tmp_path / "latest.bin").symlink_to("image.bin")
-    expected = artefacts.read(tmp_path / "image.bin")
-    assert expected == artefacts.read(tmp_path / "latest.bin")
+    expected = inspection.read(tmp_path / "image.bin")
+    assert expected == inspection.read(tmp_path / "latest.bin")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, reason: str) ->
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(tmp_path / name)
+        inspection.read(tmp_path / name)
     assert f"{tmp_path / name}: {reason}" == raised.value.detail
 
 
@@ -92,7 +93,7 @@ def test_file_that_changes_is_refused(change: Callable[[Path], None], tmp_path: 
     path = tmp_path / "image.bin"
     path.write_bytes(bytes(2 * CHUNK))
     with pytest.raises(InvalidDataError, match="changed while it was read") as raised:
-        artefacts.read(path, lambda _: change(path))
+        inspection.read(path, lambda _: change(path))
     assert raised.value.hint == "Try again when it is complete."
 
 
@@ -102,7 +103,7 @@ def test_file_that_shrinks_before_it_is_looked_at(tmp_path: Path) -> None:
     path.write_bytes(bytes(2000))
     with (
         pytest.raises(InvalidDataError, match="changed while it was read"),
-        artefacts.file.opened(path) as file,
+        source_files.opened(path) as file,
     ):
         os.truncate(path, 100)
         file.at(0, 2000)
@@ -129,7 +130,7 @@ def test_file_that_shrinks_before_it_is_looked_at(tmp_path: Path) -> None:
 def test_elf(options: str, facts: dict[str, Any], tmp_path: Path) -> None:
     """An ELF file tells its architecture, and whether it has debug information."""
     path = files.elf(tmp_path / "app", *options.split())
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert found.envelope.type == "application/x-executable"
     assert Content(arch=facts["arch"]) == found.content
     assert frozenset({"arch"}) == found.stated
@@ -151,7 +152,7 @@ def test_architectures(machine: int, arch: str | None, program: bytes, tmp_path:
     """The architecture is that of the machine, for its class and byte order; or not known."""
     path = tmp_path / "app"
     path.write_bytes(files.patched(program, 18, "<H", machine))
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert Content(arch=arch) == found.content
     assert (found.stated == {"arch"}) is (arch is not None)
 
@@ -165,14 +166,14 @@ def test_elf_of_many_sections(tmp_path: Path) -> None:
     )
     path = tmp_path / "many.o"
     files.run("gcc", "-c", "-o", path, source)
-    assert artefacts.read(path).facts["debug_info"] is True
+    assert inspection.read(path).facts["debug_info"] is True
 
 
 def test_elf_without_sections(program: bytes, tmp_path: Path) -> None:
     """A file whose sections were cut away has no debug information."""
     path = tmp_path / "app"
     path.write_bytes(files.patched(program, 40, "<Q", 0))
-    assert artefacts.read(path).facts["debug_info"] is False
+    assert inspection.read(path).facts["debug_info"] is False
 
 
 def test_elf_of_debug_information_only(program: bytes, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_elf_of_debug_information_only(program: bytes, tmp_path: Path) -> None:
     sections, names = struct.unpack_from("<Q", program, 40)[0], program[62]
     path = tmp_path / "app"
     path.write_bytes(files.patched(program, sections + 64 * names + 4, "<I", 8))
-    assert artefacts.read(path).facts["debug_info"] is False
+    assert inspection.read(path).facts["debug_info"] is False
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_elf_that_lies(
     path = tmp_path / "app"
     path.write_bytes(files.patched(program, offset, layout, value))
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert reason in raised.value.detail
 
 
@@ -214,7 +215,7 @@ def test_elf_that_lies(
 def test_squashfs(compression: str, tmp_path: Path) -> None:
     """A SquashFS tells how it is compressed; mksquashfs pads it to 4 KiB."""
     path = files.squashfs(tmp_path / "app.squashfs", compression)
-    found = artefacts.read(path)
+    found = inspection.read(path)
     size = found.facts["filesystem_size"]
     assert found.envelope.type == "application/vnd.squashfs"
     assert Content(filesystem="squashfs", compression=compression) == found.content
@@ -246,7 +247,7 @@ def test_what_may_follow_a_squashfs(
     """Padding of any length, the superblock of dm-verity, and OpenWrt's mark are known."""
     path = tmp_path / "rootfs"
     path.write_bytes(real["squashfs"] + follower)
-    assert artefacts.read(path).facts["trailing_bytes"] > len(follower)
+    assert inspection.read(path).facts["trailing_bytes"] > len(follower)
 
 
 @pytest.mark.parametrize("padding", [0, 1, CHUNK - 4096, CHUNK, 3 * CHUNK + 1])
@@ -258,7 +259,7 @@ def test_what_may_not_follow_a_squashfs(
     data = real["squashfs"] + b"\xff" * padding
     path.write_bytes(data + b"\x55\0")
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     expected = f"{path}: bytes at {len(data)} follow the end of its SquashFS: a RAUC bundle"
     assert raised.value.detail.startswith(expected)
 
@@ -274,7 +275,7 @@ def test_what_may_not_follow_a_squashfs(
 )
 def test_ext(kind: str, options: str, facts: dict[str, Any], tmp_path: Path) -> None:
     """The three generations of the ext file system are told apart by what they need."""
-    found = artefacts.read(files.ext(tmp_path / "rootfs", kind, *options.split()))
+    found = inspection.read(files.ext(tmp_path / "rootfs", kind, *options.split()))
     assert found.envelope.type == "application/octet-stream"
     assert Content(filesystem=kind) == found.content
     assert frozenset({"filesystem"}) == found.stated
@@ -297,7 +298,7 @@ def test_truncated_file_system(
     path = tmp_path / "rootfs"
     path.write_bytes(real[name][:end])
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert reason in raised.value.detail
 
 
@@ -360,7 +361,7 @@ def test_archives(
     """A compressed file tells how it is compressed, and what is inside if its start tells."""
     path = tmp_path / "update"
     path.write_bytes(real[name])
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert media_type == found.envelope.type
     assert Content(**content) == found.content
     assert frozenset(content) == found.stated
@@ -373,7 +374,7 @@ def test_dictionary_that_takes_too_much_memory(tmp_path: Path) -> None:
     # The size of the dictionary is stated, whatever is in it.
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28, "mf": lzma.MF_HC3}]
     path.write_bytes(lzma.compress(bytes(100), filters=filters))
-    assert artefacts.read(path).facts == {"format": "xz"}
+    assert inspection.read(path).facts == {"format": "xz"}
 
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -382,7 +383,7 @@ def test_tar_of_each_format(format_: int, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(files.BODY)
     with tarfile.open(tmp_path / "a.tar", "w", format=format_) as tar:
         tar.add(tmp_path / "file", "ä" * 40)
-    assert artefacts.read(tmp_path / "a.tar").facts == {"format": "tar"}
+    assert inspection.read(tmp_path / "a.tar").facts == {"format": "tar"}
 
 
 @pytest.mark.parametrize(
@@ -413,7 +414,7 @@ def test_archives_that_are_damaged(
     path = tmp_path / "update"
     path.write_bytes(change(real[name]))
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert reason in raised.value.detail
 
 
@@ -424,7 +425,7 @@ def test_what_looks_like_tar_only(checksum: bytes, real: dict[str, bytes], tmp_p
     """The magic of tar in another file makes no archive of it: the checksum decides."""
     path = tmp_path / "update"
     path.write_bytes(real["tar"][:148] + checksum + real["tar"][156:])
-    assert artefacts.read(path).facts == {"format": "bytes"}
+    assert inspection.read(path).facts == {"format": "bytes"}
 
 
 # ----------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netota_coap import artefacts
+from netota_coap import files as source_files
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content
+from netota_coap.model.values import Content
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection import artefact
 from tests import artefact_files as files
 
-CHUNK = artefacts.file._CHUNK
+CHUNK = source_files._CHUNK
 HASHED = 512 + len(files.BODY)
 """Where the TLVs of an image without protected ones begin."""
 
@@ -100,7 +102,7 @@ def test_images(name: str, keys: Path) -> None:
     path = files.image(keys / f"{name}.bin", *paths)
     files.run_imgtool("dumpinfo", "-s", "-f", "json", "-o", keys / "dump.json", path)
     dump = json.loads((keys / "dump.json").read_text())
-    found = artefacts.read(path)
+    found = inspection.read(path)
     data = path.read_bytes()
 
     assert found.envelope.type == "application/vnd.mcuboot.image"
@@ -135,7 +137,7 @@ def test_images(name: str, keys: Path) -> None:
 )
 def test_version_is_as_mcuboot_shows_it(version: str, expected: str, tmp_path: Path) -> None:
     """A build number of 0 is left out."""
-    assert expected == artefacts.read(files.image(tmp_path / "a.bin", version=version)).version
+    assert expected == inspection.read(files.image(tmp_path / "a.bin", version=version)).version
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_version_is_as_mcuboot_shows_it(version: str, expected: str, tmp_path: P
 )
 def test_versions_differ(a: str, b: str, differ: bool) -> None:
     """Only a build number of 0 makes no difference."""
-    assert differ is artefacts.versions_differ(a, b)
+    assert differ is inspection.versions_differ(a, b)
 
 
 @pytest.mark.parametrize("algorithm", ["256", "512"])
@@ -166,7 +168,7 @@ def test_hash_is_checked_across_buffers(algorithm: str, size: int, tmp_path: Pat
     path = files.image(tmp_path / "image.bin", *options, body=body)
     seen: list[int] = []
 
-    assert artefacts.read(path, seen.append).facts["image_hash_checked"] is True
+    assert inspection.read(path, seen.append).facts["image_hash_checked"] is True
     assert path.stat().st_size == sum(seen)
 
 
@@ -176,7 +178,7 @@ def test_image_that_was_not_signed(keys: Path) -> None:
         keys / "payload.bin", "-k", keys / "ed25519.pem", "--vector-to-sign", "payload"
     )
     with pytest.raises(InvalidDataError, match="without a hash: imgtool did not") as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert "imgtool sign" in raised.value.hint
 
 
@@ -215,7 +217,7 @@ def test_pure_signature_needs_no_hash(keys: Path) -> None:
     """An image with a pure signature may have no hash; then none is checked."""
     path = files.image(keys / "pure.bin", "-k", keys / "ed25519.pem", "--pure")
     path.write_bytes(files.patched(path.read_bytes(), HASHED + 4, "<H", 0x99))
-    facts = artefacts.read(path).facts
+    facts = inspection.read(path).facts
     assert (facts["image_hash_checked"], facts.get("image_hash")) == (False, None)
 
 
@@ -223,7 +225,7 @@ def test_what_follows_an_image_is_a_fact(signed: bytes, tmp_path: Path) -> None:
     """Padding after the TLVs is no error."""
     path = tmp_path / "image.bin"
     path.write_bytes(signed + b"\xff" * 100)
-    facts = artefacts.read(path).facts
+    facts = inspection.read(path).facts
     assert (facts["trailing_bytes"], facts["slot_trailer"]) == (100, False)
 
 
@@ -244,13 +246,13 @@ def test_slot_without_its_end(options: str, cut: int, tmp_path: Path) -> None:
     path = files.image(tmp_path / "image.bin", *options.split())
     os.truncate(path, path.stat().st_size - cut)
     with pytest.raises(InvalidDataError, match="neither padding nor a whole slot trailer: a pad"):
-        artefacts.read(path)
+        inspection.read(path)
 
 
 def test_intel_hex_is_taken_as_it_is(tmp_path: Path) -> None:
     """An image in Intel HEX is not looked into."""
     path = files.image(tmp_path / "image.hex", "-x", 0)
-    assert artefacts.read(path).facts == {"format": "bytes"}
+    assert inspection.read(path).facts == {"format": "bytes"}
 
 
 def test_mutilated_images(signed: bytes, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_mutilated_images(signed: bytes, tmp_path: Path) -> None:
     for what, data in files.mutilated(signed):
         path.write_bytes(data)
         found = files.outcome(path)
-        harmless = isinstance(found, artefacts.Artefact) and (
+        harmless = isinstance(found, artefact.Artefact) and (
             found.facts["format"] == "bytes" or len(data) >= len(signed)
         )
         assert isinstance(found, InvalidDataError) or harmless, what

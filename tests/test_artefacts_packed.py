@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netota_coap import artefacts
-from netota_coap.artefacts import Artefact
+from netota_coap import files as source_files
 from netota_coap.errors import InvalidDataError
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection.artefact import Artefact
 from tests import artefact_files as files
 
 SUFFIXES = {"gzip": "gz", "xz": "xz", "zstd": "zst"}
@@ -155,7 +156,7 @@ def test_headers_across_pieces(
     tool: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a piece of a file ends, its headers are understood."""
-    monkeypatch.setattr(artefacts.file, "_CHUNK", chunk)
+    monkeypatch.setattr(source_files, "_CHUNK", chunk)
     data = packed(tmp_path, tool) * 3
     assert accepted(tmp_path / "update", data)
     assert not accepted(tmp_path / "update", data[:-1])
@@ -167,7 +168,7 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     path.write_bytes(packed(tmp_path, "gzip", bytes(32 << 20)))
     tracemalloc.start()
     try:
-        assert artefacts.read(path).facts == {"format": "gzip"}
+        assert inspection.read(path).facts == {"format": "gzip"}
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

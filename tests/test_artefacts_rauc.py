@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap import artefacts
-from netota_coap.artefacts import rauc
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content
+from netota_coap.model.values import Content
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection import rauc
 from tests import artefact_files as files
 
 IMAGES = [
@@ -43,7 +43,7 @@ def with_rauc(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str = ""
 def test_bundles(bundle_format: str, directory: Path) -> None:
     """A bundle of each format tells version, compatible, and what is in it."""
     path = files.bundle(directory / f"{bundle_format}.raucb", directory, bundle_format)
-    found = artefacts.read(path)
+    found = inspection.read(path)
     # What is encrypted does not tell how it is compressed.
     compression = None if bundle_format == "crypt" else "gzip"
 
@@ -74,7 +74,7 @@ def test_encrypted_manifest(directory: Path) -> None:
         "-out", "recipient.pem", "-subj", "/CN=recipient", cwd=directory,
     )  # fmt: skip
     files.run("rauc", "encrypt", *key, path, directory / "encrypted.raucb")
-    found = artefacts.read(directory / "encrypted.raucb")
+    found = inspection.read(directory / "encrypted.raucb")
 
     assert (Content(type="rauc-bundle"), None) == (found.content, found.version)
     assert frozenset() == found.stated
@@ -98,7 +98,7 @@ def test_file_system_is_that_of_the_root(
     """That of the image of class rootfs, or of the only one, by the suffix of its name."""
     head = files.MANIFEST.partition("[image")[0]
     path = files.bundle(tmp_path / "bundle.raucb", directory, manifest=head + section + "\n")
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert filesystem == found.content.filesystem
     assert ("filesystem" in found.stated) is (filesystem is not None)
 
@@ -109,7 +109,7 @@ def test_names_that_no_stream_can_hold(directory: Path, tmp_path: Path) -> None:
     path = files.bundle(
         tmp_path / "bundle.raucb", directory, compatible=compatible, version=version
     )
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert (found.content.machine, found.version) == (None, None)
     assert "version" not in found.stated
     assert (compatible, version) == (found.facts["compatible"], found.facts["version"])
@@ -118,7 +118,7 @@ def test_names_that_no_stream_can_hold(directory: Path, tmp_path: Path) -> None:
 def test_text_beyond_ascii(directory: Path, tmp_path: Path) -> None:
     """What a manifest says arrives as it is, in whatever language."""
     path = files.bundle(tmp_path / "bundle.raucb", directory, compatible="Börd", version="2.0 ü")
-    found = artefacts.read(path)
+    found = inspection.read(path)
     assert (found.facts["compatible"], found.facts["version"]) == ("Börd", "2.0 ü")
     assert (found.content.machine, found.version) == ("Börd", "2.0 ü")
 
@@ -126,7 +126,7 @@ def test_text_beyond_ascii(directory: Path, tmp_path: Path) -> None:
 def test_without_rauc(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle is recognized without rauc, and a hint says what it takes to read it."""
     with_rauc(monkeypatch, tmp_path)
-    found = artefacts.read(bundle)
+    found = inspection.read(bundle)
     assert (None, frozenset()) == (found.version, found.stated)
     assert Content(type="rauc-bundle", compression="gzip") == found.content
     assert found.facts["bundle_format"] == "verity"
@@ -140,7 +140,7 @@ def test_rauc_has_the_last_word(directory: Path, tmp_path: Path) -> None:
     # The superblock: where the table of identifiers is.
     path.write_bytes(whole[:48] + b"\xff" * 8 + whole[56:])
     with pytest.raises(InvalidDataError, match=r"rauc refuses it: .*unsquashfs") as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert "\n" not in raised.value.detail
 
 
@@ -163,7 +163,7 @@ def test_rauc_that_fails(
     with_rauc(monkeypatch, tmp_path, script)
     monkeypatch.setattr(rauc, "_TIMEOUT_S", 0.2 if "sleep" in script else 30)
     with pytest.raises(InvalidDataError, match=reason):
-        artefacts.read(bundle)
+        inspection.read(bundle)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_rauc_that_answers_otherwise(
 ) -> None:
     """Of an answer in another form as much is taken as is understood."""
     with_rauc(monkeypatch, tmp_path, f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
-    found = artefacts.read(bundle).facts
+    found = inspection.read(bundle).facts
     assert {"format": "rauc", "bundle_format": "verity"} | facts == found
 
 
@@ -206,7 +206,7 @@ def test_rauc_is_asked_for_the_open_file(
     """A file that begins with a dash, or is moved away, is still the one that rauc reads."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(bundle, "-bundle.raucb")
-    assert artefacts.read(Path("-bundle.raucb")).version == "2026.11-1"
+    assert inspection.read(Path("-bundle.raucb")).version == "2026.11-1"
 
 
 def test_bundle_without_its_end(bundle: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_bundle_without_its_end(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "bundle.raucb"
     path.write_bytes(bundle.read_bytes()[:-1])
     with pytest.raises(InvalidDataError, match="is no RAUC bundle, or a truncated one"):
-        artefacts.read(path)
+        inspection.read(path)
 
 
 @pytest.mark.parametrize("bundle_format", ["plain", "verity"])
@@ -229,10 +229,10 @@ def test_bundle_without_its_end_and_name(
     for cut in {end + 8, end + 100, (end + len(whole)) // 2, *range(len(whole) - 9, len(whole))}:
         path.write_bytes(whole[:cut])
         with pytest.raises(InvalidDataError, match="a RAUC bundle without its end"):
-            artefacts.read(path)
+            inspection.read(path)
     path.write_bytes(whole[: size - 1])
     with pytest.raises(InvalidDataError, match="is truncated: its squashfs ends"):
-        artefacts.read(path)
+        inspection.read(path)
 
 
 def test_mutilated_bundles(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

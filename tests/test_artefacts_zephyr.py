@@ -14,10 +14,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from netota_coap import artefacts
-from netota_coap.artefacts import zephyr
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content
+from netota_coap.model.values import Content
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection import zephyr
 from tests import artefact_files as files
 
 CONFIG = """\
@@ -96,7 +96,7 @@ def test_build(
     tmp_path: Path,
 ) -> None:
     """Kconfig's settings, CMake's description, or both tell what a build is; nothing is stated."""
-    found = artefacts.read(build(tmp_path, config, info))
+    found = inspection.read(build(tmp_path, config, info))
     assert Content(type="zephyr-image", machine="nrf5340dk", **content) == found.content
     assert version == found.version
     assert frozenset() == found.stated
@@ -108,7 +108,7 @@ def test_image_of_a_build(tmp_path: Path) -> None:
     image = files.image(tmp_path / "zephyr.signed.bin").rename(
         build(tmp_path / "build" / "app").with_name("zephyr.signed.bin")
     )
-    found = artefacts.read(image)
+    found = inspection.read(image)
     expected = Content(type="zephyr-image", arch="arm", machine="nrf5340dk", debug=False)
     assert expected == found.content
     assert found.version == "1.2.3+4"
@@ -122,15 +122,15 @@ def test_link_to_a_build(tmp_path: Path) -> None:
     (tmp_path / "latest.bin").symlink_to(path)
     (tmp_path / "other.bin").write_bytes(b"")
     path.with_name("link.bin").symlink_to(tmp_path / "other.bin")
-    assert artefacts.read(tmp_path / "latest.bin").content.machine == "nrf5340dk"
-    assert artefacts.read(path.with_name("link.bin")).content == Content()
+    assert inspection.read(tmp_path / "latest.bin").content.machine == "nrf5340dk"
+    assert inspection.read(path.with_name("link.bin")).content == Content()
 
 
 def test_description_in_the_same_directory(tmp_path: Path) -> None:
     """Files that were collected from a build are known by the description beside them."""
     (tmp_path / "build_info.yml").write_text(INFO)
     (tmp_path / "zephyr.hex").write_bytes(b"")
-    assert artefacts.read(tmp_path / "zephyr.hex").content.machine == "nrf5340dk"
+    assert inspection.read(tmp_path / "zephyr.hex").content.machine == "nrf5340dk"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_description_in_the_same_directory(tmp_path: Path) -> None:
 )
 def test_what_is_no_build(config: str | None, info: str | None, tmp_path: Path) -> None:
     """Files of these names that are not Zephyr's say nothing."""
-    found = artefacts.read(build(tmp_path, config, info))
+    found = inspection.read(build(tmp_path, config, info))
     assert (Content(), {"format": "bytes"}) == (found.content, found.facts)
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_build(config: str | None, info: str | None, tmp_path: Path) 
 def test_architectures(settings_: str, arch: str | None, tmp_path: Path) -> None:
     """Zephyr's names of architectures become ours; native_sim has none."""
     config = f'CONFIG_BOARD="b"\n{settings_}'
-    assert arch == artefacts.read(build(tmp_path, config, None)).content.arch
+    assert arch == inspection.read(build(tmp_path, config, None)).content.arch
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_architectures(settings_: str, arch: str | None, tmp_path: Path) -> None
 def test_debug(option: str, debug: bool, tmp_path: Path) -> None:
     """A build for debugging is one that is optimized for it, or not at all."""
     path = build(tmp_path, f"{CONFIG}{option}\n", None)
-    assert debug is artefacts.read(path).content.debug
+    assert debug is inspection.read(path).content.debug
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_debug(option: str, debug: bool, tmp_path: Path) -> None:
 def test_version(version: str, expected: str | None, tmp_path: Path) -> None:
     """A version that is Kconfig's default, or that no stream can hold, is none."""
     config = CONFIG.replace("3.2.1+0", version)
-    assert expected == artefacts.read(build(tmp_path, config, None)).version
+    assert expected == inspection.read(build(tmp_path, config, None)).version
 
 
 def test_names_that_no_stream_can_hold(tmp_path: Path) -> None:
     """A board whose name is too long is left to the facts."""
     board = "b" * 65
-    found = artefacts.read(build(tmp_path, None, INFO.replace("nrf5340dk", board)))
+    found = inspection.read(build(tmp_path, None, INFO.replace("nrf5340dk", board)))
     assert found.content.machine is None
     assert board == found.facts["zephyr"]["board"]
 
@@ -216,7 +216,7 @@ def test_two_builds_mixed(tmp_path: Path) -> None:
     """Where settings and description are of two boards, nobody knows which one the files fit."""
     path = build(tmp_path, info=INFO.replace("nrf5340dk", "nrf52840dk"))
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     config = path.with_name(".config")
     expected = (
         f"{tmp_path / 'build_info.yml'}: cmake.board.name: "
@@ -243,24 +243,24 @@ def test_malformed_description(info: str, reason: str, tmp_path: Path) -> None:
     """The error names the file, and the line where there is one."""
     path = build(tmp_path, info=info)
     with pytest.raises(InvalidDataError) as raised:
-        artefacts.read(path)
+        inspection.read(path)
     assert raised.value.detail.startswith(f"{tmp_path / 'build_info.yml'}: {reason}")
 
 
 def test_parser_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where YAML's parser in C is missing, the other one reads the same."""
-    expected = artefacts.read(build(tmp_path))
+    expected = inspection.read(build(tmp_path))
     monkeypatch.delattr(yaml, "CBaseLoader")
-    assert expected == artefacts.read(build(tmp_path))
+    assert expected == inspection.read(build(tmp_path))
     with pytest.raises(InvalidDataError, match="is nested too deeply"):
-        artefacts.read(build(tmp_path, info="[\n" * 5_000))
+        inspection.read(build(tmp_path, info="[\n" * 5_000))
 
 
 def test_aliases_do_not_multiply(tmp_path: Path) -> None:
     """A description that unfolds to more than there is memory for does not unfold."""
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 100))]
     path = build(tmp_path, info="\n".join(lines) + "\n" + INFO)
-    assert artefacts.read(path).content.machine == "nrf5340dk"
+    assert inspection.read(path).content.machine == "nrf5340dk"
 
 
 def test_settings_that_cannot_be_read(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_settings_that_cannot_be_read(tmp_path: Path) -> None:
     path = build(tmp_path, None, None)
     os.mkfifo(path.with_name(".config"))
     os.mkfifo(tmp_path / "build_info.yml")
-    assert artefacts.read(path).content == Content()
+    assert inspection.read(path).content == Content()
 
 
 @given(

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from netota_coap.coap import options as coap
-from netota_coap.formats import Format
-from netota_coap.model import Archive, Content, Envelope, Offer, Stream
-from netota_coap.wire import encode
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Stream
 from tests.file_servers import Response, http_server
 from tests.publishing import NOW
 from tests.serving import PROJECT, run, until

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from netota_coap.errors import InvalidDataError
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 from tests.serving import PROJECT, run
 from tools import bench_soak
 from tools.bench_soak import ROWS, TURNS, Publisher, Sample

@@ -19,19 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap import repository
-from netota_coap.blobs import Blob, Blobs, blob_name, digest_of
-from netota_coap.checks import check
-from netota_coap.errors import (
-    InvalidDataError,
-    Issue,
-    NetotaError,
-    NotFoundError,
-    RepositoryError,
-)
-from netota_coap.model import Envelope
-from netota_coap.repository import Loader
-from netota_coap.sources import ArchiveSource
+from netota_coap.errors import InvalidDataError, Issue, NetotaError, NotFoundError, RepositoryError
+from netota_coap.model.values import Envelope
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blob, Blobs, blob_name, digest_of
+from netota_coap.repository.check import check
+from netota_coap.repository.loading import Loader
 from tests.publishing import STABLE, publish
 from tests.storing import (
     ENVELOPE,
@@ -412,7 +406,7 @@ def public(image: Path) -> Iterator[Blobs]:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         root.chmod(0o755)
-        repository.init(root)
+        loading.init(root)
         shutil.copy(image, root / ".image")
         Blobs(root).add(image)
         yield Blobs(root)

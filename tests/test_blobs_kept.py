@@ -14,19 +14,14 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap import blobs as module
-from netota_coap import lock, repository
-from netota_coap.blobs import INCOMING, Blob, Blobs
-from netota_coap.checks import check
-from netota_coap.errors import (
-    InvalidDataError,
-    Issue,
-    NotFoundError,
-    RepositoryConflictError,
-)
-from netota_coap.model import Stream
-from netota_coap.sources import ArchiveSource
-from netota_coap.watch import Watcher
+from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
+from netota_coap.model.values import Stream
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import blobs as module
+from netota_coap.repository import loading, lock
+from netota_coap.repository.blobs import INCOMING, Blob, Blobs
+from netota_coap.repository.check import check
+from netota_coap.repository.watch import Watcher
 from tests.publishing import STABLE, promote, publish, remove, rollback, served
 from tests.repositories import stable
 from tests.serving import PROJECT
@@ -315,13 +310,13 @@ def test_what_is_removed_before_the_publish_is_stored_again(
     blobs: Blobs, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that goes between being stored and being named is put back, under the lock."""
-    locked = repository.locked
+    locked = lock.locked
 
     def meanwhile(root: Path) -> contextlib.AbstractContextManager[None]:
         assert len(blobs.gc(0, grace_s=0)) == 1
         return locked(root)
 
-    monkeypatch.setattr(repository, "locked", meanwhile)
+    monkeypatch.setattr(loading, "locked", meanwhile)
     publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
     assert content(blobs) == FIRMWARE
 

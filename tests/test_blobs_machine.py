@@ -13,13 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from netota_coap import repository
-from netota_coap.blobs import Blobs, path_of
-from netota_coap.checks import check
-from netota_coap.repository import Loader
-from netota_coap.sources import ArchiveSource
-from tests.conftest import NOW
-from tests.publishing import STABLE, publish, remove
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blobs, path_of
+from netota_coap.repository.check import check
+from netota_coap.repository.loading import Loader
+from tests.publishing import NOW, STABLE, publish, remove
 from tests.serving import PROJECT
 from tests.storing import damage, digests
 
@@ -44,7 +43,7 @@ class BlobsMachine(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.root = self.directory / "root"
-        repository.init(self.root)
+        loading.init(self.root)
         self.blobs = Blobs(self.root)
         self.good: set[bytes] = set()
         self.bad: set[bytes] = set()

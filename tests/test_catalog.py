@@ -12,22 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog import (
-    Catalog,
-    ContentFormat,
-    DiscoveryResource,
-    Resource,
-    StreamResource,
-)
-from netota_coap.checks import advice
-from netota_coap.datagram import in_one_datagram
+from netota_coap.catalog import Catalog, DiscoveryResource, Resource, StreamResource
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.datagram_fit import in_one_datagram
+from netota_coap.encoding.documents import decode, encode, selection_to_cbor, selection_to_query
 from netota_coap.errors import InvalidDataError, NotFoundError
-from netota_coap.formats import Format
-from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.selection import Selection
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
+from netota_coap.repository.check import advice
 from netota_coap.shelf import Shelf
 from netota_coap.views import View
-from netota_coap.wire import decode, encode, selection_to_cbor, selection_to_query
 from tests import cddl, strategies
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)

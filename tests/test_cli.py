@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 import pytest
 
-from netota_coap import cli, lock
+from netota_coap import cli
 from netota_coap.errors import NetotaError
+from netota_coap.repository import lock
 from tests.serving import COMMAND, PROJECT, netota, served, serving, until
 
 

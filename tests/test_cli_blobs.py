@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from netota_coap.blobs import Blobs
+from netota_coap.repository.blobs import Blobs
 from tests.serving import netota
 from tests.storing import FIRMWARE, PLACE, SHA256, damage
 from tests.test_cli import ok

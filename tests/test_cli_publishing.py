@@ -19,7 +19,7 @@ import pytest
 import tomli
 
 from netota_coap import cli
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 from tests.serving import COMMAND, PROJECT, netota, serving
 from tests.test_cli import ok
 from tools import spec_cli

@@ -16,25 +16,18 @@ import pytest
 from aiocoap.protocol import Request
 
 from netota_coap import client as client_module
-from netota_coap import repository
-from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
 from netota_coap.coap import options as coap
-from netota_coap.errors import (
-    ConfigError,
-    IntegrityError,
-    PeerError,
-    RollbackError,
-    TransferError,
-)
-from netota_coap.formats import Format
-from netota_coap.model import LIMITS, Offer, Stream
-from netota_coap.selection import Selection
-from netota_coap.sources import ArchiveSource
-from netota_coap.wire import encode
-from tests.conftest import NOW
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import encode
+from netota_coap.errors import ConfigError, IntegrityError, PeerError, RollbackError, TransferError
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import LIMITS, Offer, Stream
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import loading
 from tests.device import Answer, code
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import serving, until
 from tests.test_observers import STATE, hall, next_state
 
@@ -48,7 +41,7 @@ def change(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make).after
+    return loading.change(root, STABLE, make).after
 
 
 def crowd(root: Path, count: int, version: str = "2.0") -> Stream:

@@ -15,14 +15,14 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.blobs import Blobs
-from netota_coap.checks import check
-from netota_coap.formats import Format
-from netota_coap.lock import is_locked
-from netota_coap.model import Repository, Stream, StreamName
-from netota_coap.repository import Loader, drop, init
-from netota_coap.sources import ArchiveSource
-from netota_coap.wire import encode
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
+from netota_coap.model.values import Repository, Stream, StreamName
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.check import check
+from netota_coap.repository.loading import Loader, drop, init
+from netota_coap.repository.lock import is_locked
 from tests import crashing
 from tests.conftest import FIXTURES
 from tests.crashing import End, take_over
@@ -158,7 +158,7 @@ def test_killed_at_every_step(
     What is left has no errors and no lock, a long-lived reader takes it, and the next publish
     works, with a sequence that was never in effect.
     """
-    monkeypatch.setattr("netota_coap.blobs._STALE_S", 0)
+    monkeypatch.setattr("netota_coap.repository.blobs._STALE_S", 0)
     name, expected_steps = SCENARIOS[scenario]
     if scenario == "store" and can_clone(tmp_path):
         expected_steps = list(expected_steps)

@@ -10,13 +10,14 @@ import attrs
 import pytest
 from hypothesis import given
 
-from netota_coap.catalog import Catalog, ContentFormat
-from netota_coap.diff import Difference, compare, describe
+from netota_coap.catalog import Catalog
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import selection_to_query
 from netota_coap.errors import NotFoundError
-from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.repository import Change
-from netota_coap.selection import Selection
-from netota_coap.wire import selection_to_query
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
+from netota_coap.publishing.diff import Difference, compare, describe
+from netota_coap.repository.loading import Change
 from tests.publishing import NOW, close, promote, publish, remove
 from tests.strategies import streams
 

@@ -24,9 +24,9 @@ from netota_coap.coap import options as coap
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.server import Responder, Site
-from netota_coap.repository import Loader
-from netota_coap.selection import Selection
-from netota_coap.wire import selection_to_cbor
+from netota_coap.encoding.documents import selection_to_cbor
+from netota_coap.model.selection import Selection
+from netota_coap.repository.loading import Loader
 from tests.conftest import FIXTURES
 from tests.device import ACK, CON, FETCH, GET, NON, RST
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.conftest import NOW
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import PROJECT, Served, netota, served, until
 
 STABLE = ("sensor-node", "stable")

@@ -15,7 +15,7 @@ import pytest
 
 from netota_coap.download import Limit, Report, check_offers, download, resolve
 from netota_coap.errors import ConfigError, IntegrityError, TransferError
-from netota_coap.model import Archive, Envelope, Offer
+from netota_coap.model.values import Archive, Envelope, Offer
 from tests.file_servers import (
     HttpServer,
     Request,

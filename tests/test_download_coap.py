@@ -12,7 +12,7 @@ import pytest
 from netota_coap.coap import options as coap
 from netota_coap.download import check_offers, download
 from netota_coap.errors import IntegrityError, TransferError
-from netota_coap.model import Envelope
+from netota_coap.model.values import Envelope
 from tests.device import Answer
 from tests.file_servers import coap_fileserver, libcoap_server
 from tests.serving import run

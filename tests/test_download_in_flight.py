@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.blobs import Blobs, blob_name
 from netota_coap.client import Block, Client
 from netota_coap.download import Limit, download
 from netota_coap.errors import ConfigError, PeerError, TransferError
-from netota_coap.sources import ArchiveSource
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository.blobs import Blobs, blob_name
 from tests import publishing
 from tests.device import Answer
 from tests.file_servers import coap_fileserver, libcoap_server

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap.encoding.codecs import Format, dump, load
 from netota_coap.errors import InvalidDataError
-from netota_coap.formats import Format, dump, load
 
 TOO_LONG = "must be at most {bound} bytes long, not {length}"
 

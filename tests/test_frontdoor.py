@@ -30,12 +30,11 @@ from netota_coap.coap.ready import ReadyAnswers
 from netota_coap.coap.server import Responder, Site
 from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.metrics import Tally
-from netota_coap.model import Repository
-from netota_coap.repository import Loader
-from tests.conftest import NOW
+from netota_coap.model.values import Repository
+from netota_coap.repository.loading import Loader
 from tests.device import ACK, CON, FETCH, GET, NON, POST, RST, code, device
 from tests.environment import needs_ipv6
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import run, serving
 
 EMPTY = Repository(format=1)

@@ -14,16 +14,16 @@ import attrs
 import httpx2
 import pytest
 
-from netota_coap import repository
-from netota_coap.blobs import Blobs, blob_name, path_of
 from netota_coap.client import Client
 from netota_coap.config import Config
 from netota_coap.errors import ConfigError, PeerError
 from netota_coap.mirror import on_demand
-from netota_coap.model import Archive, Offer, StreamName
-from netota_coap.repository import init
+from netota_coap.model.values import Archive, Offer, StreamName
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blobs, blob_name, path_of
+from netota_coap.repository.loading import init
 from netota_coap.service import Service
-from netota_coap.sources import ArchiveSource
 from tests import publishing
 from tests.device import device
 from tests.file_servers import Response, just, whole
@@ -328,7 +328,7 @@ def also(root: Path, name: StreamName, archive: Archive) -> None:
     """Let another stream hold an archive."""
     state = present(root)
     assert state
-    repository.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
+    loading.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
 
 
 @contextlib.asynccontextmanager

@@ -7,23 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap import git, repository
-from netota_coap.checks import Findings, check
-from netota_coap.model import Stream
-from netota_coap.repository import Loader
+from netota_coap.model.values import Stream
+from netota_coap.repository import git, loading, lock
+from netota_coap.repository.check import Findings, check
+from netota_coap.repository.loading import Loader
 from tests import publishing
-from tests.fleets import (
-    BETA,
-    EDGE,
-    FILE,
-    STABLE,
-    Step,
-    begin,
-    clean,
-    commit,
-    released,
-    run,
-)
+from tests.fleets import BETA, EDGE, FILE, STABLE, Step, begin, clean, commit, released, run
 from tests.publishing import close, remove, rollback
 from tests.repositories import refusal
 
@@ -75,8 +64,8 @@ def errors(findings: Findings) -> list[str]:
 def test_a_new_repository_is_ready_for_git(tmp_path: Path) -> None:
     """Nothing is left to be added but what matters, and files keep their line endings."""
     root = tmp_path / "new"
-    repository.init(root, "Ours & theirs")
-    with repository.locked(root):
+    loading.init(root, "Ours & theirs")
+    with lock.locked(root):
         run(root, "git", "init")
         commit(root)
     tracked = run(root, "git", "ls-files", "--eol").splitlines()

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netota_coap.blobs import Blobs, blob_name
 from netota_coap.client import Client
 from netota_coap.download import download
-from netota_coap.formats import Format, load
-from netota_coap.release import RELEASE
-from netota_coap.sources import ArchiveSource
+from netota_coap.encoding.codecs import Format, load
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.release_file import RELEASE
+from netota_coap.repository.blobs import Blobs, blob_name
 from tests.fleets import BETA, EDGE, FILE, STABLE, begin, clean, released, run
 from tests.publishing import publish, rollback
 from tests.serving import served, until

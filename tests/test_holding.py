@@ -14,21 +14,22 @@ from aiocoap.numbers.codes import Code
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap import publish
-from netota_coap.blobs import Blobs, blob_name, path_of
-from netota_coap.catalog import Catalog, ContentFormat
+from netota_coap.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
 from netota_coap.coap.pieces import Pieces
 from netota_coap.coap.server import Responder
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import decode
 from netota_coap.errors import NotFoundError
-from netota_coap.formats import Format
 from netota_coap.holding import Holding, OpenBlobs, own_below
-from netota_coap.model import Offer, Stream
-from netota_coap.repository import Loader
+from netota_coap.model.values import Offer, Stream
+from netota_coap.publishing import publish
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository.blobs import Blobs, blob_name, path_of
+from netota_coap.repository.loading import Loader
 from netota_coap.shelf import Shelf
-from netota_coap.sources import ArchiveSource
-from netota_coap.wire import decode
 from tests.device import GET, NON, device
 from tests.publishing import EDIT
 from tests.serving import serving

@@ -19,12 +19,12 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from netota_coap.catalog import ContentFormat
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import decode
 from netota_coap.errors import AddressError, ConfigError
-from netota_coap.formats import Format
 from netota_coap.http.server import Bounds, HttpSite, serving
-from netota_coap.model import Repository, Stream
-from netota_coap.wire import decode
+from netota_coap.model.values import Repository, Stream
 from tests.environment import needs_ipv6
 from tests.web import STATUS, archive, catalog, connected, site, stream
 

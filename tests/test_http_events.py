@@ -15,7 +15,7 @@ import pytest
 from netota_coap.catalog import Catalog
 from netota_coap.http.events import Events
 from netota_coap.http.server import HttpSite, serving
-from netota_coap.model import Repository
+from netota_coap.model.values import Repository
 from tests.serving import until
 from tests.web import Connection, catalog, connected, site, stream
 

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.formats import Format
-from netota_coap.model import Offer, Stream
-from netota_coap.selection import Selection
-from netota_coap.sources import ArchiveSource
-from netota_coap.wire import decode, selection_to_cbor
-from tests.conftest import NOW
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode, selection_to_cbor
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import Offer, Stream
+from netota_coap.publishing.archives import ArchiveSource
 from tests.environment import needs
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import Served, run, served
 
 LIBCOAP = shutil.which("coap-client-notls") or ""

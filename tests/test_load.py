@@ -11,10 +11,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.catalog import Catalog, ContentFormat
+from netota_coap.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
-from netota_coap.repository import Loader
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.repository.loading import Loader
 from tests.environment import needs, needs_ipv6
 from tests.serving import serving, until
 from tools import load

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.checks import check
 from netota_coap.errors import Issue
-from netota_coap.model import LIMITS
-from netota_coap.repository import Loader
+from netota_coap.model.values import LIMITS
+from netota_coap.repository.check import check
+from netota_coap.repository.loading import Loader
 from tests.repositories import STABLE, age, edit, refusal
 
 # ----------------------------------------------------------------------------------------------

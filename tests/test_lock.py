@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap import lock
 from netota_coap.errors import RepositoryError, RepositoryLockedError
+from netota_coap.repository import lock
 
 SINCE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 HOLD = """

@@ -14,8 +14,8 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.server import Responder, Site
 from netota_coap.metrics import METRICS, Heard, Metrics, resource_class
-from netota_coap.model import Repository
-from netota_coap.repository import Loader
+from netota_coap.model.values import Repository
+from netota_coap.repository.loading import Loader
 from netota_coap.status import FanOut, Status, UpstreamStatus
 from tests.conftest import FIXTURES
 from tests.device import GET, POST, RST, device

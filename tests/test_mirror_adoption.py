@@ -9,14 +9,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from netota_coap import repository
-from netota_coap.checks import check
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
 from netota_coap.errors import IntegrityError, NetotaError, RepositoryConflictError, RollbackError
-from netota_coap.formats import Format
-from netota_coap.mirror.adoption import Choice, adopt, author_of
-from netota_coap.model import LIMITS, Archive, Offer, Stream
-from netota_coap.tree import history_file, stream_file
-from netota_coap.wire import encode
+from netota_coap.mirror.adoption import Choice, adopt
+from netota_coap.model.values import LIMITS, Archive, Offer, Stream
+from netota_coap.origins import author_of
+from netota_coap.repository import loading
+from netota_coap.repository.check import check
+from netota_coap.repository.layout import history_file, stream_file
 from tests import strategies
 from tests.publishing import NOW, STABLE
 from tests.storing import ENVELOPE
@@ -147,12 +148,12 @@ def test_choice(choice: Choice, expected: bool) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty repository."""
-    repository.init(tmp_path / "mirror")
+    loading.init(tmp_path / "mirror")
     return tmp_path / "mirror"
 
 
 def take(root: Path, offered: Stream) -> Stream | None:
-    return repository.take_over(root, STABLE, lambda last: adopt(last, offered, ORIGIN))
+    return loading.take_over(root, STABLE, lambda last: adopt(last, offered, ORIGIN))
 
 
 def sequences(root: Path) -> list[int]:
@@ -166,7 +167,7 @@ def test_written_under_its_own_sequence(root: Path) -> None:
     before = file.stat().st_ino, file.stat().st_mtime_ns
     assert take(root, state(5)) is None
     assert before == (file.stat().st_ino, file.stat().st_mtime_ns)
-    assert take(root, state(5, "1", "coap://h/a")) == repository.read(root, STABLE)[1]
+    assert take(root, state(5, "1", "coap://h/a")) == loading.read(root, STABLE)[1]
     assert take(root, state(9, "2")) == ours(state(9, "2"))
     assert sequences(root) == [5, 9]
     assert check(root).errors == ()
@@ -179,17 +180,17 @@ def test_after_a_kill(root: Path, version: str) -> None:
     history_file(root, STABLE, 6).write_bytes(encode(ours(state(6, "2")), Format.TOML))
     history_file(root, STABLE, 7).write_bytes(encode(ours(state(7, "9")), Format.TOML))
     assert take(root, state(6, version)) == ours(state(6, version))
-    assert [each.version for each in repository.history(root, STABLE)] == [version, "1"]
+    assert [each.version for each in loading.history(root, STABLE)] == [version, "1"]
     assert check(root).errors == ()
 
 
 def test_dropped_and_back(root: Path) -> None:
     """A stream that was dropped may return as it was, and not as another one."""
     take(root, state(5))
-    repository.drop(root, STABLE)
-    repository.drop(root, STABLE)
-    assert repository.read(root, STABLE)[1] is None
-    assert repository.last(root, STABLE) == ours(state(5))
+    loading.drop(root, STABLE)
+    loading.drop(root, STABLE)
+    assert loading.read(root, STABLE)[1] is None
+    assert loading.last(root, STABLE) == ours(state(5))
     with pytest.raises(RepositoryConflictError):
         take(root, state(5, "2"))
     with pytest.raises(RollbackError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.blobs import Blobs
+from netota_coap.repository.blobs import Blobs
 from tests.file_servers import just
 from tests.killing import kill
 from tests.mirroring import BOARD, offered, origin, present, require_correct, version

@@ -14,8 +14,8 @@ import attrs
 import pytest
 
 from netota_coap import mirror as mirrors
-from netota_coap import repository
-from netota_coap.blobs import INCOMING
+from netota_coap.encoding.codecs import Format, dump
+from netota_coap.encoding.documents import decode_list, encode, encode_list
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -24,28 +24,18 @@ from netota_coap.errors import (
     RepositoryError,
     TransferError,
 )
-from netota_coap.formats import Format, dump
 from netota_coap.kinds import UPSTREAMS
 from netota_coap.mirror import Terms, gateway, incoming, tasks, upstreams
 from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.gateway import Gateway
 from netota_coap.mirror.incoming import Incoming
-from netota_coap.model import Archive, Offer, PackageEntry, Stream, StreamEntry
+from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
 from netota_coap.origins import canonical
-from netota_coap.wire import decode_list, encode, encode_list
-from tests.conftest import NOW
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import INCOMING
 from tests.file_servers import Request, Response, http_server, just
-from tests.mirroring import (
-    BOARD,
-    QUICK,
-    Origin,
-    mirror,
-    offered,
-    present,
-    running,
-    version,
-)
-from tests.publishing import STABLE
+from tests.mirroring import BOARD, QUICK, Origin, mirror, offered, present, running, version
+from tests.publishing import NOW, STABLE
 from tests.serving import until
 
 LONG = b"x" * 200_000
@@ -434,7 +424,7 @@ async def test_offers_that_change_while_files_come(upstream: Origin, root: Path)
         async with running(it):
             await until(lambda: list((root / INCOMING).glob(".*.part")))
             contact = it.status.last_contact
-            repository.take_over(
+            loading.take_over(
                 upstream.root, STABLE, lambda _: attrs.evolve(state, archives=(more,))
             )
             await until(lambda: it.status.last_contact != contact)
@@ -455,7 +445,7 @@ async def test_a_stream_that_is_closed(upstream: Origin, root: Path) -> None:
         upstream.refuse[f"/2.0/{BOARD}"] = lambda _: just("404 Not Found")
         upstream.publish("2.0")
         await until(lambda: upstream.asked("2.0"))
-        repository.change(
+        loading.change(
             upstream.root,
             STABLE,
             lambda _, state: attrs.evolve(state, closed=True),  # type: ignore[type-var]
@@ -479,7 +469,7 @@ async def test_a_repository_that_is_gone(upstream: Origin, root: Path) -> None:
 @pytest.mark.parametrize("place", ["blobs", INCOMING])
 async def test_links(upstream: Origin, root: Path, tmp_path: Path, place: str) -> None:
     """None at `blobs` or below it is followed, neither to write nor to remove."""
-    repository.init(root)
+    loading.init(root)
     elsewhere = tmp_path / "elsewhere"
     old = (elsewhere if place == INCOMING else elsewhere / ".incoming") / "old"
     old.parent.mkdir(parents=True)
@@ -502,7 +492,7 @@ def _archives(upstream: Origin) -> tuple[Archive, ...]:
 
 async def test_two_tidy_up(root: Path) -> None:
     """What somebody else removed meanwhile is gone, which is all right."""
-    repository.init(root)
+    loading.init(root)
     place = root / INCOMING
     place.mkdir(parents=True)
     for number in range(2_000):
@@ -517,7 +507,7 @@ async def test_tidies_up_now_and_then(
 ) -> None:
     """What a long life leaves behind goes while it lasts."""
     monkeypatch.setattr(gateway, "_TIDY_S", 0.02)
-    repository.init(root)
+    loading.init(root)
     old = root / INCOMING / f".{'a' * 64}.{'a' * 16}.part"
     old.parent.mkdir(parents=True)
 
@@ -540,7 +530,7 @@ async def test_tidies_up_now_and_then(
 
 async def test_two_processes(upstream: Origin, root: Path) -> None:
     """What one is done with stays for the other, which still waits for the rest."""
-    repository.init(root)
+    loading.init(root)
     first = _archives(upstream)
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     both = first + (upstream.publish("2.0").archives or ())

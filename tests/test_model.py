@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import (
+from netota_coap.model.values import (
     LIMITS,
     RESERVED_ATTRIBUTES,
     Archive,

@@ -18,7 +18,7 @@ from netota_coap.coap.multicast import Leisure, is_group, unspecified
 from netota_coap.coap.server import Responder, Site
 from netota_coap.discovery import discover
 from netota_coap.errors import ConfigError
-from netota_coap.model import Repository
+from netota_coap.model.values import Repository
 from tests.serving import run, until
 
 LAN = Path(__file__).with_name("lan.py")

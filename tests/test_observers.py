@@ -15,10 +15,10 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observers import Observers
 from netota_coap.coap.server import Responder, Site
-from netota_coap.formats import Format
-from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.selection import Selection
-from netota_coap.wire import decode, selection_to_cbor
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode, selection_to_cbor
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from tests.device import ACK, CON, FETCH, GET, NON, RST, device
 from tests.serving import until
 

@@ -16,11 +16,12 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from netota_coap import publish, repository
 from netota_coap.http.server import serving
 from netota_coap.http.view import age
-from netota_coap.model import Package, Stream
-from netota_coap.publish import Edit
+from netota_coap.model.values import Package, Stream
+from netota_coap.publishing import publish
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository import loading
 from tests.environment import needs
 from tests.pages import Shown
 from tests.publishing import NOW, STABLE
@@ -119,7 +120,7 @@ def replace(root: Path, version: str) -> None:
         assert present
         return attrs.evolve(present, version=version, message=f"Why {version}")
 
-    repository.change(root, STABLE, make)
+    loading.change(root, STABLE, make)
 
 
 def test_a_publish_is_followed(visit: Visit) -> None:

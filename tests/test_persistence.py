@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap import files
 from netota_coap.coap import persistence
 from netota_coap.coap.persistence import (
     FILE,
@@ -26,7 +27,7 @@ from netota_coap.coap.persistence import (
     replay,
 )
 from netota_coap.errors import ConfigError, InvalidDataError
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 from tests.serving import until
 
 E1, E2 = b"endpoint 1", b"endpoint 2"
@@ -390,7 +391,7 @@ async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.Monk
     """What was there is used, and is there still when there is room again."""
     monkeypatch.setattr(persistence, "_RETRY_S", 0.01)
     (tmp_path / FILE).write_bytes(written(*SAID[:-1]))
-    write = persistence.write
+    write = files.write
     monkeypatch.setattr(persistence, "write", refusing(errno.ENOSPC))
     async with keeping(tmp_path) as keeper:
         assert len(keeper.kept.observers) == 2

@@ -13,7 +13,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap import lock, repository
+from netota_coap.encoding.codecs import Format, load
+from netota_coap.encoding.documents import encode
 from netota_coap.errors import (
     InvalidDataError,
     NetotaError,
@@ -22,13 +23,11 @@ from netota_coap.errors import (
     RepositoryError,
     RepositoryLockedError,
 )
-from netota_coap.formats import Format, load
-from netota_coap.model import Offer, Stream, StreamName
-from netota_coap.repository import Loader
-from netota_coap.sources import ArchiveSource, parse_offer
-from netota_coap.wire import encode
-from tests.conftest import NOW
-from tests.publishing import close, publish, reopen, served
+from netota_coap.model.values import Offer, Stream, StreamName
+from netota_coap.publishing.archives import ArchiveSource, parse_offer
+from netota_coap.repository import loading, lock
+from netota_coap.repository.loading import Loader
+from tests.publishing import NOW, close, publish, reopen, served
 from tests.repositories import HISTORY, STABLE
 
 NAME = ("sensor-node", "stable")
@@ -343,9 +342,9 @@ def test_publisher_gives_up_at_last(
     repository_dir: Path, release: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where somebody else never stops writing, nothing is changed and the error says so."""
-    short = functools.partial(repository.locked, timeout_s=0.05)
+    short = functools.partial(lock.locked, timeout_s=0.05)
     with lock.locked(repository_dir):
-        monkeypatch.setattr(repository, "locked", short)
+        monkeypatch.setattr(loading, "locked", short)
         with pytest.raises(RepositoryLockedError, match="has been writing"):
             release("2.5.0")
     assert served(repository_dir).sequence == 17

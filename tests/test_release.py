@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content, Offer
-from netota_coap.release import Release, ReleaseArchive, draft, read, sources, version_of
-from netota_coap.sources import ArchiveSource
+from netota_coap.model.values import Content, Offer
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.release_file import (
+    Release,
+    ReleaseArchive,
+    draft,
+    read,
+    sources,
+    version_of,
+)
 
 WHOLE = """
 version = "2.5.0"

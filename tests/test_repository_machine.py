@@ -12,14 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from netota_coap.checks import check
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
 from netota_coap.errors import InvalidDataError, NotFoundError, RepositoryConflictError
-from netota_coap.formats import Format
-from netota_coap.model import Stream, StreamName
-from netota_coap.repository import Loader, init
-from netota_coap.wire import encode
-from tests.conftest import NOW
-from tests.publishing import close, promote, publish, remove, reopen, rollback
+from netota_coap.model.values import Stream, StreamName
+from netota_coap.repository.check import check
+from netota_coap.repository.loading import Loader, init
+from tests.publishing import NOW, close, promote, publish, remove, reopen, rollback
 
 NAMES: tuple[StreamName, ...] = (("a", "stable"), ("a", "beta"), ("b", "stable"))
 names = st.sampled_from(NAMES)

@@ -11,9 +11,8 @@ import pytest
 
 from netota_coap.coap import options as coap
 from netota_coap.errors import InvalidDataError
-from tests.conftest import NOW
 from tests.device import GET, device
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import served, serving, until
 
 STABLE = ("sensor-node", "stable")

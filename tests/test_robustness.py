@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from netota_coap.coap import options as coap
-from tests.conftest import NOW
 from tests.device import GET, Device, device
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import served, until
 
 STABLE = ("sensor-node", "stable")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.model import Archive, Content, Envelope, Offer
-from netota_coap.selection import Index, Selection, preferred, suits, text_form
+from netota_coap.model.selection import Index, Selection, preferred, suits, text_form
+from netota_coap.model.values import Archive, Content, Envelope, Offer
 from tests.strategies import archives, selections
 
 ENVELOPE = Envelope(type="application/x", size=1, sha256=bytes(32))

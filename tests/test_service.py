@@ -16,19 +16,18 @@ import attrs
 import pytest
 from asyncinotify import Inotify, Mask, Watch
 
-from netota_coap import lock, repository
 from netota_coap.coap import options as coap
 from netota_coap.config import Config
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode, encode
 from netota_coap.errors import AddressError, InvalidDataError
-from netota_coap.formats import Format
-from netota_coap.model import Stream
-from netota_coap.repository import Loader
+from netota_coap.model.values import Stream
+from netota_coap.repository import loading, lock
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.watch import Watcher
 from netota_coap.service import Service
-from netota_coap.watch import Watcher
-from netota_coap.wire import decode, encode
-from tests.conftest import NOW
 from tests.device import GET, device
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import COMMAND, PROJECT, served, serving, until
 
 STABLE = ("sensor-node", "stable")
@@ -57,7 +56,7 @@ def bump(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make).after
+    return loading.change(root, STABLE, make).after
 
 
 def replace(path: Path, text: str) -> None:
@@ -331,7 +330,7 @@ async def test_a_stuck_writer_is_named(
     sample: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock that stays is said once, with what to do."""
-    monkeypatch.setattr("netota_coap.watch._LOCK_PATIENCE_S", 0.05)
+    monkeypatch.setattr("netota_coap.repository.watch._LOCK_PATIENCE_S", 0.05)
     async with Watcher(sample) as watcher:
         settled = asyncio.create_task(watcher.settled())
         with lock.locked(sample):
@@ -351,7 +350,7 @@ async def test_without_inotify(
     def refuse(**_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("netota_coap.watch.Inotify", refuse)
+    monkeypatch.setattr("netota_coap.repository.watch.Inotify", refuse)
     async with serving(sample) as (uri,):
         bump(sample, version="2.0")
         os.kill(os.getpid(), signal.SIGHUP)

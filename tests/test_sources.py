@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Archive, Content, Offer
-from netota_coap.sources import ArchiveSource, describe, parse_offer
+from netota_coap.model.values import Archive, Content, Offer
+from netota_coap.publishing.archives import ArchiveSource, describe, parse_offer
 from tests import artefact_files as files
 
 NAME = ("sensor-node", "stable")

@@ -11,10 +11,10 @@ import cbor2
 import pytest
 
 import netota_coap
-from netota_coap import model
 from netota_coap.config import Config, assemble
-from netota_coap.formats import Format, diagnostic, dump
-from netota_coap.wire import decode
+from netota_coap.encoding.codecs import Format, diagnostic, dump
+from netota_coap.encoding.documents import decode
+from netota_coap.model import values
 from tests.cddl import validate
 from tools import make_spec
 
@@ -149,8 +149,8 @@ def test_text_examples_can_be_read(info: str, text: str, tmp_path: Path) -> None
         file.write_text(text)
         assert assemble(file, {}).config != Config()
         return
-    cls = getattr(model, info)
-    assert issubclass(cls, model.Value)
+    cls = getattr(values, info)
+    assert issubclass(cls, values.Value)
     fmt = Format.JSON if text.startswith("{") else Format.TOML
     assert isinstance(decode(cls, text.encode(), fmt), cls)
 

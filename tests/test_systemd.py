@@ -21,10 +21,9 @@ from netota_coap import systemd
 from netota_coap.coap import options as coap
 from netota_coap.errors import ConfigError
 from netota_coap.systemd import UNIT, Manager
-from tests.conftest import NOW
 from tests.device import device
 from tests.environment import needs
-from tests.publishing import publish
+from tests.publishing import NOW, publish
 from tests.serving import COMMAND, PROJECT, netota, run, served, until
 
 PATH = "p/sensor-node/s/stable"

@@ -10,9 +10,10 @@ from typing import Any
 import cbor2
 import pytest
 
-from netota_coap import model, wire
+from netota_coap.encoding import documents
+from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import InvalidDataError
-from netota_coap.formats import Format, load
+from netota_coap.model import values
 from tests import cddl
 
 ROOT = Path(__file__).parent.parent
@@ -27,19 +28,19 @@ def vectors(kind: str) -> list[Any]:
 
 def decode(vector: dict[str, Any], data: bytes, fmt: Format) -> Any:
     if vector["class"] == "Selection":
-        return wire.selection_from_cbor(data)
+        return documents.selection_from_cbor(data)
     if vector["class"] == "problem":
-        return wire.decode_problem(data)
-    cls = getattr(model, vector["class"])
-    if vector.get("rule") in ("packages", "streams") or cls is model.PackageEntry:
-        return wire.decode_list(cls, data, fmt)
-    return wire.decode(cls, data, fmt)
+        return documents.decode_problem(data)
+    cls = getattr(values, vector["class"])
+    if vector.get("rule") in ("packages", "streams") or cls is values.PackageEntry:
+        return documents.decode_list(cls, data, fmt)
+    return documents.decode(cls, data, fmt)
 
 
 def encode(value: Any, fmt: Format) -> bytes:
     if isinstance(value, dict):
-        return wire.encode_list(value, fmt)
-    return wire.encode(value, fmt)
+        return documents.encode_list(value, fmt)
+    return documents.encode(value, fmt)
 
 
 @pytest.mark.parametrize("vector", vectors("valid"))
@@ -50,12 +51,12 @@ def test_valid(vector: dict[str, Any]) -> None:
     assert payload == cbor2.dumps(cbor2.loads(payload), canonical=True)
     value = decode(vector, payload, Format.CBOR)
     if vector["class"] == "Selection":
-        assert value == wire.selection_from_query(vector["query"])
-        assert payload == wire.selection_to_cbor(value)
-        assert vector["query"] == wire.selection_to_query(value)
+        assert value == documents.selection_from_query(vector["query"])
+        assert payload == documents.selection_to_cbor(value)
+        assert vector["query"] == documents.selection_to_query(value)
     elif vector["class"] == "problem":
         assert value == (vector["detail"] or vector["title"])
-        assert payload == wire.encode_problem(vector["title"], vector["detail"])
+        assert payload == documents.encode_problem(vector["title"], vector["detail"])
     else:
         assert payload == encode(value, Format.CBOR)
         if "json" in vector:

@@ -11,22 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.errors import InvalidDataError
-from netota_coap.formats import Format
-from netota_coap.model import (
-    Archive,
-    Content,
-    Envelope,
-    Offer,
-    Package,
-    PackageEntry,
-    Repository,
-    Stream,
-    StreamEntry,
-    Value,
-)
-from netota_coap.selection import Selection
-from netota_coap.wire import (
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import (
     MEDIA_TYPES,
     TABLES,
     StreamEncoder,
@@ -40,6 +26,20 @@ from netota_coap.wire import (
     selection_from_query,
     selection_to_cbor,
     selection_to_query,
+)
+from netota_coap.errors import InvalidDataError
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import (
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    PackageEntry,
+    Repository,
+    Stream,
+    StreamEntry,
+    Value,
 )
 from tests import cddl, strategies
 

@@ -15,7 +15,7 @@ import attrs
 from netota_coap.catalog import Catalog
 from netota_coap.http.server import HttpSite
 from netota_coap.metrics import Metrics
-from netota_coap.model import Archive, Content, Envelope, Offer, Package, Repository, Stream
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.status import Status
 
 STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))

@@ -27,8 +27,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap.blobs import Blobs, blob_name
-from netota_coap.repository import init
+from netota_coap.repository.blobs import Blobs, blob_name
+from netota_coap.repository.loading import init
 from tools import load
 from tools.peers import Process, free_port, together, until
 

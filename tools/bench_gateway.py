@@ -32,11 +32,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap import publish as publishing
-from netota_coap.blobs import path_of
-from netota_coap.publish import Edit
-from netota_coap.repository import init
-from netota_coap.sources import ArchiveSource
+from netota_coap.publishing import publish as publishing
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository.blobs import path_of
+from netota_coap.repository.loading import init
 from tools.devices import Device, Devices, Image
 from tools.peers import PATIENCE_S, Process, free_port, until
 from tools.uplink import Uplink

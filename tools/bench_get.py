@@ -31,8 +31,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap.catalog import Catalog, ContentFormat
-from netota_coap.repository import Loader, init
+from netota_coap.catalog import Catalog
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.repository.loading import Loader, init
 from tools import load
 from tools.peers import PATIENCE_S, Process, free_port, together, until
 

@@ -36,12 +36,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap import publish, repository
-from netota_coap.catalog import Catalog, ContentFormat
+from netota_coap.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap import persistence
-from netota_coap.publish import Edit
-from netota_coap.repository import Loader
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.publishing import publish
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository import loading
+from netota_coap.repository.loading import Loader
 from tools.peers import Process, free_port, together, until
 
 SOURCE = Path(__file__).with_name("watch.c")
@@ -214,7 +216,7 @@ def _now() -> datetime:
 
 def _sample(directory: Path) -> Path:
     root = directory / "repository"
-    repository.init(root)
+    loading.init(root)
     publish.sample(root, _now())
     return root
 

@@ -24,8 +24,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap import artefacts
-from netota_coap.repository import init
+from netota_coap.publishing import inspection
+from netota_coap.repository.loading import init
 
 MB = 10**6
 OPENSSL = shutil.which("openssl")
@@ -116,7 +116,7 @@ def _measure(root: Path, files: Sequence[Path], small: Path, version: str) -> di
     sha256sum_s = _time_s("sha256sum", *files)
     start = time.perf_counter()
     for file in files:
-        artefacts.read(file)
+        inspection.read(file)
     read_s = time.perf_counter() - start
     much = _publish(root, "large", version, files)
     figures = {

@@ -22,13 +22,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap.catalog import Catalog, ContentFormat
-from netota_coap.formats import Format
-from netota_coap.model import Archive, Content, Envelope, Offer, Stream
-from netota_coap.publish import Edit, publish
-from netota_coap.repository import Loader, init
-from netota_coap.sources import ArchiveSource
-from netota_coap.wire import encode
+from netota_coap.catalog import Catalog
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import encode
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Stream
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.publish import Edit, publish
+from netota_coap.repository.loading import Loader, init
 
 STREAMS_PER_PACKAGE = 50
 BOARDS = ("nrf52840dk", "nrf9160dk")

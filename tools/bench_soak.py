@@ -31,10 +31,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap import publish as publishing
-from netota_coap.model import Content, Offer, StreamName
-from netota_coap.repository import init
-from netota_coap.sources import ArchiveSource
+from netota_coap.model.values import Content, Offer, StreamName
+from netota_coap.publishing import publish as publishing
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.repository.loading import init
 from tools.crowd import (
     BOARDS,
     CON,

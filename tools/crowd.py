@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import attrs
 
 from netota_coap.coap import options as coap
-from netota_coap.model import StreamName
-from netota_coap.selection import Selection
-from netota_coap.wire import selection_to_cbor
+from netota_coap.encoding.documents import selection_to_cbor
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import StreamName
 from tools.mutated import datagrams
 
 STABLE, EDGE, LARGE = ("sensor-node", "stable"), ("sensor-node", "edge"), ("gateway", "stable")

@@ -20,10 +20,10 @@ from aiocoap.numbers.codes import Code
 from aiocoap.protocol import Context
 
 from netota_coap.coap.sockets import DEFAULT_PORT, open_sockets
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode
 from netota_coap.errors import AddressError
-from netota_coap.formats import Format
-from netota_coap.model import Stream
-from netota_coap.wire import decode
+from netota_coap.model.values import Stream
 
 PROJECT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).with_name("netota-coap")

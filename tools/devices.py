@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import attrs
 
-from netota_coap.blobs import blob_name
 from netota_coap.coap import options as coap
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode
 from netota_coap.errors import NetotaError
-from netota_coap.formats import Format
-from netota_coap.model import Stream, StreamName
-from netota_coap.wire import decode
+from netota_coap.model.values import Stream, StreamName
+from netota_coap.repository.blobs import blob_name
 from tools.crowd import ACK, CON, LONGEST, connected, path_of, send
 
 BLOCK = 1_024

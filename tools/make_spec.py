@@ -20,13 +20,16 @@ from pathlib import Path
 import attrs
 import cbor2
 
-from netota_coap.catalog import Catalog, ContentFormat, StreamResource
+from netota_coap.catalog import Catalog, StreamResource
 from netota_coap.coap import options as coap
 from netota_coap.coap.server import CODES, Responder, problem
+from netota_coap.encoding.codecs import Format, diagnostic
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import MEDIA_TYPES, TABLES, encode, selection_to_cbor
+from netota_coap.encoding.schema import SAME, Field
 from netota_coap.errors import NotFoundError
-from netota_coap.fields import SAME, Field
-from netota_coap.formats import Format, diagnostic
-from netota_coap.model import (
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     LIMITS,
     RESERVED_ATTRIBUTES,
@@ -41,9 +44,7 @@ from netota_coap.model import (
     StreamEntry,
     Value,
 )
-from netota_coap.selection import Selection
 from netota_coap.views import View
-from netota_coap.wire import MEDIA_TYPES, TABLES, encode, selection_to_cbor
 from tools import spec_cli, spec_http, spec_operation
 
 SPEC = Path(__file__).parent.parent / "netota_coap" / "spec"

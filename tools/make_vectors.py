@@ -16,8 +16,16 @@ from typing import Any
 
 import attrs
 
-from netota_coap.formats import Format
-from netota_coap.model import (
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import (
+    encode,
+    encode_list,
+    encode_problem,
+    selection_to_cbor,
+    selection_to_query,
+)
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import (
     Archive,
     Content,
     Envelope,
@@ -26,14 +34,6 @@ from netota_coap.model import (
     Stream,
     StreamEntry,
     Value,
-)
-from netota_coap.selection import Selection
-from netota_coap.wire import (
-    encode,
-    encode_list,
-    encode_problem,
-    selection_to_cbor,
-    selection_to_query,
 )
 
 VALID = Path(__file__).parent.parent / "fixtures" / "vectors" / "valid"

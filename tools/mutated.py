@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 
 from netota_coap.coap import options as coap
-from netota_coap.selection import Selection
-from netota_coap.wire import selection_to_cbor
+from netota_coap.encoding.documents import selection_to_cbor
+from netota_coap.model.selection import Selection
 
 _PATHS = ("p", "p/sensor-node", "p/sensor-node/s/stable?full", ".well-known/core", "nix", "")
 _CON, _NON, _ACK, _RST = range(4)

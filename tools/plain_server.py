@@ -22,7 +22,7 @@ from aiocoap.resource import Site as PlainSite
 
 from netota_coap.catalog import Catalog
 from netota_coap.coap.server import Responder, Site
-from netota_coap.repository import Loader
+from netota_coap.repository.loading import Loader
 
 
 class _Bytes(Resource):

@@ -20,11 +20,12 @@ import attrs
 from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from netota_coap import __version__, repository
+from netota_coap import __version__
 from netota_coap.catalog import Catalog
 from netota_coap.http.server import HttpSite, serving
 from netota_coap.metrics import Metrics
-from netota_coap.model import Package, Stream
+from netota_coap.model.values import Package, Stream
+from netota_coap.repository import loading
 from netota_coap.status import FanOut, Status
 
 PROJECT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def wait(driver: webdriver.Chrome, condition: Callable[[], T]) -> T:
 
 def _served(root: Path) -> HttpSite:
     """Return a site as if it had run for a while, with devices that observe."""
-    catalog = Catalog.of(repository.Loader(root).load())
+    catalog = Catalog.of(loading.Loader(root).load())
     paths = [path for path in catalog.resources if len(path) == 4]
     status = Status(
         version=__version__,
@@ -125,7 +126,7 @@ def _publish(root: Path) -> None:
             archives=tuple(a for a in present.archives or () if not a.content.debug),
         )
 
-    repository.change(root, STREAM, make)
+    loading.change(root, STREAM, make)
 
 
 async def _pictured() -> bytes:

@@ -12,17 +12,17 @@ from typing import Any
 
 import click
 
-from netota_coap.artefacts import Artefact
-from netota_coap.blobs import Blob
-from netota_coap.checks import Findings
 from netota_coap.cli import cli, plain
 from netota_coap.cli.frame import BUG, exit_codes
 from netota_coap.config import assemble
-from netota_coap.diff import Difference
 from netota_coap.download import Report
 from netota_coap.errors import Issue
-from netota_coap.model import Archive, Content, Envelope, Offer, Package, Stream
-from netota_coap.repository import Change
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream
+from netota_coap.publishing.diff import Difference
+from netota_coap.publishing.inspection.artefact import Artefact
+from netota_coap.repository.blobs import Blob
+from netota_coap.repository.check import Findings
+from netota_coap.repository.loading import Change
 
 NAME = ("sensor-node", "stable")
 

@@ -24,10 +24,10 @@ from netota_coap.cli.frame import (
 )
 
 if TYPE_CHECKING:
-    from netota_coap.catalog import ContentFormat
+    from netota_coap.encoding.content_formats import ContentFormat
     from netota_coap.errors import TransferError
-    from netota_coap.model import Archive, Stream, StreamName
-    from netota_coap.selection import Selection
+    from netota_coap.model.selection import Selection
+    from netota_coap.model.values import Archive, Stream, StreamName
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -39,8 +39,8 @@ def status(uri: str, as_json: bool) -> None:
     """Tell what a service does now; it tells its own machine only, by default."""
     import asyncio
 
-    from netota_coap.catalog import ContentFormat
     from netota_coap.client import Client
+    from netota_coap.encoding.content_formats import ContentFormat
 
     async def fetch() -> Any:
         async with Client() as client:
@@ -133,8 +133,8 @@ def get(uri: str, query: Sequence[str], accept: str | None) -> None:
     """Get a resource of a server and print it as JSON."""
     import asyncio
 
-    from netota_coap.catalog import ContentFormat
     from netota_coap.client import Client
+    from netota_coap.encoding.content_formats import ContentFormat
     from netota_coap.errors import printable
 
     async def fetch(fmt: ContentFormat) -> Any:
@@ -175,8 +175,8 @@ def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -
     import asyncio
 
     from netota_coap.client import Client
-    from netota_coap.formats import Format
-    from netota_coap.wire import encode, selection_from_query
+    from netota_coap.encoding.codecs import Format
+    from netota_coap.encoding.documents import encode, selection_from_query
 
     async def follow(selection: Selection) -> None:
         def trouble(error: TransferError) -> None:
@@ -261,10 +261,10 @@ def download(
 
 
 async def _best(source: str, name: StreamName, selection: Selection) -> Archive:
-    from netota_coap import publish
     from netota_coap.client import Client
+    from netota_coap.encoding.documents import selection_to_query
     from netota_coap.errors import NotFoundError
-    from netota_coap.wire import selection_to_query
+    from netota_coap.publishing import publish
 
     if "://" in source:
         async with Client() as client:

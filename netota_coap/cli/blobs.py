@@ -28,9 +28,9 @@ def blob() -> None:
 @json_option
 def list_(directory: Path, as_json: bool) -> None:
     """List the files that a repository holds, and those that were set aside."""
-    from netota_coap.blobs import Blobs
     from netota_coap.cli import plain, tables
-    from netota_coap.lock import require_repository
+    from netota_coap.repository.blobs import Blobs
+    from netota_coap.repository.lock import require_repository
 
     require_repository(directory)
     found = Blobs(directory).all()
@@ -52,8 +52,8 @@ def list_(directory: Path, as_json: bool) -> None:
 @json_option
 def add(directory: Path, files: Sequence[Path], link: bool, as_json: bool) -> None:
     """Put files into a repository, for archives that were published without them."""
-    from netota_coap.blobs import Blobs
     from netota_coap.cli import plain, tables
+    from netota_coap.repository.blobs import Blobs
 
     with progress("reading", 2 * total_size(files)) as advance:
         added = [Blobs(directory).add(file, link=link, progress=advance) for file in files]
@@ -71,8 +71,8 @@ def verify(directory: Path, as_json: bool) -> int:
 
     Exit code 1: some are.
     """
-    from netota_coap.blobs import Blobs
     from netota_coap.cli import plain, tables
+    from netota_coap.repository.blobs import Blobs
 
     total = sum(each.size for each in Blobs(directory).all())
     with progress("reading", total) as advance:
@@ -105,8 +105,8 @@ def verify(directory: Path, as_json: bool) -> int:
 @json_option
 def gc(directory: Path, keep: int, grace_s: int, dry_run: bool, as_json: bool) -> None:
     """Remove the blobs that no stream needs any more, and those that were set aside."""
-    from netota_coap.blobs import Blobs
     from netota_coap.cli import plain, tables
+    from netota_coap.repository.blobs import Blobs
 
     removed = Blobs(directory).gc(keep, grace_s=grace_s, dry_run=dry_run)
     if as_json:

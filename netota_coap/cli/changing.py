@@ -24,9 +24,9 @@ from netota_coap.cli.frame import (
 )
 
 if TYPE_CHECKING:
-    from netota_coap.model import StreamName
-    from netota_coap.publish import Edit
-    from netota_coap.repository import Change
+    from netota_coap.model.values import StreamName
+    from netota_coap.publishing.publish import Edit
+    from netota_coap.repository.loading import Change
 
 
 @command("init fleet --sample")
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 @json_option
 def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> None:
     """Make a repository."""
-    from netota_coap import publish, repository
     from netota_coap.cli import plain
+    from netota_coap.publishing import publish as publishing
+    from netota_coap.repository import loading
 
-    repository.init(directory, title)
+    loading.init(directory, title)
     if sample:
-        publish.sample(directory, _now())
+        publishing.sample(directory, _now())
     if as_json:
         print_json(plain.made(directory))
     else:
@@ -79,8 +80,8 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
             allow_missing: bool = False,
             **given: Any,
         ) -> int:
-            from netota_coap import git
-            from netota_coap.publish import Edit
+            from netota_coap.publishing.publish import Edit
+            from netota_coap.repository import git
 
             edit = Edit(
                 now=_now(),
@@ -105,7 +106,7 @@ def _tell(
 ) -> int:
     """Print what a change did or would do; 1: it would be refused."""
     from netota_coap.cli import plain, tables
-    from netota_coap.diff import Difference, held_after
+    from netota_coap.publishing.diff import Difference, held_after
 
     if not (as_json or edit.dry_run):
         click.echo(tables.summary(change))  # what is done is done, whatever comes after it
@@ -188,9 +189,9 @@ def publish(
     """
     import attrs
 
-    from netota_coap import publish as publishing
-    from netota_coap import release
-    from netota_coap.sources import ArchiveSource, parse_offer
+    from netota_coap.publishing import publish as publishing
+    from netota_coap.publishing import release_file as release
+    from netota_coap.publishing.archives import ArchiveSource, parse_offer
 
     if bool(archives) == bool(release_file):
         raise click.UsageError("give either --archive, once or more, or --release")
@@ -225,8 +226,9 @@ def publish(
 @click.option("-o", "--output", type=FILE, help="Write it there, unless it exists.")
 def release_(builds: Sequence[Path], output: Path | None) -> None:
     """Draft the release file for what builds have made: each file with what it tells."""
-    from netota_coap import files, release
+    from netota_coap import files
     from netota_coap.errors import ConfigError
+    from netota_coap.publishing import release_file as release
 
     if output and output.exists():
         raise ConfigError(f"{output} exists", hint="Remove it first, or write to another file.")
@@ -246,7 +248,7 @@ def release_(builds: Sequence[Path], output: Path | None) -> None:
 @_changing(builds=True)
 def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit) -> Change:
     """Publish to a stream what another one holds."""
-    from netota_coap import publish as publishing
+    from netota_coap.publishing import publish as publishing
 
     return publishing.promote(directory, source, target, edit=edit)
 
@@ -263,7 +265,7 @@ def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit)
 @_changing(builds=True)
 def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> Change:
     """Publish an old state of a stream again: with a new sequence, so that devices take it."""
-    from netota_coap import publish as publishing
+    from netota_coap.publishing import publish as publishing
 
     return publishing.rollback(directory, name, to, edit=edit)
 
@@ -275,7 +277,7 @@ def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> C
 @_changing(builds=False)
 def close(directory: Path, name: StreamName, replacement: StreamName | None, edit: Edit) -> Change:
     """Close a stream: nothing new will come."""
-    from netota_coap import publish as publishing
+    from netota_coap.publishing import publish as publishing
 
     return publishing.close(directory, name, replacement, edit=edit)
 
@@ -286,7 +288,7 @@ def close(directory: Path, name: StreamName, replacement: StreamName | None, edi
 @_changing(builds=False)
 def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Open a closed stream again."""
-    from netota_coap import publish as publishing
+    from netota_coap.publishing import publish as publishing
 
     return publishing.reopen(directory, name, edit=edit)
 
@@ -297,7 +299,7 @@ def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
 @_changing(builds=False)
 def remove(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Remove a stream: devices are told that it is gone. Its history and sequence stay."""
-    from netota_coap import publish as publishing
+    from netota_coap.publishing import publish as publishing
 
     return publishing.remove(directory, name, edit=edit)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from netota_coap.model import StreamName
+    from netota_coap.model.values import StreamName
 
 _LARGE = 16 * 2**20  # bytes, over which a progress bar is worth it
 
@@ -39,7 +39,7 @@ class _StreamType(click.ParamType["StreamName"]):
 
     def convert(self, value: Any, _param: object, _context: object) -> StreamName:
         from netota_coap.errors import InvalidDataError
-        from netota_coap.model import stream_name
+        from netota_coap.model.values import stream_name
 
         try:
             return value if isinstance(value, tuple) else stream_name(value)
@@ -71,7 +71,7 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(query: Sequence[str], **given: Any) -> Any:
-        from netota_coap.wire import selection_from_query
+        from netota_coap.encoding.documents import selection_from_query
 
         said = [f"{name}={value}" for name in _ATTRIBUTES for value in given.pop(name)]
         return function(selection=selection_from_query([*said, *query]), **given)

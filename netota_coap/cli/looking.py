@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from netota_coap.download import Report
-    from netota_coap.model import Envelope, Repository, Stream, StreamName
+    from netota_coap.model.values import Envelope, Repository, Stream, StreamName
 
 
 @command("check fleet --online --server coap://gateway.local")
@@ -38,8 +38,8 @@ def check(directory: Path, online: bool, digest: bool, server: str | None, as_js
 
     Exit code 1: it has errors, and would not be served; or an offer is bad.
     """
-    from netota_coap import checks
     from netota_coap.cli import plain, tables
+    from netota_coap.repository import check as checks
 
     findings = checks.check(directory)
     reports = []
@@ -96,15 +96,15 @@ def _ask_offers(
 @json_option
 def list_(source: str, as_json: bool) -> None:
     """List the streams of a repository, or of a server (`coap://HOST`)."""
-    from netota_coap import repository
     from netota_coap.cli import plain, tables
+    from netota_coap.repository import loading
 
     if "://" in source:
         import asyncio
 
         rows = asyncio.run(_remote_rows(source))
     else:
-        loaded = repository.Loader(Path(source)).load()
+        loaded = loading.Loader(Path(source)).load()
         rows = [
             plain.row(package_name, package.title or "", name, stream)
             for package_name, package in sorted(loaded.packages.items())
@@ -135,8 +135,9 @@ async def _remote_rows(uri: str) -> list[dict[str, Any]]:
 @json_option
 def show(source: str, name: StreamName | None, at: int | None, as_json: bool) -> None:
     """Show a stream: of a repository, or of a server (`coap://HOST`, or the whole URI)."""
-    from netota_coap import publish, repository
     from netota_coap.cli import plain, tables
+    from netota_coap.publishing import publish
+    from netota_coap.repository import loading
 
     if "://" in source:
         if at is not None:
@@ -148,7 +149,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     elif name is None:
         raise click.UsageError("a repository has many streams: name one as PKG/STREAM")
     elif at is not None:
-        stream = repository.state_at(Path(source), name, at)
+        stream = loading.state_at(Path(source), name, at)
     else:
         stream = publish.existing(Path(source), name)
     if as_json:
@@ -170,10 +171,10 @@ async def _remote_stream(uri: str) -> Stream:
 @json_option
 def log(directory: Path, name: StreamName, as_json: bool) -> None:
     """Tell who changed a stream, when, to which version, and why; the last change first."""
-    from netota_coap import repository
     from netota_coap.cli import plain, tables
+    from netota_coap.repository import loading
 
-    states = repository.history(directory, name)
+    states = loading.history(directory, name)
     if as_json:
         print_json([plain.entry(state) for state in states])
     else:
@@ -197,7 +198,7 @@ def diff(
 ) -> None:
     """Tell what changed for whom: by the last change of a stream, or from it to another one."""
     from netota_coap.cli import plain, tables
-    from netota_coap.diff import compare
+    from netota_coap.publishing.diff import compare
 
     found = compare(directory, name, other, start=start, end=end)
     if as_json:
@@ -211,11 +212,11 @@ def diff(
 @json_option
 def inspect(files: Sequence[Path], as_json: bool) -> None:
     """Tell what files are, as a publish would read them."""
-    from netota_coap import artefacts
     from netota_coap.cli import plain, tables
+    from netota_coap.publishing import inspection
 
     with progress("reading", total_size(files)) as advance:
-        found = [(str(file), artefacts.read(file, advance)) for file in files]
+        found = [(str(file), inspection.read(file, advance)) for file in files]
     if as_json:
         print_json([plain.artefact(file, each) for file, each in found])
         return

@@ -13,7 +13,7 @@ from netota_coap.cli.frame import command, directory_argument, selecting
 
 if TYPE_CHECKING:
     from netota_coap.mirror import Mirror
-    from netota_coap.selection import Selection
+    from netota_coap.model.selection import Selection
 
 
 @command("mirror coap://updates.example.com /var/lib/netota-coap/repository --machine nrf52840dk")
@@ -85,7 +85,7 @@ def mirror(
     from netota_coap.mirror import Mirror, Terms
     from netota_coap.mirror.adoption import EVERYTHING, Choice
     from netota_coap.mirror.incoming import Incoming
-    from netota_coap.repository import init
+    from netota_coap.repository.loading import init
 
     choice = Choice(tuple(packages) or EVERYTHING, tuple(streams) or EVERYTHING, selection)
     incoming = Incoming(directory, limit_bytes_s, keep_free, size_cap, in_flight)

@@ -6,16 +6,7 @@ from pathlib import Path
 
 import click
 
-from netota_coap.cli.frame import (
-    FILE,
-    command,
-    console,
-    json_option,
-    print_json,
-    say,
-    table,
-    text,
-)
+from netota_coap.cli.frame import FILE, command, console, json_option, print_json, say, table, text
 
 _file_argument = click.argument("file", metavar="[FILE]", type=FILE, required=False)
 

@@ -10,20 +10,20 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
 from netota_coap.errors import Issue
-from netota_coap.formats import Format
-from netota_coap.wire import encode
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from netota_coap.artefacts import Artefact
-    from netota_coap.blobs import Blob
-    from netota_coap.checks import Findings
     from netota_coap.config import Effective
-    from netota_coap.diff import Difference, Got
     from netota_coap.download import Report
-    from netota_coap.model import Archive, Offer, Stream
+    from netota_coap.model.values import Archive, Offer, Stream
+    from netota_coap.publishing.diff import Difference, Got
+    from netota_coap.publishing.inspection.artefact import Artefact
+    from netota_coap.repository.blobs import Blob
+    from netota_coap.repository.check import Findings
 
 
 def time_text(time: datetime) -> str:
@@ -156,7 +156,7 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
 
 def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
     """Blobs; `path` is that of their URLs, `damaged` ones were set aside."""
-    from netota_coap.blobs import blob_name
+    from netota_coap.repository.blobs import blob_name
 
     return [
         {

@@ -13,7 +13,7 @@ import click
 from netota_coap.cli.frame import FILE, STREAM, command
 
 if TYPE_CHECKING:
-    from netota_coap.model import StreamName
+    from netota_coap.model.values import StreamName
 
 
 @command("serve fleet --bind [::]:5683")
@@ -142,7 +142,7 @@ def dev(builds: Sequence[Path], repository: Path, name: StreamName, bind: str, h
     from netota_coap import dev as desk
     from netota_coap.config import Config
     from netota_coap.metrics import Metrics
-    from netota_coap.repository import init
+    from netota_coap.repository.loading import init
     from netota_coap.service import Service
 
     if not (repository / "repository.toml").exists():

@@ -10,19 +10,19 @@ import click
 from netota_coap.cli import plain
 from netota_coap.cli.frame import console, table, text
 from netota_coap.cli.plain import time_text
-from netota_coap.diff import describe
 from netota_coap.errors import printable
-from netota_coap.selection import text_form
+from netota_coap.model.selection import text_form
+from netota_coap.publishing.diff import describe
 
 if TYPE_CHECKING:
-    from netota_coap.artefacts import Artefact
-    from netota_coap.blobs import Blob
-    from netota_coap.checks import Findings
-    from netota_coap.diff import Difference, Got
     from netota_coap.download import Report
     from netota_coap.errors import Issue
-    from netota_coap.model import Stream
-    from netota_coap.repository import Change
+    from netota_coap.model.values import Stream
+    from netota_coap.publishing.diff import Difference, Got
+    from netota_coap.publishing.inspection.artefact import Artefact
+    from netota_coap.repository.blobs import Blob
+    from netota_coap.repository.check import Findings
+    from netota_coap.repository.loading import Change
 
 
 def findings(found: Findings) -> None:

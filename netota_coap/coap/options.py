@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from netota_coap.wire import encode_problem
+from netota_coap.encoding.documents import encode_problem
 
 Option = tuple[int, bytes]
 """Number and value."""

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import attrs
 
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
 from netota_coap.errors import ConfigError, InvalidDataError
 from netota_coap.files import make_directory, write
-from netota_coap.formats import Format
-from netota_coap.model import Repository, Stream, StreamName
-from netota_coap.repository import sequence_hint, sequence_issue
-from netota_coap.wire import encode
+from netota_coap.model.values import Repository, Stream, StreamName
+from netota_coap.repository.loading import sequence_hint, sequence_issue
 
 FILE = "observers.journal"
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import attrs
 
-from netota_coap.blobs import digest_of
-from netota_coap.catalog import BLOB_MAX_AGE_S, ContentFormat
+from netota_coap.catalog import BLOB_MAX_AGE_S
 from netota_coap.coap import options as coap
+from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.holding import OpenBlobs
+from netota_coap.repository.blobs import digest_of
 
 _NAME = 43  # characters
 _BEGIN = coap.encode([(coap.URI_PATH, b"b"), (coap.URI_PATH, bytes(_NAME))])[:-_NAME]

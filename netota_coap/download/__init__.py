@@ -30,7 +30,7 @@ from netota_coap.errors import (
     printable,
 )
 from netota_coap.files import sync_directory
-from netota_coap.model import Archive, Envelope, Offer
+from netota_coap.model.values import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
 _PATIENCE_S = 600.0  # in all, with the server of one offer

@@ -21,16 +21,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from netota_coap import repository
 from netota_coap.catalog import Path, StreamResource, etag_of
-from netota_coap.diff import archives_of
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.http import live, view
 from netota_coap.http.live import Live
 from netota_coap.http.negotiation import chosen, has
 from netota_coap.http.site import Site
-from netota_coap.model import LIMITS
-from netota_coap.selection import text_form
+from netota_coap.model.selection import text_form
+from netota_coap.model.values import LIMITS
+from netota_coap.publishing.diff import archives_of
+from netota_coap.repository import loading
 
 MEDIA_TYPE = "text/html"
 _OTHERS = ("application/json", "application/cbor", "text/event-stream")  # at the same paths
@@ -197,7 +197,7 @@ class Page:
         if self.site.root:
             # What is wrong with it is for the operator: a page may be anybody's.
             with contextlib.suppress(NetotaError, OSError):
-                states = repository.history(self.site.root, name, view.MOST_STATES + 1)
+                states = loading.history(self.site.root, name, view.MOST_STATES + 1)
         return {
             "has_history": self.site.root is not None,
             "history": tuple(view.history(name, states)),

@@ -11,14 +11,8 @@ from pathlib import Path as Directory
 import attrs
 from starlette.responses import Response
 
-from netota_coap.catalog import (
-    Catalog,
-    ContentFormat,
-    Path,
-    Representation,
-    Resource,
-    StreamResource,
-)
+from netota_coap.catalog import Catalog, Path, Representation, Resource, StreamResource
+from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import (
     InvalidDataError,
     NetotaError,

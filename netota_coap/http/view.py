@@ -11,15 +11,16 @@ from urllib.parse import quote
 
 import attrs
 
-from netota_coap.catalog import ContentFormat, StreamResource
-from netota_coap.diff import ArchiveChange, archive_changes, archives_of, describe, lost
+from netota_coap.catalog import StreamResource
+from netota_coap.encoding.codecs import Format, diagnostic, load
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import decode, selection_to_query
 from netota_coap.errors import printable
-from netota_coap.formats import Format, diagnostic, load
-from netota_coap.model import CONTENT_ATTRIBUTES, Archive, Package, Stream, StreamName
-from netota_coap.repository import Change
-from netota_coap.selection import Selection
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import CONTENT_ATTRIBUTES, Archive, Package, Stream, StreamName
+from netota_coap.publishing.diff import ArchiveChange, archive_changes, archives_of, describe, lost
+from netota_coap.repository.loading import Change
 from netota_coap.views import View
-from netota_coap.wire import decode, selection_to_query
 
 MOST_KINDS = 50  # of devices; a stream can have 1,000 archives
 MOST_STATES = 20  # of the history; a stream can have had millions

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import repository
-from netota_coap.blobs import Blobs
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -36,8 +34,10 @@ from netota_coap.errors import (
 from netota_coap.mirror.adoption import Choice, adopt
 from netota_coap.mirror.incoming import Incoming, SupersededError
 from netota_coap.mirror.upstreams import Upstream, reason_of, upstream_of
-from netota_coap.model import Stream, StreamEntry, StreamName
+from netota_coap.model.values import Stream, StreamEntry, StreamName
 from netota_coap.origins import author_of, canonical
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blobs
 from netota_coap.status import UpstreamStatus
 
 _log = logging.getLogger(__name__)
@@ -103,11 +103,11 @@ class Mirror:
     _contact: datetime | None = attrs.field(init=False, default=None)
     _seen: bytes | None = attrs.field(init=False, default=None)
     _surveyed_s: float = attrs.field(init=False, default=-math.inf)
-    _loader: repository.Loader = attrs.field(init=False)
+    _loader: loading.Loader = attrs.field(init=False)
 
     @_loader.default
-    def _of_repository(self) -> repository.Loader:
-        return repository.Loader(self.root)
+    def _of_repository(self) -> loading.Loader:
+        return loading.Loader(self.root)
 
     def __attrs_post_init__(self) -> None:
         try:
@@ -252,7 +252,7 @@ class Mirror:
             for stream_name, stream in package.streams.items():
                 name = (package_name, stream_name)
                 if self._is_ours(stream) and name not in offered:
-                    repository.drop(self.root, name)
+                    loading.drop(self.root, name)
                     _log.info("%s: %s/%s is gone", self.uri, *name)
                     self.incoming.let_go(stream)
 
@@ -329,16 +329,16 @@ class Mirror:
             if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
-    def _states(self, name: StreamName, decide: repository.Adopt) -> tuple[Stream | None, Stream]:
+    def _states(self, name: StreamName, decide: loading.Adopt) -> tuple[Stream | None, Stream]:
         """Return the state that a stream holds here, and that which it is to hold."""
-        present = repository.read(self.root, name)[1]
-        known = present or repository.last(self.root, name)
+        present = loading.read(self.root, name)[1]
+        known = present or loading.last(self.root, name)
         state = decide(known) or known
         assert state is not None
         return present, state
 
-    def _swap(self, name: StreamName, before: Stream | None, decide: repository.Adopt) -> None:
-        taken = repository.take_over(self.root, name, decide)
+    def _swap(self, name: StreamName, before: Stream | None, decide: loading.Adopt) -> None:
+        taken = loading.take_over(self.root, name, decide)
         if taken:
             told = ("/".join(name), taken.version, taken.sequence)
             _log.info("%s: took %s %s, sequence %d", self.uri, *told)

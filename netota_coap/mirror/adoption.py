@@ -17,9 +17,9 @@ from netota_coap.errors import (
     RepositoryConflictError,
     RollbackError,
 )
-from netota_coap.model import LIMITS, Archive, Offer, Stream, StreamName
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import LIMITS, Archive, Offer, Stream, StreamName
 from netota_coap.origins import author_of
-from netota_coap.selection import Selection
 
 EVERYTHING = ("*",)
 

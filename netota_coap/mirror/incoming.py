@@ -19,12 +19,12 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap.blobs import INCOMING, Blobs
 from netota_coap.download import Limit, Progress, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
 from netota_coap.files import at_once, writing
-from netota_coap.lock import require_repository
-from netota_coap.model import Archive, Envelope, Stream
+from netota_coap.model.values import Archive, Envelope, Stream
+from netota_coap.repository.blobs import INCOMING, Blobs
+from netota_coap.repository.lock import require_repository
 
 _log = logging.getLogger(__name__)
 

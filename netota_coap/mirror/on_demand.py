@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from netota_coap.blobs import Key
 from netota_coap.errors import NetotaError, NotFetchedError, NotYetError
-from netota_coap.holding import key_of
 from netota_coap.mirror.incoming import Incoming, SupersededError
 from netota_coap.mirror.upstreams import reason_of
-from netota_coap.model import LIMITS, Archive, Repository
+from netota_coap.model.values import LIMITS, Archive, Repository
+from netota_coap.repository.blobs import Key, key_of
 
 _log = logging.getLogger(__name__)
 

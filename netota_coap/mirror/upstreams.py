@@ -15,9 +15,11 @@ from typing import Protocol, TypeVar
 import attrs
 import httpx2
 
-from netota_coap.catalog import ContentFormat
 from netota_coap.client import Client
 from netota_coap.download.transports import http_client, http_failures
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.documents import decode, decode_list
 from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,
@@ -25,9 +27,7 @@ from netota_coap.errors import (
     TransferError,
     printable,
 )
-from netota_coap.formats import Format
-from netota_coap.model import LIMITS, PackageEntry, Stream, StreamEntry, StreamName, Value
-from netota_coap.wire import decode, decode_list
+from netota_coap.model.values import LIMITS, PackageEntry, Stream, StreamEntry, StreamName, Value
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Value)

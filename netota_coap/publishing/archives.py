@@ -12,11 +12,9 @@ from urllib.parse import quote
 
 import attrs
 
-from netota_coap import artefacts
-from netota_coap.artefacts import Artefact
-from netota_coap.artefacts import versions_differ as _differ
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import (
+from netota_coap.model.selection import text_form
+from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     LIMITS,
     Archive,
@@ -30,7 +28,9 @@ from netota_coap.model import (
     name_rule,
     optional,
 )
-from netota_coap.selection import text_form
+from netota_coap.publishing import inspection
+from netota_coap.publishing.inspection import versions_differ as _differ
+from netota_coap.publishing.inspection.artefact import Artefact
 
 DEFAULT_METRIC = 100
 
@@ -131,7 +131,7 @@ class _Build:
 
     @classmethod
     def read(cls, source: ArchiveSource, progress: Progress) -> _Build:
-        artefact = artefacts.read(source.path, progress)
+        artefact = inspection.read(source.path, progress)
         told, said = artefact.content, source.content
         merged = told.all() | said.all()
         own = {name: merged.pop(name) for name in CONTENT_ATTRIBUTES if name in merged}

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 import attrs
 
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode
 from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.files import at_once
-from netota_coap.formats import Format
-from netota_coap.model import LIMITS, StreamName, Value
-from netota_coap.wire import decode
+from netota_coap.model.values import LIMITS, StreamName, Value
 
 V = TypeVar("V", bound=Value)
 

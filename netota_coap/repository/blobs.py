@@ -21,12 +21,11 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import repository
-from netota_coap.artefacts.file import File, Progress, opened
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryError
-from netota_coap.files import writing
-from netota_coap.lock import locked, require_repository
-from netota_coap.model import Envelope, Repository, name_rule
+from netota_coap.files import File, Progress, opened, writing
+from netota_coap.model.values import Archive, Envelope, Repository, name_rule
+from netota_coap.repository import loading
+from netota_coap.repository.lock import locked, require_repository
 
 DEFAULT_GRACE_S = 3600.0
 INCOMING = "blobs/.incoming"
@@ -351,7 +350,7 @@ class Blobs:
             InvalidDataError: As `gc` does; so does `RepositoryError`.
         """
         with locked(self.root):
-            state = repository.Loader(self.root).load()
+            state = loading.Loader(self.root).load()
             kept = {envelope.sha256 for envelope in envelopes_of(state)} | {*also_kept}
             found = sorted(self.all(), key=lambda blob: blob.since)
             kept |= self._awaited()
@@ -587,7 +586,7 @@ def _require(promised: Envelope, found: Envelope, source: File) -> None:
 
 def _named(root: Path, keep: int) -> frozenset[bytes]:
     """Return what the present states of all streams name, and a number of those before."""
-    state = repository.Loader(root).load()
+    state = loading.Loader(root).load()
     names = {(name, own) for name, package in state.packages.items() for own in package.streams}
     # Those that were removed can be rolled back.
     recorded = ((d.parent.parent.name, d.name) for d in root.glob("packages/*/history/*/"))
@@ -595,6 +594,11 @@ def _named(root: Path, keep: int) -> frozenset[bytes]:
     named: set[bytes] = set()
     for name in names:
         with contextlib.suppress(NotFoundError):  # there are only strays
-            for held in repository.history(root, name, 1 + keep):
+            for held in loading.history(root, name, 1 + keep):
                 named.update(archive.envelope.sha256 for archive in held.archives or ())
     return frozenset(named)
+
+
+def key_of(archive: Archive) -> Key:
+    """Return what the file of an archive is known by."""
+    return archive.envelope.sha256, archive.envelope.size

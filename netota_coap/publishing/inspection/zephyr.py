@@ -13,10 +13,11 @@ from typing import Any
 
 import attrs
 
-from netota_coap.artefacts import mcuboot
-from netota_coap.artefacts.file import Artefact, fitting, opened
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import Content, Stream
+from netota_coap.files import opened
+from netota_coap.model.values import Content, Stream
+from netota_coap.publishing.inspection import mcuboot
+from netota_coap.publishing.inspection.artefact import Artefact, fitting
 
 # Real ones have some 100 kB.
 _LONGEST = 1 << 20

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import attrs
 
-from netota_coap.model import (
+from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     RESERVED_ATTRIBUTES,
     Archive,

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from netota_coap.artefacts import elf, filesystems, mcuboot, packed, rauc, zephyr
-from netota_coap.artefacts.file import Artefact, File, Progress, opened
+from netota_coap.files import File, Progress, opened
+from netota_coap.publishing.inspection import compressed, elf, filesystems, mcuboot, rauc, zephyr
+from netota_coap.publishing.inspection.artefact import Artefact
 
 __all__ = ["Artefact", "read", "versions_differ"]
 
@@ -24,7 +25,7 @@ _FORMATS: tuple[Callable[[File], Artefact | None], ...] = (
     rauc.describe,
     elf.describe,
     filesystems.describe,
-    packed.describe,
+    compressed.describe,
     _bytes,
 )
 

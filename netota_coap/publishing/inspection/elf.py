@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from netota_coap.artefacts.file import Artefact, File
-from netota_coap.model import Content
+from netota_coap.files import File
+from netota_coap.model.values import Content
+from netota_coap.publishing.inspection.artefact import Artefact
 
 # IANA has no type for ELF; this is the one of libmagic and of freedesktop.org.
 _MEDIA_TYPE = "application/x-executable"

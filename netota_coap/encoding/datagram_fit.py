@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import attrs
 
-from netota_coap.formats import Format
-from netota_coap.model import LIMITS, Stream
-from netota_coap.wire import encode
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
+from netota_coap.model.values import LIMITS, Stream
 
 
 def in_one_datagram(stream: Stream) -> bytes:

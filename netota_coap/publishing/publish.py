@@ -14,22 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import repository
-from netota_coap.blobs import Blobs
-from netota_coap.diff import lost
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
-from netota_coap.lock import require_repository
-from netota_coap.model import (
-    Archive,
-    Content,
-    Envelope,
-    Offer,
-    Package,
-    Stream,
-    StreamName,
-)
-from netota_coap.repository import Change, Make
-from netota_coap.sources import DEFAULT_METRIC, ArchiveSource, Progress, describe
+from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream, StreamName
+from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress, describe
+from netota_coap.publishing.diff import lost
+from netota_coap.repository import loading
+from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.loading import Change, Make
+from netota_coap.repository.lock import require_repository
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
@@ -83,7 +75,7 @@ class Edit:
             return attrs.evolve(state, author=self.author, message=message)
 
         if self.dry_run:
-            return repository.plan(root, name, signed)
+            return loading.plan(root, name, signed)
 
         def approve(change: Change) -> None:
             if keep_builds and not self.allow_missing:
@@ -96,9 +88,9 @@ class Edit:
 
         if store:
             # It may take long: without the lock, and only for what is not refused.
-            approve(repository.plan(root, name, signed))
+            approve(loading.plan(root, name, signed))
             store()
-        return repository.change(root, name, signed, approve_stored)
+        return loading.change(root, name, signed, approve_stored)
 
 
 def _refuse_loss(change: Change) -> None:
@@ -149,7 +141,7 @@ def publish(
             build.
         RepositoryError: It could not be written; nothing changed.
     """
-    package, present = repository.read(root, name)
+    package, present = loading.read(root, name)
     _refuse_closed(root, name, present)
     if issues := list(_rules_of_note(edit)):
         raise InvalidDataError(issues)
@@ -259,12 +251,12 @@ def rollback(root: Path, name: StreamName, to: int | None = None, *, edit: Edit)
 
 def _state_to_restore(root: Path, name: StreamName, to: int | None) -> Stream:
     if to is not None:
-        state = repository.state_at(root, name, to)
+        state = loading.state_at(root, name, to)
         if state.removed:
             raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
         return state
-    present = repository.read(root, name)[1]
-    states = (s for s in repository.history(root, name) if not s.removed)
+    present = loading.read(root, name)[1]
+    states = (s for s in loading.history(root, name) if not s.removed)
     found = next((s for s in states if not (present and _same(s, present))), None)
     if found is None:
         raise NotFoundError(f"{'/'.join(name)} never held anything else")
@@ -293,7 +285,7 @@ def close(
     """
     if replacement == name:
         raise RepositoryConflictError(f"{'/'.join(name)} cannot be its own replacement")
-    if replacement and repository.read(root, replacement)[1] is None:
+    if replacement and loading.read(root, replacement)[1] is None:
         raise NotFoundError(f"there is no stream {'/'.join(replacement)} to be the replacement")
 
     def make(state: Stream) -> Stream:
@@ -353,7 +345,7 @@ def existing(root: Path, name: StreamName) -> Stream:
         NotFoundError: There is no such stream.
     """
     require_repository(root)
-    present = repository.read(root, name)[1]
+    present = loading.read(root, name)[1]
     if present is None:
         raise _no_stream(root, name)
     return present
@@ -377,10 +369,10 @@ def sample(root: Path, now: datetime) -> None:
         RepositoryError: It could not be written.
     """
     title = "Sensor node"
-    repository.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
+    loading.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
     for stream, version in (("stable", "1.0.0"), ("edge", "1.1.0-rc1")):
         archives = tuple(_sample_archive(version, board) for board in ("nrf52840dk", "nrf9160dk"))
-        repository.change(root, ("sensor-node", stream), _first(version, now, archives))
+        loading.change(root, ("sensor-node", stream), _first(version, now, archives))
 
 
 def _first(

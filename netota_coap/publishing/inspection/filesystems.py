@@ -11,8 +11,9 @@ from typing import Any
 
 import attrs
 
-from netota_coap.artefacts.file import Artefact, File
-from netota_coap.model import Content
+from netota_coap.files import File
+from netota_coap.model.values import Content
+from netota_coap.publishing.inspection.artefact import Artefact
 
 HEAD = 2048
 """Bytes at the start of a file that tell its file system."""

@@ -13,7 +13,7 @@ import tomli
 import tomli_w
 
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.model import LIMITS
+from netota_coap.model.values import LIMITS
 
 
 class Format(enum.Enum):

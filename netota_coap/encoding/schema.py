@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from netota_coap.encoding.codecs import Format, refuse
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.formats import Format, refuse
-from netota_coap.model import LIMITS, Value, issues_of
+from netota_coap.model.values import LIMITS, Value, issues_of
 
 V = TypeVar("V", bound=Value)
 

@@ -15,22 +15,21 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import git
-from netota_coap.blobs import Blobs
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode, encode, selection_to_query
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
-from netota_coap.formats import Format
-from netota_coap.holding import key_of
-from netota_coap.model import LIMITS, Offer, Repository, Stream, StreamName
-from netota_coap.repository import (
-    HISTORY_NAME,
+from netota_coap.model.selection import Selection
+from netota_coap.model.values import LIMITS, Offer, Repository, Stream, StreamName
+from netota_coap.repository import git
+from netota_coap.repository.blobs import Blobs, key_of
+from netota_coap.repository.layout import HISTORY_NAME
+from netota_coap.repository.loading import (
     Loader,
     history,
     history_issues,
     sequence_hint,
     sequence_issue,
 )
-from netota_coap.selection import Selection
-from netota_coap.wire import decode, encode, selection_to_query
 
 
 @attrs.frozen

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from netota_coap.artefacts.file import Artefact, File, fitting
-from netota_coap.artefacts.filesystems import HEAD, superblock
-from netota_coap.model import Content, Stream
+from netota_coap.files import File
+from netota_coap.model.values import Content, Stream
+from netota_coap.publishing.inspection.artefact import Artefact, fitting
+from netota_coap.publishing.inspection.filesystems import HEAD, superblock
 
 # No type is registered; this is the one that people serve bundles as.
 _MEDIA_TYPE = "application/vnd.rauc.bundle"

@@ -566,3 +566,6 @@ class StreamEntry(Value):
     version: str = ruled(text("text"))
     sequence: int = ruled(_integer(1, "sequence"))
     closed: bool = ruled(instance(bool, "a boolean"))
+
+
+DEFAULT_POLL_S = 86_400

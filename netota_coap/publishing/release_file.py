@@ -11,11 +11,11 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap import artefacts
+from netota_coap.encoding.codecs import Format, dump, load
+from netota_coap.encoding.documents import CONTENT, OFFER
+from netota_coap.encoding.schema import Field, Many, One, Table
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.fields import Field, Many, One, Table
-from netota_coap.formats import Format, dump, load
-from netota_coap.model import (
+from netota_coap.model.values import (
     LIMITS,
     Content,
     Envelope,
@@ -28,8 +28,8 @@ from netota_coap.model import (
     several,
     text,
 )
-from netota_coap.sources import DEFAULT_METRIC, ArchiveSource, Progress
-from netota_coap.wire import CONTENT, OFFER
+from netota_coap.publishing import inspection
+from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress
 
 _DISK = frozenset({Format.TOML})
 _DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"
@@ -192,7 +192,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
     Raises:
         InvalidDataError: A file cannot be read, or a build has nothing to be published.
     """
-    read_ = [(path, artefacts.read(path, progress)) for path in found(builds)]
+    read_ = [(path, inspection.read(path, progress)) for path in found(builds)]
     archives = tuple(
         ReleaseArchive(file=_relative(path, file.absolute().parent), content=artefact.content)
         for path, artefact in read_

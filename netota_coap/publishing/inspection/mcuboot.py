@@ -10,9 +10,10 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from netota_coap.artefacts.file import Artefact, File
 from netota_coap.errors import InvalidDataError
-from netota_coap.model import Content
+from netota_coap.files import File
+from netota_coap.model.values import Content
+from netota_coap.publishing.inspection.artefact import Artefact
 
 _MAGIC = b"\x3d\xb8\xf3\x96"
 # magic, load address, sizes of header, protected TLVs and body, flags, version, padding

@@ -19,7 +19,7 @@ from types import TracebackType
 import attrs
 from asyncinotify import Event, Inotify, Mask, Watch
 
-from netota_coap.lock import is_locked
+from netota_coap.repository.lock import is_locked
 
 _log = logging.getLogger(__name__)
 

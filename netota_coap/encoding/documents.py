@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import attrs
 
+from netota_coap.encoding.codecs import Format, dump, load, refuse
+from netota_coap.encoding.schema import Field, Form, Many, One, Table
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.fields import Field, Form, Many, One, Table
-from netota_coap.formats import Format, dump, load, refuse
-from netota_coap.model import (
+from netota_coap.model.selection import Selection, SelectionValue
+from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     Archive,
     Content,
@@ -33,7 +34,6 @@ from netota_coap.model import (
     clashes,
     name_rule,
 )
-from netota_coap.selection import Selection, SelectionValue
 
 V = TypeVar("V", bound=Value)
 

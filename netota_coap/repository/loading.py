@@ -14,17 +14,11 @@ from typing import TypeVar
 
 import attrs
 
-from netota_coap import lock, skeleton
-from netota_coap.errors import (
-    InvalidDataError,
-    Issue,
-    NotFoundError,
-    RepositoryConflictError,
-)
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import decode, encode
+from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
 from netota_coap.files import make_directory, sync_directory, write, writing
-from netota_coap.formats import Format
-from netota_coap.lock import locked, require_repository
-from netota_coap.model import (
+from netota_coap.model.values import (
     FORMAT,
     Package,
     Repository,
@@ -35,8 +29,9 @@ from netota_coap.model import (
     name_rule,
     require_names,
 )
-from netota_coap.tree import HISTORY_NAME as HISTORY_NAME
-from netota_coap.tree import (
+from netota_coap.repository import lock, scaffold
+from netota_coap.repository.layout import HISTORY_NAME as HISTORY_NAME
+from netota_coap.repository.layout import (
     Signature,
     history_file,
     package_names,
@@ -46,7 +41,7 @@ from netota_coap.tree import (
     stream_entries,
     stream_file,
 )
-from netota_coap.wire import decode, encode
+from netota_coap.repository.lock import locked, require_repository
 
 T = TypeVar("T")
 V = TypeVar("V", bound=Value)
@@ -547,7 +542,7 @@ def init(root: Path, title: str | None = None) -> None:
     top = encode(Repository(format=FORMAT, title=title), Format.TOML)
     with writing(root):
         make_directory((root / "packages").absolute())
-        for name, data in skeleton.files(title).items():
+        for name, data in scaffold.files(title).items():
             if not (root / name).exists():
                 write(root / name, data)
         ignored = root / ".gitignore"

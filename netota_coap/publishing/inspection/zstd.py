@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from netota_coap.artefacts.file import File
 from netota_coap.errors import InvalidDataError
+from netota_coap.files import File
 
 _MAGIC = 0xFD2FB528
 # Of sixteen magic numbers, less their last 4 bits.

@@ -13,9 +13,10 @@ from typing import Any
 
 import attrs
 
-from netota_coap.artefacts import filesystems, zstd
-from netota_coap.artefacts.file import Artefact, File
-from netota_coap.model import Content, Envelope
+from netota_coap.files import File
+from netota_coap.model.values import Content, Envelope
+from netota_coap.publishing.inspection import filesystems, zstd
+from netota_coap.publishing.inspection.artefact import Artefact
 
 # What is looked at of an xz file, to learn what is in it.
 _PEEK = 64 << 10

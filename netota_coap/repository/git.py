@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from netota_coap.errors import printable
-from netota_coap.model import LIMITS
+from netota_coap.model.values import LIMITS
 
 _TIMEOUT_S = 60.0
 # What a user may have configured otherwise, to the loss of what is read here.

@@ -1,0 +1,1 @@
+"""Values as TOML, CBOR and JSON, and what of a stream fits one datagram."""

@@ -1,0 +1,30 @@
+"""Content formats by their CoAP number, and the codecs of those that carry values."""
+
+from __future__ import annotations
+
+import enum
+
+from netota_coap.encoding.codecs import Format
+
+
+class ContentFormat(enum.IntEnum):
+    """Content formats by their CoAP number (RFC 7252, section 12.3)."""
+
+    LINK = 40
+    OCTETS = 42
+    JSON = 50
+    CBOR = 60
+
+    @property
+    def media_type(self) -> str:
+        """The media type, as HTTP calls it."""
+        return _MEDIA_TYPES[self]
+
+
+_MEDIA_TYPES = {
+    ContentFormat.LINK: "application/link-format",
+    ContentFormat.OCTETS: "application/octet-stream",
+    ContentFormat.JSON: "application/json",
+    ContentFormat.CBOR: "application/cbor",
+}
+CODECS = {ContentFormat.JSON: Format.JSON, ContentFormat.CBOR: Format.CBOR}

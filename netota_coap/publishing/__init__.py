@@ -1,0 +1,1 @@
+"""What a release engineer does to a stream, and what a change means for devices."""
