@@ -28,7 +28,8 @@ from netota_coap.garbage import collected_rarely
 from netota_coap.holding import Holding, OpenBlobs
 from netota_coap.metrics import Metrics
 from netota_coap.repository.blobs import Blobs, Key, envelopes_of
-from netota_coap.repository.loading import Loader, init
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.scaffold import init
 from netota_coap.repository.watch import Watcher
 from netota_coap.status import Status
 from netota_coap.systemd import Manager

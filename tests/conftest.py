@@ -13,7 +13,7 @@ from hypothesis import settings
 from netota_coap.model.values import Stream, StreamName
 from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
 from tests import environment, publishing
 from tests.mirroring import Origin, origin
@@ -51,7 +51,7 @@ async def upstream(tmp_path: Path) -> AsyncIterator[Origin]:
 def sample(tmp_path: Path) -> Path:
     """A small repository, as `init --sample` makes it."""
     root = tmp_path / "sample"
-    loading.init(root)
+    scaffold.init(root)
     publish.sample(root, NOW)
     for path in root.rglob("*.toml"):
         os.utime(path, (1, 1))  # files this young would be read again

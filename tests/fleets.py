@@ -10,7 +10,7 @@ from pathlib import Path
 from netota_coap.model.values import Offer, Stream, StreamName
 from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.check import check
 from tests import publishing
 from tests.publishing import NOW
@@ -66,7 +66,7 @@ def clean(root: Path) -> dict[str, Stream]:
 
 def begin(root: Path) -> Path:
     """Make a repository in git; stable holds sequence 2 of version 2."""
-    loading.init(root, "Ours")
+    scaffold.init(root, "Ours")
     publish.sample(root, NOW)
     run(root, "git", "init")
     commit(root, "begin")

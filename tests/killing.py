@@ -24,7 +24,7 @@ import attrs
 from netota_coap.config import Config
 from netota_coap.model.values import Offer
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.service import Service
 from tests import publishing
 from tests.mirroring import require_correct, version
@@ -112,7 +112,7 @@ class Figures:
 async def kill(directory: Path, kills: int, scheme: str) -> Figures:
     """Kill a mirror so many times, then let it come to its end."""
     upstream, root, size = directory / "upstream", directory / "mirror", SIZES[scheme]
-    loading.init(upstream)
+    scaffold.init(upstream)
     uris: list[str] = []
     service = Service(Config(repository=upstream, coap_bind=("127.0.0.1:0",)), uris.append)
     killed = under_way = versions = 0

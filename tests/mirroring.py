@@ -15,7 +15,7 @@ from netota_coap.mirror.adoption import Choice
 from netota_coap.mirror.incoming import Incoming
 from netota_coap.model.values import Archive, Content, Offer, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import loading, scaffold
 from netota_coap.repository.blobs import Blobs
 from netota_coap.repository.check import check
 from tests import publishing
@@ -82,7 +82,7 @@ async def origin(directory: Path) -> AsyncIterator[Origin]:
         return refuse.get(request.path, lambda same: same)(response)
 
     root = directory / "upstream"
-    loading.init(root)
+    scaffold.init(root)
     async with http_server(reply) as server:
         it = Origin(root, server, files, refuse)
         it.publish("1.0")
@@ -107,7 +107,7 @@ def mirror(
 ) -> Mirror:
     """Make a mirror, and its repository if need be; `bounds` are those of `Incoming`."""
     if not root.exists():
-        loading.init(root)
+        scaffold.init(root)
     return Mirror(Incoming(root, **bounds), uri, choice, terms)
 
 

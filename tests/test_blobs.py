@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from netota_coap.errors import InvalidDataError, Issue, NetotaError, NotFoundError, RepositoryError
 from netota_coap.model.values import Envelope
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blob, Blobs, blob_name, digest_of
 from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
@@ -406,7 +406,7 @@ def public(image: Path) -> Iterator[Blobs]:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         root.chmod(0o755)
-        loading.init(root)
+        scaffold.init(root)
         shutil.copy(image, root / ".image")
         Blobs(root).add(image)
         yield Blobs(root)

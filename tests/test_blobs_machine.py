@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs, path_of
 from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
@@ -43,7 +43,7 @@ class BlobsMachine(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.root = self.directory / "root"
-        loading.init(self.root)
+        scaffold.init(self.root)
         self.blobs = Blobs(self.root)
         self.good: set[bytes] = set()
         self.bad: set[bytes] = set()

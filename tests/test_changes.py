@@ -21,9 +21,10 @@ from netota_coap.model.values import Stream, StreamName
 from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit
-from netota_coap.repository import loading
+from netota_coap.repository import history
+from netota_coap.repository.changes import Change
 from netota_coap.repository.check import check
-from netota_coap.repository.loading import Change, Loader
+from netota_coap.repository.loading import Loader
 from tests.publishing import EDIT, NOW, close, promote, publish, remove, reopen, rollback, served
 from tests.repositories import HISTORY, STABLE
 
@@ -65,7 +66,7 @@ def test_promote_from_a_closed_stream(repository_dir: Path) -> None:
 
 def test_rollback_is_a_new_publish_of_an_old_state(repository_dir: Path) -> None:
     """Version and archives are the old ones, all else as with any publish."""
-    old, present = loading.state_at(repository_dir, NAME, 16), served(repository_dir)
+    old, present = history.state_at(repository_dir, NAME, 16), served(repository_dir)
     edit = attrs.evolve(EDIT, now=LATER)
     state = publishing.rollback(repository_dir, NAME, edit=edit).after
     expected = attrs.evolve(
@@ -75,9 +76,9 @@ def test_rollback_is_a_new_publish_of_an_old_state(repository_dir: Path) -> None
     assert expected == state == served(repository_dir)
     assert (
         rollback(repository_dir, NAME, 15).version
-        == loading.state_at(repository_dir, NAME, 15).version
+        == history.state_at(repository_dir, NAME, 15).version
     )
-    assert [s.sequence for s in loading.history(repository_dir, NAME)] == [19, 18, 17, 16, 15]
+    assert [s.sequence for s in history.history(repository_dir, NAME)] == [19, 18, 17, 16, 15]
 
 
 def test_rollback_passes_over_states_that_were_the_same(repository_dir: Path) -> None:
@@ -100,7 +101,7 @@ def test_rollback_brings_a_removed_stream_back(repository_dir: Path) -> None:
         state.version,
         state.archives,
     )
-    assert [s.removed for s in loading.history(repository_dir, EDGE)][:3] == [
+    assert [s.removed for s in history.history(repository_dir, EDGE)][:3] == [
         False,
         True,
         False,
@@ -123,7 +124,7 @@ def test_remove_keeps_the_sequence(repository_dir: Path, release: Callable[..., 
     assert "stable" not in loader.load().packages["sensor-node"].streams
     assert not (repository_dir / STABLE).exists()
     assert check(repository_dir).errors == ()
-    last = loading.history(repository_dir, NAME)[0]
+    last = history.history(repository_dir, NAME)[0]
     assert (
         last.sequence, last.removed, last.changed, last.author, last.message,
     ) == (18, True, LATER, "A", "gone")  # fmt: skip
@@ -205,10 +206,10 @@ def test_what_follows_a_removal_and_was_interrupted(repository_dir: Path) -> Non
     left = attrs.evolve(served(repository_dir), sequence=215, version="left")
     file = "packages/sensor-node/history/edge/00000215.toml"
     (repository_dir / file).write_bytes(encode(left, Format.TOML))
-    assert loading.history(repository_dir, EDGE)[0].removed
+    assert history.history(repository_dir, EDGE)[0].removed
     state = rollback(repository_dir, EDGE)
     assert (state.sequence, state.version == "left") == (216, False)
-    assert [s.sequence for s in loading.history(repository_dir, EDGE)][:2] == [216, 214]
+    assert [s.sequence for s in history.history(repository_dir, EDGE)][:2] == [216, 214]
     assert not (repository_dir / file).exists()
 
 
@@ -236,7 +237,7 @@ def test_dry_run_tells_and_does_nothing(repository_dir: Path, call: Call) -> Non
     after = {path: path.read_bytes() for path in repository_dir.rglob("*") if path.is_file()}
     assert before == after
     assert told == call(repository_dir, edit)
-    recorded = loading.history(repository_dir, told.name)[0]
+    recorded = history.history(repository_dir, told.name)[0]
     assert (
         recorded.author, recorded.message, recorded.changed or recorded.published,
     ) == ("A <a@b>", "Because", LATER)  # fmt: skip
@@ -290,7 +291,7 @@ def test_history_leaves_interruptions_out(repository_dir: Path) -> None:
     """What an interrupted publish left was never in effect, and is no state of the stream."""
     left = attrs.evolve(served(repository_dir), sequence=18)
     (repository_dir / HISTORY.format(18)).write_bytes(encode(left, Format.TOML))
-    states = loading.history(repository_dir, NAME)
+    states = history.history(repository_dir, NAME)
     assert [state.sequence for state in states] == [17, 16, 15]
     with pytest.raises(NotFoundError, match="has no sequence 18"):
-        loading.state_at(repository_dir, NAME, 18)
+        history.state_at(repository_dir, NAME, 18)

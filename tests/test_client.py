@@ -25,7 +25,7 @@ from netota_coap.errors import ConfigError, IntegrityError, PeerError, RollbackE
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Offer, Stream
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import changes as repository
 from tests.device import Answer, code
 from tests.publishing import NOW, publish
 from tests.serving import serving, until
@@ -41,7 +41,7 @@ def change(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return loading.change(root, STABLE, make).after
+    return repository.change(root, STABLE, make).after
 
 
 def crowd(root: Path, count: int, version: str = "2.0") -> Stream:

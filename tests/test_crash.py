@@ -20,9 +20,11 @@ from netota_coap.encoding.documents import encode
 from netota_coap.model.values import Repository, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.changes import drop
 from netota_coap.repository.check import check
-from netota_coap.repository.loading import Loader, drop, init
+from netota_coap.repository.loading import Loader
 from netota_coap.repository.lock import is_locked
+from netota_coap.repository.scaffold import init
 from tests import crashing
 from tests.conftest import FIXTURES
 from tests.crashing import End, take_over

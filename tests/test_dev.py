@@ -21,7 +21,7 @@ from netota_coap.dev import Lines, Publisher, Screen, heard, logged
 from netota_coap.errors import NetotaError
 from netota_coap.metrics import Heard
 from netota_coap.publishing import publish
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs, blob_name
 from tests.device import GET, device
 from tests.serving import COMMAND, PROJECT, netota, until
@@ -41,7 +41,7 @@ def built(directory: Path, image: Path) -> Path:
 
 @pytest.fixture
 def publisher(tmp_path: Path, image: Path) -> Publisher:
-    loading.init(tmp_path / "repository")
+    scaffold.init(tmp_path / "repository")
     built(tmp_path / "build", image)
     return Publisher(tmp_path / "repository", NAME, tmp_path / "build")
 

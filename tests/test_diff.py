@@ -17,7 +17,7 @@ from netota_coap.errors import NotFoundError
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.publishing.diff import Difference, compare, describe
-from netota_coap.repository.loading import Change
+from netota_coap.repository.changes import Change
 from tests.publishing import NOW, close, promote, publish, remove
 from tests.strategies import streams
 

@@ -20,9 +20,9 @@ from netota_coap.errors import ConfigError, PeerError
 from netota_coap.mirror import on_demand
 from netota_coap.model.values import Archive, Offer, StreamName
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import changes
 from netota_coap.repository.blobs import Blobs, blob_name, path_of
-from netota_coap.repository.loading import init
+from netota_coap.repository.scaffold import init
 from netota_coap.service import Service
 from tests import publishing
 from tests.device import device
@@ -328,7 +328,7 @@ def also(root: Path, name: StreamName, archive: Archive) -> None:
     """Let another stream hold an archive."""
     state = present(root)
     assert state
-    loading.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
+    changes.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netota_coap.model.values import Stream
-from netota_coap.repository import git, loading, lock
+from netota_coap.repository import git, lock, scaffold
 from netota_coap.repository.check import Findings, check
 from netota_coap.repository.loading import Loader
 from tests import publishing
@@ -64,7 +64,7 @@ def errors(findings: Findings) -> list[str]:
 def test_a_new_repository_is_ready_for_git(tmp_path: Path) -> None:
     """Nothing is left to be added but what matters, and files keep their line endings."""
     root = tmp_path / "new"
-    loading.init(root, "Ours & theirs")
+    scaffold.init(root, "Ours & theirs")
     with lock.locked(root):
         run(root, "git", "init")
         commit(root)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.repository import loading
+from netota_coap.repository import history
 from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
 from tests.serving import COMMAND, PROJECT, until
@@ -166,7 +166,7 @@ STREAMS = [("sensor-node", "stable"), ("sensor-node", "beta"), ("new", "stable")
 async def test_many_at_once(repository_dir: Path) -> None:
     """Each change of many publishers is in the history, once, in one row; readers see no error."""
     first = {
-        name: max((state.sequence for state in loading.history(repository_dir, name)), default=0)
+        name: max((state.sequence for state in history.history(repository_dir, name)), default=0)
         for name in STREAMS[:2]
     }
     code = CHANGE.replace("STREAMS", repr(STREAMS))
@@ -187,7 +187,7 @@ async def test_many_at_once(repository_dir: Path) -> None:
     kept = [
         [*name, state.sequence, state.author, state.message]
         for name in STREAMS
-        for state in loading.history(repository_dir, name)
+        for state in history.history(repository_dir, name)
         if state.sequence > first.get(name, 0)
     ]
     assert told == sorted(kept)

@@ -19,7 +19,7 @@ from netota_coap.mirror.adoption import Choice
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Offer
 from netota_coap.publishing import archives as sources
-from netota_coap.repository import loading
+from netota_coap.repository import changes, history, scaffold
 from netota_coap.repository.blobs import Blobs
 from tests import publishing
 from tests.file_servers import Request, Response, http_server, just, whole
@@ -98,7 +98,7 @@ async def test_offers_only(upstream: Origin, root: Path) -> None:
         assert state
         (archive,) = state.archives or ()
         better = attrs.evolve(archive, offers=(Offer(url="/b/x", metric=1), *archive.offers))
-        loading.take_over(
+        changes.take_over(
             upstream.root, STABLE, lambda _: attrs.evolve(state, archives=(better,), poll_s=77)
         )
 
@@ -111,7 +111,7 @@ async def test_offers_only(upstream: Origin, root: Path) -> None:
         here = present(root)
         assert here
         assert here.poll_s == 77
-        assert [state.sequence for state in loading.history(root, STABLE)] == [1]
+        assert [state.sequence for state in history.history(root, STABLE)] == [1]
         require_correct(root)
 
 
@@ -121,10 +121,10 @@ async def test_what_vanishes_and_returns(upstream: Origin, root: Path) -> None:
         await until(lambda: version(root) == "1.0")
         publishing.remove(upstream.root, STABLE)
         await until(lambda: present(root) is None)
-        assert [state.sequence for state in loading.history(root, STABLE)] == [1]
+        assert [state.sequence for state in history.history(root, STABLE)] == [1]
         upstream.publish("1.1")
         await until(lambda: version(root) == "1.1")
-        assert [state.sequence for state in loading.history(root, STABLE)] == [3, 1]
+        assert [state.sequence for state in history.history(root, STABLE)] == [3, 1]
         require_correct(root)
 
 
@@ -197,7 +197,7 @@ async def test_a_newer_state_overtakes(upstream: Origin, root: Path) -> None:
     async with offered(upstream.root) as uris:
         slow = mirror(root, uris["coap"], limit_bytes_s=200_000)
         await _overtaken(upstream, slow)
-    assert [state.sequence for state in loading.history(root, STABLE)] == [3, 1]
+    assert [state.sequence for state in history.history(root, STABLE)] == [3, 1]
 
 
 async def _overtaken(upstream: Origin, slow: Mirror) -> None:
@@ -267,7 +267,7 @@ async def test_size_cap(upstream: Origin, root: Path) -> None:
 
 def _archives(root: Path) -> list[Archive]:
     """Return the archives of all states that there ever were."""
-    states = (state for name in (STABLE, BETA) for state in loading.history(root, name))
+    states = (state for name in (STABLE, BETA) for state in history.history(root, name))
     return [archive for state in states for archive in state.archives or ()]
 
 
@@ -325,7 +325,7 @@ async def test_leftovers(upstream: Origin, root: Path) -> None:
 async def test_a_chain_of_three(upstream: Origin, tmp_path: Path) -> None:
     """A mirror of a mirror learns of a publish, and needs nothing but the mirror."""
     one, two = tmp_path / "one", tmp_path / "two"
-    loading.init(one)
+    scaffold.init(one)
     async with (
         offered(upstream.root) as first,
         offered(one) as second,
@@ -346,7 +346,7 @@ async def test_a_chain_of_three(upstream: Origin, tmp_path: Path) -> None:
 async def test_a_ring(upstream: Origin, tmp_path: Path) -> None:
     """Two that mirror each other, and an own stream each, come to rest; removals get around."""
     other = tmp_path / "other"
-    loading.init(other)
+    scaffold.init(other)
     file = tmp_path / "own.bin"
     file.write_bytes(b"own")
     source = sources.ArchiveSource(file, "own")
@@ -377,7 +377,7 @@ async def test_somebody_elses_stream(
     upstream: Origin, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stream that is not of this upstream is left alone; that is told once."""
-    loading.init(root)
+    scaffold.init(root)
     publishing.publish(root, STABLE, "9", [])
     async with offered(upstream.root) as uris:
         it = mirror(root, uris["coap"])
@@ -405,7 +405,7 @@ async def test_an_upstream_that_was_reset(
         it = mirror(root, uris[scheme])
         await it.once()
     shutil.rmtree(upstream.root)
-    loading.init(upstream.root)
+    scaffold.init(upstream.root)
     for each in releases:
         upstream.publish(each)
     before = files_of(root)
@@ -569,7 +569,7 @@ async def test_lists_that_do_not_come(root: Path) -> None:
 
 async def test_a_place_that_cannot_be_written(upstream: Origin, root: Path) -> None:
     """Where files cannot be put, the old state stays, and it is told why."""
-    loading.init(root)
+    scaffold.init(root)
     (root / "blobs").mkdir()
     (root / "blobs" / ".incoming").write_text("in the way")
     async with offered(upstream.root) as uris:

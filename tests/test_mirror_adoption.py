@@ -15,7 +15,7 @@ from netota_coap.errors import IntegrityError, NetotaError, RepositoryConflictEr
 from netota_coap.mirror.adoption import Choice, adopt
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream
 from netota_coap.origins import author_of
-from netota_coap.repository import loading
+from netota_coap.repository import changes, history, loading, scaffold
 from netota_coap.repository.check import check
 from netota_coap.repository.layout import history_file, stream_file
 from tests import strategies
@@ -148,12 +148,12 @@ def test_choice(choice: Choice, expected: bool) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty repository."""
-    loading.init(tmp_path / "mirror")
+    scaffold.init(tmp_path / "mirror")
     return tmp_path / "mirror"
 
 
 def take(root: Path, offered: Stream) -> Stream | None:
-    return loading.take_over(root, STABLE, lambda last: adopt(last, offered, ORIGIN))
+    return changes.take_over(root, STABLE, lambda last: adopt(last, offered, ORIGIN))
 
 
 def sequences(root: Path) -> list[int]:
@@ -180,17 +180,17 @@ def test_after_a_kill(root: Path, version: str) -> None:
     history_file(root, STABLE, 6).write_bytes(encode(ours(state(6, "2")), Format.TOML))
     history_file(root, STABLE, 7).write_bytes(encode(ours(state(7, "9")), Format.TOML))
     assert take(root, state(6, version)) == ours(state(6, version))
-    assert [each.version for each in loading.history(root, STABLE)] == [version, "1"]
+    assert [each.version for each in history.history(root, STABLE)] == [version, "1"]
     assert check(root).errors == ()
 
 
 def test_dropped_and_back(root: Path) -> None:
     """A stream that was dropped may return as it was, and not as another one."""
     take(root, state(5))
-    loading.drop(root, STABLE)
-    loading.drop(root, STABLE)
+    changes.drop(root, STABLE)
+    changes.drop(root, STABLE)
     assert loading.read(root, STABLE)[1] is None
-    assert loading.last(root, STABLE) == ours(state(5))
+    assert history.last(root, STABLE) == ours(state(5))
     with pytest.raises(RepositoryConflictError):
         take(root, state(5, "2"))
     with pytest.raises(RollbackError):

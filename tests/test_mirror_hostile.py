@@ -31,7 +31,7 @@ from netota_coap.mirror.gateway import Gateway
 from netota_coap.mirror.incoming import Incoming
 from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
 from netota_coap.origins import canonical
-from netota_coap.repository import loading
+from netota_coap.repository import changes, scaffold
 from netota_coap.repository.blobs import INCOMING
 from tests.file_servers import Request, Response, http_server, just
 from tests.mirroring import BOARD, QUICK, Origin, mirror, offered, present, running, version
@@ -424,7 +424,7 @@ async def test_offers_that_change_while_files_come(upstream: Origin, root: Path)
         async with running(it):
             await until(lambda: list((root / INCOMING).glob(".*.part")))
             contact = it.status.last_contact
-            loading.take_over(
+            changes.take_over(
                 upstream.root, STABLE, lambda _: attrs.evolve(state, archives=(more,))
             )
             await until(lambda: it.status.last_contact != contact)
@@ -445,7 +445,7 @@ async def test_a_stream_that_is_closed(upstream: Origin, root: Path) -> None:
         upstream.refuse[f"/2.0/{BOARD}"] = lambda _: just("404 Not Found")
         upstream.publish("2.0")
         await until(lambda: upstream.asked("2.0"))
-        loading.change(
+        changes.change(
             upstream.root,
             STABLE,
             lambda _, state: attrs.evolve(state, closed=True),  # type: ignore[type-var]
@@ -469,7 +469,7 @@ async def test_a_repository_that_is_gone(upstream: Origin, root: Path) -> None:
 @pytest.mark.parametrize("place", ["blobs", INCOMING])
 async def test_links(upstream: Origin, root: Path, tmp_path: Path, place: str) -> None:
     """None at `blobs` or below it is followed, neither to write nor to remove."""
-    loading.init(root)
+    scaffold.init(root)
     elsewhere = tmp_path / "elsewhere"
     old = (elsewhere if place == INCOMING else elsewhere / ".incoming") / "old"
     old.parent.mkdir(parents=True)
@@ -492,7 +492,7 @@ def _archives(upstream: Origin) -> tuple[Archive, ...]:
 
 async def test_two_tidy_up(root: Path) -> None:
     """What somebody else removed meanwhile is gone, which is all right."""
-    loading.init(root)
+    scaffold.init(root)
     place = root / INCOMING
     place.mkdir(parents=True)
     for number in range(2_000):
@@ -507,7 +507,7 @@ async def test_tidies_up_now_and_then(
 ) -> None:
     """What a long life leaves behind goes while it lasts."""
     monkeypatch.setattr(gateway, "_TIDY_S", 0.02)
-    loading.init(root)
+    scaffold.init(root)
     old = root / INCOMING / f".{'a' * 64}.{'a' * 16}.part"
     old.parent.mkdir(parents=True)
 
@@ -530,7 +530,7 @@ async def test_tidies_up_now_and_then(
 
 async def test_two_processes(upstream: Origin, root: Path) -> None:
     """What one is done with stays for the other, which still waits for the rest."""
-    loading.init(root)
+    scaffold.init(root)
     first = _archives(upstream)
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     both = first + (upstream.publish("2.0").archives or ())

@@ -19,7 +19,7 @@ from netota_coap.encoding.documents import selection_from_query
 from netota_coap.http import view
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.repository import loading
+from netota_coap.repository import changes, history, loading, scaffold
 from tests import publishing
 from tests.pages import Shown
 from tests.publishing import NOW, STABLE
@@ -201,10 +201,10 @@ def test_history(repository_dir: Path) -> None:
     def make(_package: Package, _stream: Stream | None) -> Stream:
         return attrs.evolve(present, version="9", archives=tuple(sources))
 
-    loading.change(repository_dir, STABLE, make)
+    changes.change(repository_dir, STABLE, make)
     publishing.close(repository_dir, STABLE)
     publishing.remove(repository_dir, STABLE)
-    removed, closed, shrunk, *_ = view.history(STABLE, loading.history(repository_dir, STABLE))
+    removed, closed, shrunk, *_ = view.history(STABLE, history.history(repository_dir, STABLE))
     assert (removed.summary, closed.summary) == ("1 removed, removed", "closed")
     assert (shrunk.version, shrunk.summary) == ("2.4.1 → 9", "1 rebuilt, 5 removed")
     assert shrunk.lost == ("arch=arm machine=nrf9160dk", "arch=riscv machine=xiao_esp32c3")
@@ -291,16 +291,16 @@ async def test_gone(shown: Shown, path: str) -> None:
 
 async def test_empty_repository(tmp_path: Path) -> None:
     """What is empty says so: repository, package, stream, offers."""
-    loading.init(tmp_path)
+    scaffold.init(tmp_path)
     shown = Shown(tmp_path)
     assert "Nothing has been published yet." in (await shown.page("/")).text
-    loading.write_package(tmp_path, "p", Package())
+    changes.write_package(tmp_path, "p", Package())
     shown.reload()
     assert "No streams yet." in (await shown.page("/")).text
 
     def make(*archives: Archive) -> None:
         state = Stream(version="1", sequence=1, published=NOW, archives=archives)
-        loading.change(tmp_path, ("p", "s"), lambda *_: state)
+        changes.change(tmp_path, ("p", "s"), lambda *_: state)
         shown.reload()
 
     make()
@@ -315,11 +315,11 @@ async def test_empty_repository(tmp_path: Path) -> None:
 
 async def test_more_than_is_shown(tmp_path: Path) -> None:
     """Of many kinds of devices and many states the first are shown, and that there are more."""
-    loading.init(tmp_path)
+    scaffold.init(tmp_path)
     many = tuple(archive(f"a{number}", machine=f"m{number}") for number in range(60))
     for number in range(view.MOST_STATES + 2):
         state = Stream(version=f"{number}", sequence=1, published=NOW, archives=many)
-        loading.change(tmp_path, ("p", "s"), lambda *_, state=state: state)
+        changes.change(tmp_path, ("p", "s"), lambda *_, state=state: state)
     page = await Shown(tmp_path).page("/p/p/s/s")
     states = [item for item in page.all("li") if (item.attributes.get("id") or "").strip()]
     assert len(states) == view.MOST_STATES
@@ -329,7 +329,7 @@ async def test_more_than_is_shown(tmp_path: Path) -> None:
 
 async def test_left_out(tmp_path: Path) -> None:
     """What a device does not get in one datagram is told."""
-    loading.init(tmp_path)
+    scaffold.init(tmp_path)
     offers = tuple(Offer(url=f"coap://h/{'x' * 200}{n}", metric=n) for n in range(2))
     state = Stream(
         version="1",
@@ -337,7 +337,7 @@ async def test_left_out(tmp_path: Path) -> None:
         published=NOW,
         archives=(attrs.evolve(archive("a"), offers=offers),),
     )
-    loading.change(tmp_path, ("p", "s"), lambda *_: state)
+    changes.change(tmp_path, ("p", "s"), lambda *_: state)
     assert "Not all of it: more tells" in (await Shown(tmp_path).page("/p/p/s/s")).text
 
 
@@ -389,7 +389,7 @@ TAGS |= {"code", "abbr", "button", "details", "summary", "svg", "rect", "pre", "
 def hostile(root: Path, text: str) -> None:
     """Put a text everywhere where a publisher can."""
     web, bad = "https://example.com/\"'><script>alert(3)</script>", "javascript:alert(4)"
-    loading.write_package(root, "evil", Package(title=text, summary=text, homepage=bad, poll_s=1))
+    changes.write_package(root, "evil", Package(title=text, summary=text, homepage=bad, poll_s=1))
     offers = (Offer(url=bad, metric=1), Offer(url=web, metric=2), Offer(url="/b/x", metric=3))
     content = Content(type=text, arch=text, machine=text, attributes={"free": text})
     envelope = Envelope(type=text, size=2**63 - 1, sha256=bytes(32))
@@ -404,13 +404,13 @@ def hostile(root: Path, text: str) -> None:
             message=f"{number}{text}",
             archives=archives,
         )
-        loading.change(root, ("evil", "s" * 32), lambda *_, state=state: state)
+        changes.change(root, ("evil", "s" * 32), lambda *_, state=state: state)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 async def test_hostile_texts_stay_text(tmp_path: Path, text: str) -> None:
     """Whatever publishers write is shown as they wrote it, and is nothing but text."""
-    loading.init(tmp_path, title=text)
+    scaffold.init(tmp_path, title=text)
     hostile(tmp_path, text)
     shown = Shown(tmp_path)
     visible = " ".join(str(view.shown(text)).split())

@@ -21,7 +21,7 @@ from netota_coap.http.view import age
 from netota_coap.model.values import Package, Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
-from netota_coap.repository import loading
+from netota_coap.repository import changes
 from tests.environment import needs
 from tests.pages import Shown
 from tests.publishing import NOW, STABLE
@@ -120,7 +120,7 @@ def replace(root: Path, version: str) -> None:
         assert present
         return attrs.evolve(present, version=version, message=f"Why {version}")
 
-    loading.change(root, STABLE, make)
+    changes.change(root, STABLE, make)
 
 
 def test_a_publish_is_followed(visit: Visit) -> None:

@@ -13,7 +13,7 @@ from netota_coap.encoding.documents import encode
 from netota_coap.errors import InvalidDataError, Issue, RepositoryConflictError, RepositoryError
 from netota_coap.model.values import Content, Offer, Package, stream_name
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import loading
+from netota_coap.repository import changes, scaffold
 from netota_coap.repository.check import advice, check
 from netota_coap.repository.loading import Loader
 from tests.publishing import publish
@@ -253,7 +253,7 @@ def test_check_gives_the_hint_only_where_it_helps(repository_dir: Path) -> None:
 def test_init_makes_an_empty_repository(tmp_path: Path) -> None:
     """It can be checked, and git leaves out what is not to be kept."""
     root = tmp_path / "deep" / "down"
-    loading.init(root, "Ours")
+    scaffold.init(root, "Ours")
     findings = check(root)
     assert findings.repository is not None
     assert (
@@ -272,7 +272,7 @@ def test_init_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*.o")
     (tmp_path / ".gitattributes").write_text("")
     (tmp_path / "README.md").write_text("Mine")
-    loading.init(tmp_path)
+    scaffold.init(tmp_path)
     assert (tmp_path / ".gitignore").read_text() == "*.o\n/.lock\n/blobs/\n.*.tmp\n"
     assert (tmp_path / ".gitattributes").read_text() == ""
     assert (tmp_path / "README.md").read_text() == "Mine"
@@ -282,7 +282,7 @@ def test_init_refuses_a_repository(repository_dir: Path) -> None:
     """What is there stays."""
     before = (repository_dir / "repository.toml").read_bytes()
     with pytest.raises(RepositoryConflictError, match="there is a repository already"):
-        loading.init(repository_dir)
+        scaffold.init(repository_dir)
     assert before == (repository_dir / "repository.toml").read_bytes()
 
 
@@ -290,14 +290,14 @@ def test_init_tells_what_it_cannot_write(tmp_path: Path) -> None:
     """A file in the way is named."""
     (tmp_path / "file").write_text("")
     with pytest.raises(RepositoryError, match=r"file.* cannot be written"):
-        loading.init(tmp_path / "file" / "repository")
+        scaffold.init(tmp_path / "file" / "repository")
 
 
 def test_write_package_is_read_back(repository_dir: Path) -> None:
     """A package's file is written, its streams are left alone."""
     before = Loader(repository_dir).load().packages["sensor-node"]
     changed = attrs.evolve(before, title="Sensor", summary=None, poll_s=None)
-    loading.write_package(repository_dir, "sensor-node", changed)
+    changes.write_package(repository_dir, "sensor-node", changed)
     assert changed == Loader(repository_dir).load().packages["sensor-node"]
 
 
@@ -312,5 +312,5 @@ def test_write_package_is_read_back(repository_dir: Path) -> None:
 def test_write_package_refuses_names(repository_dir: Path, name: str, error: type) -> None:
     """Nothing is made that could not be loaded."""
     with pytest.raises(error):
-        loading.write_package(repository_dir, name, Package())
+        changes.write_package(repository_dir, name, Package())
     assert {"sensor-node", "gateway-os"} == Loader(repository_dir).load().packages.keys()

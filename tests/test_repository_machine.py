@@ -17,7 +17,8 @@ from netota_coap.encoding.documents import encode
 from netota_coap.errors import InvalidDataError, NotFoundError, RepositoryConflictError
 from netota_coap.model.values import Stream, StreamName
 from netota_coap.repository.check import check
-from netota_coap.repository.loading import Loader, init
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.scaffold import init
 from tests.publishing import NOW, close, promote, publish, remove, reopen, rollback
 
 NAMES: tuple[StreamName, ...] = (("a", "stable"), ("a", "beta"), ("b", "stable"))

@@ -22,7 +22,8 @@ from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, encode
 from netota_coap.errors import AddressError, InvalidDataError
 from netota_coap.model.values import Stream
-from netota_coap.repository import loading, lock
+from netota_coap.repository import changes as repository
+from netota_coap.repository import lock
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.watch import Watcher
 from netota_coap.service import Service
@@ -56,7 +57,7 @@ def bump(root: Path, **changes: object) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return loading.change(root, STABLE, make).after
+    return repository.change(root, STABLE, make).after
 
 
 def replace(path: Path, text: str) -> None:

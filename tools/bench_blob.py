@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from netota_coap.repository.blobs import Blobs, blob_name
-from netota_coap.repository.loading import init
+from netota_coap.repository.scaffold import init
 from tools import load
 from tools.peers import Process, free_port, together, until
 

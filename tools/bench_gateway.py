@@ -36,7 +36,7 @@ from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository.blobs import path_of
-from netota_coap.repository.loading import init
+from netota_coap.repository.scaffold import init
 from tools.devices import Device, Devices, Image
 from tools.peers import PATIENCE_S, Process, free_port, until
 from tools.uplink import Uplink

@@ -33,7 +33,8 @@ from rich.table import Table
 
 from netota_coap.catalog import Catalog
 from netota_coap.encoding.content_formats import ContentFormat
-from netota_coap.repository.loading import Loader, init
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.scaffold import init
 from tools import load
 from tools.peers import PATIENCE_S, Process, free_port, together, until
 

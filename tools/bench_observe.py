@@ -42,7 +42,7 @@ from netota_coap.coap import persistence
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
-from netota_coap.repository import loading
+from netota_coap.repository import scaffold
 from netota_coap.repository.loading import Loader
 from tools.peers import Process, free_port, together, until
 
@@ -216,7 +216,7 @@ def _now() -> datetime:
 
 def _sample(directory: Path) -> Path:
     root = directory / "repository"
-    loading.init(root)
+    scaffold.init(root)
     publish.sample(root, _now())
     return root
 

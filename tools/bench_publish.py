@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from netota_coap.publishing import inspection
-from netota_coap.repository.loading import init
+from netota_coap.repository.scaffold import init
 
 MB = 10**6
 OPENSSL = shutil.which("openssl")

@@ -29,7 +29,8 @@ from netota_coap.encoding.documents import encode
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Stream
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit, publish
-from netota_coap.repository.loading import Loader, init
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.scaffold import init
 
 STREAMS_PER_PACKAGE = 50
 BOARDS = ("nrf52840dk", "nrf9160dk")

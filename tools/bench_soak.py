@@ -34,7 +34,7 @@ from rich.table import Table
 from netota_coap.model.values import Content, Offer, StreamName
 from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository.loading import init
+from netota_coap.repository.scaffold import init
 from tools.crowd import (
     BOARDS,
     CON,

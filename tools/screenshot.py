@@ -25,7 +25,7 @@ from netota_coap.catalog import Catalog
 from netota_coap.http.server import HttpSite, serving
 from netota_coap.metrics import Metrics
 from netota_coap.model.values import Package, Stream
-from netota_coap.repository import loading
+from netota_coap.repository import changes, loading
 from netota_coap.status import FanOut, Status
 
 PROJECT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def _publish(root: Path) -> None:
             archives=tuple(a for a in present.archives or () if not a.content.debug),
         )
 
-    loading.change(root, STREAM, make)
+    changes.change(root, STREAM, make)
 
 
 async def _pictured() -> bytes:

@@ -26,7 +26,7 @@ from netota_coap.cli.frame import (
 if TYPE_CHECKING:
     from netota_coap.model.values import StreamName
     from netota_coap.publishing.publish import Edit
-    from netota_coap.repository.loading import Change
+    from netota_coap.repository.changes import Change
 
 
 @command("init fleet --sample")
@@ -38,9 +38,9 @@ def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> Non
     """Make a repository."""
     from netota_coap.cli import plain
     from netota_coap.publishing import publish as publishing
-    from netota_coap.repository import loading
+    from netota_coap.repository import scaffold
 
-    loading.init(directory, title)
+    scaffold.init(directory, title)
     if sample:
         publishing.sample(directory, _now())
     if as_json:

@@ -137,7 +137,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     """Show a stream: of a repository, or of a server (`coap://HOST`, or the whole URI)."""
     from netota_coap.cli import plain, tables
     from netota_coap.publishing import publish
-    from netota_coap.repository import loading
+    from netota_coap.repository import history
 
     if "://" in source:
         if at is not None:
@@ -149,7 +149,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     elif name is None:
         raise click.UsageError("a repository has many streams: name one as PKG/STREAM")
     elif at is not None:
-        stream = loading.state_at(Path(source), name, at)
+        stream = history.state_at(Path(source), name, at)
     else:
         stream = publish.existing(Path(source), name)
     if as_json:
@@ -172,9 +172,9 @@ async def _remote_stream(uri: str) -> Stream:
 def log(directory: Path, name: StreamName, as_json: bool) -> None:
     """Tell who changed a stream, when, to which version, and why; the last change first."""
     from netota_coap.cli import plain, tables
-    from netota_coap.repository import loading
+    from netota_coap.repository import history
 
-    states = loading.history(directory, name)
+    states = history.history(directory, name)
     if as_json:
         print_json([plain.entry(state) for state in states])
     else:

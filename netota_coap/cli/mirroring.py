@@ -85,7 +85,7 @@ def mirror(
     from netota_coap.mirror import Mirror, Terms
     from netota_coap.mirror.adoption import EVERYTHING, Choice
     from netota_coap.mirror.incoming import Incoming
-    from netota_coap.repository.loading import init
+    from netota_coap.repository.scaffold import init
 
     choice = Choice(tuple(packages) or EVERYTHING, tuple(streams) or EVERYTHING, selection)
     incoming = Incoming(directory, limit_bytes_s, keep_free, size_cap, in_flight)

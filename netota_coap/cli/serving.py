@@ -142,7 +142,7 @@ def dev(builds: Sequence[Path], repository: Path, name: StreamName, bind: str, h
     from netota_coap import dev as desk
     from netota_coap.config import Config
     from netota_coap.metrics import Metrics
-    from netota_coap.repository.loading import init
+    from netota_coap.repository.scaffold import init
     from netota_coap.service import Service
 
     if not (repository / "repository.toml").exists():

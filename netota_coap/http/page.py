@@ -30,7 +30,7 @@ from netota_coap.http.site import Site
 from netota_coap.model.selection import text_form
 from netota_coap.model.values import LIMITS
 from netota_coap.publishing.diff import archives_of
-from netota_coap.repository import loading
+from netota_coap.repository import history
 
 MEDIA_TYPE = "text/html"
 _OTHERS = ("application/json", "application/cbor", "text/event-stream")  # at the same paths
@@ -197,7 +197,7 @@ class Page:
         if self.site.root:
             # What is wrong with it is for the operator: a page may be anybody's.
             with contextlib.suppress(NetotaError, OSError):
-                states = loading.history(self.site.root, name, view.MOST_STATES + 1)
+                states = history.history(self.site.root, name, view.MOST_STATES + 1)
         return {
             "has_history": self.site.root is not None,
             "history": tuple(view.history(name, states)),

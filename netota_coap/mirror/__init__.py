@@ -36,7 +36,8 @@ from netota_coap.mirror.incoming import Incoming, SupersededError
 from netota_coap.mirror.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model.values import Stream, StreamEntry, StreamName
 from netota_coap.origins import author_of, canonical
-from netota_coap.repository import loading
+from netota_coap.repository import changes as repository
+from netota_coap.repository import history, loading
 from netota_coap.repository.blobs import Blobs
 from netota_coap.status import UpstreamStatus
 
@@ -252,7 +253,7 @@ class Mirror:
             for stream_name, stream in package.streams.items():
                 name = (package_name, stream_name)
                 if self._is_ours(stream) and name not in offered:
-                    loading.drop(self.root, name)
+                    repository.drop(self.root, name)
                     _log.info("%s: %s/%s is gone", self.uri, *name)
                     self.incoming.let_go(stream)
 
@@ -329,16 +330,16 @@ class Mirror:
             if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
-    def _states(self, name: StreamName, decide: loading.Adopt) -> tuple[Stream | None, Stream]:
+    def _states(self, name: StreamName, decide: repository.Adopt) -> tuple[Stream | None, Stream]:
         """Return the state that a stream holds here, and that which it is to hold."""
         present = loading.read(self.root, name)[1]
-        known = present or loading.last(self.root, name)
+        known = present or history.last(self.root, name)
         state = decide(known) or known
         assert state is not None
         return present, state
 
-    def _swap(self, name: StreamName, before: Stream | None, decide: loading.Adopt) -> None:
-        taken = loading.take_over(self.root, name, decide)
+    def _swap(self, name: StreamName, before: Stream | None, decide: repository.Adopt) -> None:
+        taken = repository.take_over(self.root, name, decide)
         if taken:
             told = ("/".join(name), taken.version, taken.sequence)
             _log.info("%s: took %s %s, sequence %d", self.uri, *told)

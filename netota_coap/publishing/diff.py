@@ -18,9 +18,9 @@ from netota_coap.encoding.documents import decode
 from netota_coap.errors import Issue
 from netota_coap.model.selection import Index, Selection, text_form
 from netota_coap.model.values import Archive, AttributeValue, Content, Package, Stream, StreamName
-from netota_coap.repository import loading
+from netota_coap.repository import history, loading
 from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.loading import Change
+from netota_coap.repository.changes import Change
 
 USABLE_SCHEMES = frozenset(
     ("coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws", "http", "https")
@@ -148,17 +148,17 @@ def compare(
     Raises:
         NotFoundError: There is no such stream, or no such state.
     """
-    states = loading.history(root, name)
+    states = history.history(root, name)
     if start is not None:
-        before: Stream | None = loading.state_at(root, name, start)
+        before: Stream | None = history.state_at(root, name, start)
     elif other:
         before = states[0]
     else:
         before = next((s for s in states if s.sequence < (end or states[0].sequence)), None)
     if end is not None:
-        after = loading.state_at(root, other or name, end)
+        after = history.state_at(root, other or name, end)
     else:
-        after = loading.history(root, other)[0] if other else states[0]
+        after = history.history(root, other)[0] if other else states[0]
     package, _ = loading.read(root, name)
     change = Change(name, package, before, after)
     return Difference.of(change, other, held=held_after(root, change))

@@ -18,9 +18,9 @@ from netota_coap.errors import InvalidDataError, Issue, NotFoundError, Repositor
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream, StreamName
 from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress, describe
 from netota_coap.publishing.diff import lost
-from netota_coap.repository import loading
+from netota_coap.repository import changes, history, loading
 from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.loading import Change, Make
+from netota_coap.repository.changes import Change, Make
 from netota_coap.repository.lock import require_repository
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
@@ -75,7 +75,7 @@ class Edit:
             return attrs.evolve(state, author=self.author, message=message)
 
         if self.dry_run:
-            return loading.plan(root, name, signed)
+            return changes.plan(root, name, signed)
 
         def approve(change: Change) -> None:
             if keep_builds and not self.allow_missing:
@@ -88,9 +88,9 @@ class Edit:
 
         if store:
             # It may take long: without the lock, and only for what is not refused.
-            approve(loading.plan(root, name, signed))
+            approve(changes.plan(root, name, signed))
             store()
-        return loading.change(root, name, signed, approve_stored)
+        return changes.change(root, name, signed, approve_stored)
 
 
 def _refuse_loss(change: Change) -> None:
@@ -251,12 +251,12 @@ def rollback(root: Path, name: StreamName, to: int | None = None, *, edit: Edit)
 
 def _state_to_restore(root: Path, name: StreamName, to: int | None) -> Stream:
     if to is not None:
-        state = loading.state_at(root, name, to)
+        state = history.state_at(root, name, to)
         if state.removed:
             raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
         return state
     present = loading.read(root, name)[1]
-    states = (s for s in loading.history(root, name) if not s.removed)
+    states = (s for s in history.history(root, name) if not s.removed)
     found = next((s for s in states if not (present and _same(s, present))), None)
     if found is None:
         raise NotFoundError(f"{'/'.join(name)} never held anything else")
@@ -369,10 +369,10 @@ def sample(root: Path, now: datetime) -> None:
         RepositoryError: It could not be written.
     """
     title = "Sensor node"
-    loading.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
+    changes.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
     for stream, version in (("stable", "1.0.0"), ("edge", "1.1.0-rc1")):
         archives = tuple(_sample_archive(version, board) for board in ("nrf52840dk", "nrf9160dk"))
-        loading.change(root, ("sensor-node", stream), _first(version, now, archives))
+        changes.change(root, ("sensor-node", stream), _first(version, now, archives))
 
 
 def _first(

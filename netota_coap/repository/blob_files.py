@@ -1,459 +1,33 @@
-"""The files that a repository holds itself, each named by its SHA-256.
-
-What was put in is never changed, so a reader needs no lock; what is damaged all the same is found
-by `verify` and set aside. No symbolic link at `blobs/` or below is followed.
-Source: rules R-40 to R-48.
-"""
+"""Files of the blob store, handled by the descriptors of their directories."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import fcntl
 import os
-import re
 import secrets
 import stat
-import time
-from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import attrs
 
-from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryError
-from netota_coap.files import File, Progress, opened, writing
-from netota_coap.model.values import Archive, Envelope, Repository, name_rule
-from netota_coap.repository import loading
-from netota_coap.repository.lock import locked, require_repository
+from netota_coap.files import File, Progress
+from netota_coap.model.values import Envelope
 
-DEFAULT_GRACE_S = 3600.0
-INCOMING = "blobs/.incoming"
-"""Where files arrive; a blob stays for as long as a name here is its own."""
-
-Key = tuple[bytes, int]
-"""SHA-256 of a file, and its size in bytes, as an envelope promises them."""
-
-_PLACE = "blobs"
-_SHARDS = f"{_PLACE}/sha256"
-_QUARANTINE = f"{_PLACE}/quarantine"
-_SHARD = re.compile(r"[0-9a-f]{2}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
 _READ_ONLY = 0o444
 _READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATING = os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FICLONE = 0x40049409  # ioctl of Linux: share the extents of another file
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last two: a link in its place
-_STALE_S = 60.0
-_ANY_TYPE = "application/octet-stream"
-
-# ----------------------------------------------------------------------------------------------
-# Names
-
-
-def blob_name(sha256: bytes) -> str:
-    """Return what a URL calls a blob: base64url without padding, 43 characters."""
-    return base64.urlsafe_b64encode(sha256).rstrip(b"=").decode()
-
-
-def digest_of(name: str) -> bytes:
-    """Return the SHA-256 that a URL names.
-
-    Raises:
-        NotFoundError: No blob is called so; each has one spelling.
-    """
-    with contextlib.suppress(ValueError):
-        sha256 = base64.urlsafe_b64decode(f"{name}=") if len(name) == 43 else b""
-        # The decoder skips what is no base64, and bits that stand for nothing.
-        if sha256 and blob_name(sha256) == name:
-            return sha256
-    raise NotFoundError("no blob can be called so: a name is a SHA-256 in base64url")
-
-
-def path_of(sha256: bytes) -> str:
-    """Return where a repository holds a blob, relative to its root."""
-    return f"{_shard_of(sha256)}/{sha256.hex()}"
-
-
-def _shard_of(sha256: bytes) -> str:
-    return f"{_SHARDS}/{sha256.hex()[:2]}"
-
-
-def envelopes_of(state: Repository) -> Iterator[Envelope]:
-    """Yield the envelopes of all archives that the streams of a repository hold."""
-    for package in state.packages.values():
-        for stream in package.streams.values():
-            yield from (archive.envelope for archive in stream.archives or ())
-
-
-# ----------------------------------------------------------------------------------------------
-# The store
-
-
-@attrs.frozen
-class Blob:
-    """A file that a repository holds.
-
-    Attributes:
-        sha256: That it is named by.
-        size: Bytes.
-        since: When it was put there, or was to be once more; seconds of Unix time.
-        damaged: Whether it was set aside because it is not what its name says.
-    """
-
-    sha256: bytes
-    size: int
-    since: float
-    damaged: bool = False
-
-
-@attrs.frozen
-class Blobs:
-    """The blobs of a repository.
-
-    Attributes:
-        root: Of the repository.
-    """
-
-    root: Path
-
-    def open(self, sha256: bytes) -> int:
-        """Open a blob for reading.
-
-        Returns:
-            A descriptor, which is the caller's to close. It reads on after the blob was removed.
-
-        Raises:
-            NotFoundError: It is not held here.
-            RepositoryError: It cannot be read.
-        """
-        try:
-            with self._directory(_shard_of(sha256)) as directory:
-                return _opened(directory, sha256.hex())[0]
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                raise NotFoundError(f"there is no blob {sha256.hex()}") from error
-            raise self._unreadable(path_of(sha256), error) from error
-
-    def all(self) -> tuple[Blob, ...]:
-        """List the blobs, by digest, and after them those that were set aside.
-
-        Raises:
-            RepositoryError: A directory cannot be read.
-        """
-        places = [(shard, False) for shard in self._shards()] + [(_QUARANTINE, True)]
-        return tuple(
-            Blob(bytes.fromhex(name), status.st_size, status.st_ctime, damaged)
-            for place, damaged in places
-            for name, status in self._files(place, _DIGEST)
-            if damaged or name.startswith(place[-2:])
-        )
-
-    def held(self, envelopes: Iterable[Envelope]) -> frozenset[bytes]:
-        """Return what is held of some files, each with a size that one of them promises.
-
-        A directory that cannot be read holds nothing.
-        """
-        return frozenset(sha256 for sha256, _ in self._held(envelopes))
-
-    def present(self, state: Repository) -> frozenset[Key]:
-        """Return what a server can offer itself of what a repository's streams hold."""
-        return self._held(envelopes_of(state))
-
-    def _held(self, envelopes: Iterable[Envelope]) -> frozenset[Key]:
-        promised = {(envelope.sha256, envelope.size) for envelope in envelopes}
-        return frozenset(promised & self._sizes({each for each, _ in promised}).items())
-
-    def _sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the sizes of the blobs that are there, without listing those not asked for."""
-        found: dict[bytes, int] = {}
-        shards: dict[str, list[bytes]] = {}
-        for sha256 in digests:
-            shards.setdefault(_shard_of(sha256), []).append(sha256)
-        for shard, wanted in shards.items():
-            with contextlib.suppress(OSError), self._directory(shard) as directory:
-                for sha256 in wanted:
-                    with contextlib.suppress(OSError):
-                        status = os.lstat(sha256.hex(), dir_fd=directory)
-                        if stat.S_ISREG(status.st_mode):
-                            found[sha256] = status.st_size
-        return found
-
-    def issues(self, state: Repository) -> Iterator[Issue]:
-        """Find what would not be served, as far as that can be told without reading blobs.
-
-        Args:
-            state: Of the repository, which promises sizes.
-        """
-        shards = self._shards()
-        for place in (_PLACE, _SHARDS, _QUARANTINE, *shards):
-            with contextlib.suppress(OSError):
-                if not stat.S_ISDIR((self.root / place).lstat().st_mode):
-                    yield Issue("", "is not a directory: nothing below it is served", place)
-        for shard in shards:
-            regular = {name for name, _ in self._files(shard, _DIGEST)}
-            for name in filter(_DIGEST.fullmatch, self._names(shard)):
-                if name not in regular:
-                    yield Issue("", "is not a regular file: it is not served", f"{shard}/{name}")
-        promised = {envelope.sha256: envelope.size for envelope in envelopes_of(state)}
-        for blob in self.all():
-            if blob.damaged:
-                reason = "was damaged and is not served: add it again, or let blob gc remove it"
-                yield Issue("", reason, f"{_QUARANTINE}/{blob.sha256.hex()}")
-            elif promised.get(blob.sha256, blob.size) != blob.size:
-                reason = f"has {blob.size} bytes, not {promised[blob.sha256]}: it is not served"
-                yield Issue("", reason, path_of(blob.sha256))
-
-    # ------------------------------------------------------------------------------------------
-    # Changing it
-
-    def add(
-        self,
-        file: Path,
-        promised: Envelope | None = None,
-        *,
-        link: bool = False,
-        progress: Progress = lambda _: None,
-    ) -> Blob:
-        """Put a file into the store; one that is there already costs nothing.
-
-        It shares its blocks with the file where the file system can (reflink), and else is a copy.
-        A kill at any instant leaves all of it there, or nothing.
-
-        Args:
-            file: To be held from now on, whatever becomes of it.
-            promised: What the file must be; None: it is read for that.
-            link: Whether the blob may be the file itself (hard link): the file becomes read-only,
-                and whoever writes to it all the same damages the blob.
-            progress: Called with the number of bytes read, again and again.
-
-        Raises:
-            InvalidDataError: It cannot be read, or is not what was promised.
-            RepositoryError: There is no repository, or it cannot be written.
-        """
-        require_repository(self.root)
-        with opened(file, progress) as source:
-            if promised is None:
-                promised = source.envelope(_ANY_TYPE)
-                os.lseek(source.descriptor, 0, os.SEEK_SET)
-            with (
-                writing(self.root),
-                self._directory(_shard_of(promised.sha256), make=True) as shard,
-            ):
-                if not _renewed(shard, promised):
-                    _write(shard, source, promised, link=link)
-                    self._poke()
-        return Blob(promised.sha256, promised.size, time.time())
-
-    def verify(self, progress: Progress = lambda _: None) -> tuple[Blob, ...]:
-        """Read all blobs, and set aside those that are not what their names say.
-
-        Args:
-            progress: Called with the number of bytes read, again and again.
-
-        Returns:
-            The damaged ones, which are served no longer.
-
-        Raises:
-            RepositoryError: There is no repository, or it cannot be written.
-        """
-        require_repository(self.root)
-        damaged = [b for b in self.all() if not b.damaged and not self._is_sound(b, progress)]
-        if damaged:
-            with locked(self.root), self._directory(_QUARANTINE, make=True) as quarantine:
-                for blob in damaged:
-                    self._set_aside(blob, quarantine)
-                os.fsync(quarantine)
-                self._poke()
-        return tuple(attrs.evolve(blob, damaged=True) for blob in damaged)
-
-    def _is_sound(self, blob: Blob, progress: Progress) -> bool:
-        try:
-            descriptor = self.open(blob.sha256)
-        except NotFoundError:
-            return True  # removed meanwhile
-        try:
-            path = self.root / path_of(blob.sha256)
-            return _hash(descriptor, path, progress).sha256 == blob.sha256
-        except (InvalidDataError, OSError):
-            return False  # it grows, or the disk is broken
-        finally:
-            os.close(descriptor)
-
-    def _set_aside(self, blob: Blob, quarantine: int) -> None:
-        name = blob.sha256.hex()
-        with (
-            contextlib.suppress(FileNotFoundError),
-            self._directory(_shard_of(blob.sha256)) as shard,
-        ):
-            os.replace(name, name, src_dir_fd=shard, dst_dir_fd=quarantine)
-            os.fsync(shard)
-
-    def gc(
-        self, keep: int, *, grace_s: float = DEFAULT_GRACE_S, dry_run: bool = False
-    ) -> tuple[Blob, ...]:
-        """Remove what no stream holds, what was set aside, and what dead processes left behind.
-
-        Args:
-            keep: How many states before the present one keep their blobs, in each stream. What was
-                removed counts as a state, too.
-            grace_s: What was put there since is kept, for it may be published yet; seconds.
-            dry_run: Whether only to tell what would be removed, without the lock.
-
-        Returns:
-            The blobs that were removed. Who reads one of them can read it to its end.
-
-        Raises:
-            InvalidDataError: The repository, or its history, is wrong; nothing is removed.
-            RepositoryError: There is no repository, or it cannot be written.
-        """
-        require_repository(self.root)
-        with contextlib.nullcontext() if dry_run else locked(self.root):
-            kept = _named(self.root, keep)
-            found = self.all()
-            kept |= self._awaited()
-            old = time.time() - grace_s
-            removed = tuple(
-                blob
-                for blob in found
-                if blob.since <= old and (blob.damaged or blob.sha256 not in kept)
-            )
-            if not dry_run:
-                for blob in removed:
-                    place = _QUARANTINE if blob.damaged else _shard_of(blob.sha256)
-                    self._remove(place, blob.sha256.hex())
-                self._tidy()
-        return removed
-
-    def renew(self, envelopes: Iterable[Envelope]) -> None:
-        """Let blobs count as put there anew, as far as they are there."""
-        for envelope in envelopes:
-            with (
-                contextlib.suppress(OSError),
-                self._directory(_shard_of(envelope.sha256)) as shard,
-            ):
-                _renewed(shard, envelope)
-
-    def shrink(self, size: int, also_kept: Collection[bytes] = ()) -> tuple[Blob, ...]:
-        """Remove blobs until all together are as small as is wanted, the oldest first.
-
-        Args:
-            size: Of all together, bytes; more where the streams hold more, whose blobs stay.
-            also_kept: SHA-256 of what stays besides.
-
-        Returns:
-            The blobs that were removed.
-
-        Raises:
-            InvalidDataError: As `gc` does; so does `RepositoryError`.
-        """
-        with locked(self.root):
-            state = loading.Loader(self.root).load()
-            kept = {envelope.sha256 for envelope in envelopes_of(state)} | {*also_kept}
-            found = sorted(self.all(), key=lambda blob: blob.since)
-            kept |= self._awaited()
-            excess, removed = sum(blob.size for blob in found) - size, []
-            for blob in found:
-                if excess > 0 and not blob.damaged and blob.sha256 not in kept:
-                    self._remove(_shard_of(blob.sha256), blob.sha256.hex())
-                    excess -= blob.size
-                    removed.append(blob)
-        return tuple(removed)
-
-    def _awaited(self) -> frozenset[bytes]:
-        """Return what states need that have not taken their places yet. Source: rule R-47.
-
-        To be asked with the lock, when the blobs are listed: a name is there before its blob, and
-        until the state is.
-        """
-        return frozenset(map(bytes.fromhex, filter(_DIGEST.fullmatch, self._names(INCOMING))))
-
-    def _tidy(self) -> None:
-        """Remove what writers left behind that were killed."""
-        for shard in self._shards():
-            for name, status in self._files(shard, _TEMPORARY):
-                if status.st_ctime <= time.time() - _STALE_S:
-                    self._remove(shard, name, unless_locked=True)
-
-    def _remove(self, place: str, name: str, *, unless_locked: bool = False) -> None:
-        # It may be gone, or whoever writes it is alive.
-        gone = (FileNotFoundError, BlockingIOError)
-        with contextlib.suppress(*gone), self._directory(place) as directory:
-            if unless_locked:
-                _require_unlocked(directory, name)
-            os.unlink(name, dir_fd=directory)
-
-    # ------------------------------------------------------------------------------------------
-    # Its directories
-
-    @contextlib.contextmanager
-    def _directory(self, place: str, *, make: bool = False) -> Iterator[int]:
-        """Open a directory step by step, none of which is a link; what fails is told by its path.
-
-        Args:
-            place: Relative to the root.
-            make: Whether what is missing is made, to stay.
-        """
-        path = self.root
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in place.split("/"):
-                if make and not _is_there(descriptor, name):
-                    with contextlib.suppress(FileExistsError):  # somebody else was faster
-                        os.mkdir(name, dir_fd=descriptor)
-                    os.fsync(descriptor)
-                inner = os.open(name, _DIRECTORY, dir_fd=descriptor)
-                os.close(descriptor)
-                descriptor, path = inner, path / name
-            yield descriptor
-        except OSError as error:
-            if "/" not in str(error.filename):
-                error.filename = str(path / (error.filename or ""))
-            raise
-        finally:
-            os.close(descriptor)
-
-    def _poke(self) -> None:
-        """Let a server that watches the root know that what is held has changed."""
-        with self._directory(_PLACE) as directory:
-            os.utime(directory)
-
-    def _names(self, place: str) -> list[str]:
-        """List a directory; one that is not there, or a link, is empty."""
-        try:
-            with self._directory(place) as directory, os.scandir(directory) as entries:
-                return sorted(entry.name for entry in entries)
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                return []
-            raise self._unreadable(place, error) from error
-
-    def _shards(self) -> list[str]:
-        return [f"{_SHARDS}/{name}" for name in self._names(_SHARDS) if _SHARD.fullmatch(name)]
-
-    def _files(self, place: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield the regular files in a directory whose names fit."""
-        names = [name for name in self._names(place) if pattern.fullmatch(name)]
-        if not names:
-            return
-        with contextlib.suppress(FileNotFoundError), self._directory(place) as directory:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    status = os.lstat(name, dir_fd=directory)
-                    if stat.S_ISREG(status.st_mode):
-                        yield name, status
-
-    def _unreadable(self, place: str, error: OSError) -> RepositoryError:
-        return RepositoryError(f"{self.root / place}: cannot be read: {error.strerror}")
+ANY_TYPE = "application/octet-stream"
 
 
 # ----------------------------------------------------------------------------------------------
 # Files in its directories
 
 
-def _is_there(directory: int, name: str) -> bool:
+def exists(directory: int, name: str) -> bool:
+    """Tell whether a directory has an entry of this name; a dangling link counts."""
     try:
         os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
@@ -461,7 +35,7 @@ def _is_there(directory: int, name: str) -> bool:
     return True
 
 
-def _opened(directory: int, name: str) -> tuple[int, os.stat_result]:
+def open_regular(directory: int, name: str) -> tuple[int, os.stat_result]:
     """Open a regular file; anything else in its place is not there."""
     descriptor = os.open(name, _READING, dir_fd=directory)
     status = os.fstat(descriptor)
@@ -471,19 +45,19 @@ def _opened(directory: int, name: str) -> tuple[int, os.stat_result]:
     return descriptor, status
 
 
-def _require_unlocked(directory: int, name: str) -> None:
+def require_unlocked(directory: int, name: str) -> None:
     """Raise a `BlockingIOError` if somebody is writing a file."""
-    descriptor, _ = _opened(directory, name)
+    descriptor, _ = open_regular(directory, name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
 
 
-def _renewed(shard: int, promised: Envelope) -> bool:
+def renewed(shard: int, promised: Envelope) -> bool:
     """Tell whether a blob is there already; it then is as young as a new one."""
     try:
-        descriptor, status = _opened(shard, promised.sha256.hex())
+        descriptor, status = open_regular(shard, promised.sha256.hex())
     except OSError:
         return False
     try:
@@ -496,7 +70,7 @@ def _renewed(shard: int, promised: Envelope) -> bool:
         os.close(descriptor)
 
 
-def _write(shard: int, source: File, promised: Envelope, *, link: bool) -> None:
+def write_blob(shard: int, source: File, promised: Envelope, *, link: bool) -> None:
     """Write a blob, whole or not at all."""
     name = promised.sha256.hex()
     # Of its own, for two may write the same blob at once.
@@ -509,7 +83,7 @@ def _write(shard: int, source: File, promised: Envelope, *, link: bool) -> None:
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is no leftover
             if linked or _cloned(source.descriptor, descriptor):
-                found = _hash(descriptor, source.path, source.progress)
+                found = envelope_of(descriptor, source.path, source.progress)
             else:
                 found = _copy(source, _Target(descriptor, temporary))
             _require(promised, found, source)
@@ -541,9 +115,10 @@ def _cloned(source: int, target: int) -> bool:
     return True
 
 
-def _hash(descriptor: int, path: Path, progress: Progress) -> Envelope:
+def envelope_of(descriptor: int, path: Path, progress: Progress) -> Envelope:
+    """Read an open file to its end and return its size and SHA-256."""
     size = os.fstat(descriptor).st_size
-    return File(path, descriptor, size, progress).envelope(_ANY_TYPE)
+    return File(path, descriptor, size, progress).envelope(ANY_TYPE)
 
 
 @attrs.frozen
@@ -565,7 +140,7 @@ class _Target:
 
 def _copy(source: File, target: _Target) -> Envelope:
     try:
-        return source.envelope(_ANY_TYPE, target)
+        return source.envelope(ANY_TYPE, target)
     except OSError as error:
         if error.filename == target.name:
             raise
@@ -578,27 +153,3 @@ def _require(promised: Envelope, found: Envelope, source: File) -> None:
             f"has SHA-256 {found.sha256.hex()}, not {promised.sha256.hex()}",
             hint="It changed meanwhile: try again when it is complete.",
         )
-
-
-# ----------------------------------------------------------------------------------------------
-# What is to be kept
-
-
-def _named(root: Path, keep: int) -> frozenset[bytes]:
-    """Return what the present states of all streams name, and a number of those before."""
-    state = loading.Loader(root).load()
-    names = {(name, own) for name, package in state.packages.items() for own in package.streams}
-    # Those that were removed can be rolled back.
-    recorded = ((d.parent.parent.name, d.name) for d in root.glob("packages/*/history/*/"))
-    names |= {name for name in recorded if not any(map(name_rule, name))}
-    named: set[bytes] = set()
-    for name in names:
-        with contextlib.suppress(NotFoundError):  # there are only strays
-            for held in loading.history(root, name, 1 + keep):
-                named.update(archive.envelope.sha256 for archive in held.archives or ())
-    return frozenset(named)
-
-
-def key_of(archive: Archive) -> Key:
-    """Return what the file of an archive is known by."""
-    return archive.envelope.sha256, archive.envelope.size

@@ -10,10 +10,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -22,9 +20,18 @@ from pathlib import Path
 import attrs
 
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryError
-from netota_coap.files import File, Progress, opened, writing
+from netota_coap.files import Progress, opened, writing
 from netota_coap.model.values import Archive, Envelope, Repository, name_rule
-from netota_coap.repository import loading
+from netota_coap.repository import history, loading
+from netota_coap.repository.blob_files import (
+    ANY_TYPE,
+    envelope_of,
+    exists,
+    open_regular,
+    renewed,
+    require_unlocked,
+    write_blob,
+)
 from netota_coap.repository.lock import locked, require_repository
 
 DEFAULT_GRACE_S = 3600.0
@@ -40,14 +47,9 @@ _QUARANTINE = f"{_PLACE}/quarantine"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
-_READ_ONLY = 0o444
-_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
-_CREATING = os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_FICLONE = 0x40049409  # ioctl of Linux: share the extents of another file
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last two: a link in its place
 _STALE_S = 60.0
-_ANY_TYPE = "application/octet-stream"
 
 # ----------------------------------------------------------------------------------------------
 # Names
@@ -131,7 +133,7 @@ class Blobs:
         """
         try:
             with self._directory(_shard_of(sha256)) as directory:
-                return _opened(directory, sha256.hex())[0]
+                return open_regular(directory, sha256.hex())[0]
         except OSError as error:
             if error.errno in _NOT_THERE:
                 raise NotFoundError(f"there is no blob {sha256.hex()}") from error
@@ -236,14 +238,14 @@ class Blobs:
         require_repository(self.root)
         with opened(file, progress) as source:
             if promised is None:
-                promised = source.envelope(_ANY_TYPE)
+                promised = source.envelope(ANY_TYPE)
                 os.lseek(source.descriptor, 0, os.SEEK_SET)
             with (
                 writing(self.root),
                 self._directory(_shard_of(promised.sha256), make=True) as shard,
             ):
-                if not _renewed(shard, promised):
-                    _write(shard, source, promised, link=link)
+                if not renewed(shard, promised):
+                    write_blob(shard, source, promised, link=link)
                     self._poke()
         return Blob(promised.sha256, promised.size, time.time())
 
@@ -276,7 +278,7 @@ class Blobs:
             return True  # removed meanwhile
         try:
             path = self.root / path_of(blob.sha256)
-            return _hash(descriptor, path, progress).sha256 == blob.sha256
+            return envelope_of(descriptor, path, progress).sha256 == blob.sha256
         except (InvalidDataError, OSError):
             return False  # it grows, or the disk is broken
         finally:
@@ -334,7 +336,7 @@ class Blobs:
                 contextlib.suppress(OSError),
                 self._directory(_shard_of(envelope.sha256)) as shard,
             ):
-                _renewed(shard, envelope)
+                renewed(shard, envelope)
 
     def shrink(self, size: int, also_kept: Collection[bytes] = ()) -> tuple[Blob, ...]:
         """Remove blobs until all together are as small as is wanted, the oldest first.
@@ -382,7 +384,7 @@ class Blobs:
         gone = (FileNotFoundError, BlockingIOError)
         with contextlib.suppress(*gone), self._directory(place) as directory:
             if unless_locked:
-                _require_unlocked(directory, name)
+                require_unlocked(directory, name)
             os.unlink(name, dir_fd=directory)
 
     # ------------------------------------------------------------------------------------------
@@ -400,7 +402,7 @@ class Blobs:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in place.split("/"):
-                if make and not _is_there(descriptor, name):
+                if make and not exists(descriptor, name):
                     with contextlib.suppress(FileExistsError):  # somebody else was faster
                         os.mkdir(name, dir_fd=descriptor)
                     os.fsync(descriptor)
@@ -450,137 +452,6 @@ class Blobs:
 
 
 # ----------------------------------------------------------------------------------------------
-# Files in its directories
-
-
-def _is_there(directory: int, name: str) -> bool:
-    try:
-        os.lstat(name, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _opened(directory: int, name: str) -> tuple[int, os.stat_result]:
-    """Open a regular file; anything else in its place is not there."""
-    descriptor = os.open(name, _READING, dir_fd=directory)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    return descriptor, status
-
-
-def _require_unlocked(directory: int, name: str) -> None:
-    """Raise a `BlockingIOError` if somebody is writing a file."""
-    descriptor, _ = _opened(directory, name)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
-
-
-def _renewed(shard: int, promised: Envelope) -> bool:
-    """Tell whether a blob is there already; it then is as young as a new one."""
-    try:
-        descriptor, status = _opened(shard, promised.sha256.hex())
-    except OSError:
-        return False
-    try:
-        if status.st_size != promised.size:
-            return False
-        with contextlib.suppress(PermissionError):  # it belongs to somebody else
-            os.fchmod(descriptor, _READ_ONLY)
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _write(shard: int, source: File, promised: Envelope, *, link: bool) -> None:
-    """Write a blob, whole or not at all."""
-    name = promised.sha256.hex()
-    # Of its own, for two may write the same blob at once.
-    temporary = f".{name}.{secrets.token_hex(4)}.tmp"
-    try:
-        linked = link and _linked(source.path, shard, temporary)
-        flags = _READING if linked else _CREATING
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=shard)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is no leftover
-            if linked or _cloned(source.descriptor, descriptor):
-                found = _hash(descriptor, source.path, source.progress)
-            else:
-                found = _copy(source, _Target(descriptor, temporary))
-            _require(promised, found, source)
-            os.fchmod(descriptor, _READ_ONLY)
-            os.fsync(descriptor)
-            os.replace(temporary, name, src_dir_fd=shard, dst_dir_fd=shard)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=shard)
-        raise
-    os.fsync(shard)
-
-
-def _linked(path: Path, shard: int, temporary: str) -> bool:
-    try:
-        os.link(os.path.realpath(path), temporary, dst_dir_fd=shard)
-    except OSError:
-        return False  # another file system, or one that cannot
-    return True
-
-
-def _cloned(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False  # another file system, or one that cannot
-    return True
-
-
-def _hash(descriptor: int, path: Path, progress: Progress) -> Envelope:
-    size = os.fstat(descriptor).st_size
-    return File(path, descriptor, size, progress).envelope(_ANY_TYPE)
-
-
-@attrs.frozen
-class _Target:
-    """Takes the bytes of a file that is copied."""
-
-    descriptor: int
-    name: str
-
-    def update(self, data: memoryview) -> None:
-        """Write the next piece."""
-        try:
-            while data:
-                data = data[os.write(self.descriptor, data) :]
-        except OSError as error:
-            error.filename = self.name  # what it is that cannot be written
-            raise
-
-
-def _copy(source: File, target: _Target) -> Envelope:
-    try:
-        return source.envelope(_ANY_TYPE, target)
-    except OSError as error:
-        if error.filename == target.name:
-            raise
-        raise source.wrong(f"cannot be read: {error.strerror}") from error
-
-
-def _require(promised: Envelope, found: Envelope, source: File) -> None:
-    if (found.sha256, found.size) != (promised.sha256, promised.size):
-        raise source.wrong(
-            f"has SHA-256 {found.sha256.hex()}, not {promised.sha256.hex()}",
-            hint="It changed meanwhile: try again when it is complete.",
-        )
-
-
-# ----------------------------------------------------------------------------------------------
 # What is to be kept
 
 
@@ -594,7 +465,7 @@ def _named(root: Path, keep: int) -> frozenset[bytes]:
     named: set[bytes] = set()
     for name in names:
         with contextlib.suppress(NotFoundError):  # there are only strays
-            for held in loading.history(root, name, 1 + keep):
+            for held in history.history(root, name, 1 + keep):
                 named.update(archive.envelope.sha256 for archive in held.archives or ())
     return frozenset(named)
 

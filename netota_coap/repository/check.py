@@ -22,14 +22,9 @@ from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Offer, Repository, Stream, StreamName
 from netota_coap.repository import git
 from netota_coap.repository.blobs import Blobs, key_of
+from netota_coap.repository.history import history, history_issues
 from netota_coap.repository.layout import HISTORY_NAME
-from netota_coap.repository.loading import (
-    Loader,
-    history,
-    history_issues,
-    sequence_hint,
-    sequence_issue,
-)
+from netota_coap.repository.loading import Loader, sequence_hint, sequence_issue
 
 
 @attrs.frozen

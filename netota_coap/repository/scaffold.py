@@ -5,6 +5,15 @@ Source: rules P-40 and P-41.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from netota_coap.encoding.codecs import Format
+from netota_coap.encoding.documents import encode
+from netota_coap.errors import RepositoryConflictError
+from netota_coap.files import make_directory, write, writing
+from netota_coap.model.values import FORMAT, Repository
+from netota_coap.repository import lock
+
 _ATTRIBUTES = """\
 # Files are the same bytes on each system. Streams are merged as text, whatever git is told
 # elsewhere: two branches that changed the same one conflict, and a file with the marks of a
@@ -61,7 +70,7 @@ git add --all && git commit
 _UNTITLED = "A repository of netota-coap"
 
 
-def files(title: str | None) -> dict[str, bytes]:
+def _git_files(title: str | None) -> dict[str, bytes]:
     """Return the files that a new repository begins with, by name.
 
     Args:
@@ -69,3 +78,33 @@ def files(title: str | None) -> dict[str, bytes]:
     """
     texts = {".gitattributes": _ATTRIBUTES, "README.md": _README.format(title=title or _UNTITLED)}
     return {name: text.encode() for name, text in texts.items()}
+
+
+_NOT_IN_GIT = (b"/" + lock.FILE.encode(), b"/blobs/", b".*.tmp")
+
+
+def init(root: Path, title: str | None = None) -> None:
+    """Make an empty repository, ready to be kept in git.
+
+    Args:
+        root: A directory that is made if need be, and may hold other things, which stay.
+        title: For people.
+
+    Raises:
+        InvalidDataError: The title breaks its rule.
+        RepositoryConflictError: There is one already.
+        RepositoryError: It cannot be written.
+    """
+    if (root / "repository.toml").exists():
+        raise RepositoryConflictError(f"{root}: there is a repository already")
+    top = encode(Repository(format=FORMAT, title=title), Format.TOML)
+    with writing(root):
+        make_directory((root / "packages").absolute())
+        for name, data in _git_files(title).items():
+            if not (root / name).exists():
+                write(root / name, data)
+        ignored = root / ".gitignore"
+        lines = ignored.read_bytes().splitlines() if ignored.exists() else []
+        lines += [line for line in _NOT_IN_GIT if line not in lines]
+        write(ignored, b"\n".join(lines) + b"\n")
+        write(root / "repository.toml", top)
