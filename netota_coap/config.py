@@ -17,13 +17,13 @@ from typing import Any
 
 import attrs
 
-from netota_coap.coap.observers import Caps
-from netota_coap.coap.server import DEFAULT_MAX_AGE_S, STATUS_READERS
+from netota_coap.catalog.local_blobs import DEFAULT_METRIC
+from netota_coap.coap.observe.table import Caps
+from netota_coap.coap.site import DEFAULT_MAX_AGE_S, STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.files import at_once
-from netota_coap.holding import DEFAULT_METRIC
 from netota_coap.kinds import (
     BOOLEAN,
     BYTES,

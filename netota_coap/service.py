@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import attrs
 
 from netota_coap import __version__, logs
-from netota_coap.catalog import Catalog
-from netota_coap.catalog import Path as ResourcePath
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.catalog import Path as ResourcePath
+from netota_coap.catalog.local_blobs import Holding, OpenBlobs
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.persistence import Keeper, Record, keeping
-from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.observe.journal import Keeper, Record, keeping
+from netota_coap.coap.site import Responder, Site
 from netota_coap.config import Config
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.garbage import collected_rarely
-from netota_coap.holding import Holding, OpenBlobs
 from netota_coap.metrics import Metrics
 from netota_coap.repository.blobs import Blobs, Key, envelopes_of
 from netota_coap.repository.loading import Loader

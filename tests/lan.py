@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.site import Responder, Site
 from netota_coap.discovery import discover
 from netota_coap.repository.loading import Loader
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import pack
-from netota_coap.coap.observers import Caps, Observers
-from netota_coap.coap.persistence import Journal, replay
-from netota_coap.coap.window import Timing, Window
+from netota_coap.coap.observe.congestion import Timing, Window
+from netota_coap.coap.observe.entries import pack
+from netota_coap.coap.observe.journal import Journal, replay
+from netota_coap.coap.observe.table import Caps, Observers
 from tests.device import Answer
 
 CONTENT, NOT_FOUND = 0x45, 0x84

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import httpx2
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.server import HttpSite
 from netota_coap.metrics import Metrics
 from netota_coap.repository.loading import Loader

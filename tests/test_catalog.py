@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog import Catalog, DiscoveryResource, Resource, StreamResource
+from netota_coap.catalog.catalog import Catalog, DiscoveryResource, Resource, StreamResource
+from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.datagram_fit import in_one_datagram
@@ -21,8 +23,6 @@ from netota_coap.errors import InvalidDataError, NotFoundError
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.repository.check import advice
-from netota_coap.shelf import Shelf
-from netota_coap.views import View
 from tests import cddl, strategies
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)

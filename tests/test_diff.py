@@ -10,7 +10,7 @@ import attrs
 import pytest
 from hypothesis import given
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import selection_to_query
 from netota_coap.errors import NotFoundError

@@ -19,11 +19,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.site import Responder, Site
 from netota_coap.encoding.documents import selection_to_cbor
 from netota_coap.model.selection import Selection
 from netota_coap.repository.loading import Loader

@@ -21,13 +21,13 @@ from aiocoap.util.asyncio.recvmsg import RecvmsgSelectorDatagramTransport
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
-from netota_coap.coap import ready as ready_answers
+from netota_coap.coap import response_cache as ready_answers
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.ready import ReadyAnswers
-from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.response_cache import ReadyAnswers
+from netota_coap.coap.site import Responder, Site
 from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.metrics import Tally
 from netota_coap.model.values import Repository

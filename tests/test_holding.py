@@ -14,22 +14,22 @@ from aiocoap.numbers.codes import Code
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.local_blobs import Holding, OpenBlobs, own_below
+from netota_coap.catalog.render_cache import Shelf
 from netota_coap.coap import options as coap
+from netota_coap.coap.blob_blocks import Pieces
 from netota_coap.coap.options import Block
-from netota_coap.coap.pieces import Pieces
-from netota_coap.coap.server import Responder
+from netota_coap.coap.site import Responder
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode
 from netota_coap.errors import NotFoundError
-from netota_coap.holding import Holding, OpenBlobs, own_below
 from netota_coap.model.values import Offer, Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs, blob_name, path_of
 from netota_coap.repository.loading import Loader
-from netota_coap.shelf import Shelf
 from tests.device import GET, NON, device
 from tests.publishing import EDIT
 from tests.serving import serving

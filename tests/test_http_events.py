@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import attrs
 import pytest
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.events import Events
 from netota_coap.http.server import HttpSite, serving
 from netota_coap.model.values import Repository

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap.catalog.stream_query import View
 from netota_coap.errors import NotFoundError
 from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
-from netota_coap.views import View
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
 from netota_coap.encoding.content_formats import ContentFormat

@@ -9,10 +9,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.server import Responder, Site
+from netota_coap.coap.site import Responder, Site
 from netota_coap.metrics import METRICS, Heard, Metrics, resource_class
 from netota_coap.model.values import Repository
 from netota_coap.repository.loading import Loader

@@ -9,9 +9,9 @@ import attrs
 import pytest
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import OUR_IDS, pack, unpack
-from netota_coap.coap.observers import Caps
-from netota_coap.coap.window import Timing
+from netota_coap.coap.observe.congestion import Timing
+from netota_coap.coap.observe.entries import OUR_IDS, pack, unpack
+from netota_coap.coap.observe.table import Caps
 from tests.device import ACK, CON, NON
 from tests.observing import Table, endpoint
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap import files
-from netota_coap.coap import persistence
-from netota_coap.coap.persistence import (
+from netota_coap.coap.observe import journal as journal_module
+from netota_coap.coap.observe.journal import (
     FILE,
     Journal,
     Keeper,
@@ -205,8 +205,8 @@ async def test_rewritten_when_most_is_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file stays small however often its observers are told."""
-    monkeypatch.setattr(persistence, "_SMALLEST", 2_000)
-    monkeypatch.setattr(persistence, "_WRITE_S", 0.0)
+    monkeypatch.setattr(journal_module, "_SMALLEST", 2_000)
+    monkeypatch.setattr(journal_module, "_WRITE_S", 0.0)
     async with keeping(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
@@ -225,7 +225,7 @@ async def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be written is said once, and written later; of too much, that it is missing."""
-    monkeypatch.setattr(persistence, "_RETRY_S", 0.0)
+    monkeypatch.setattr(journal_module, "_RETRY_S", 0.0)
     full, fsync = True, os.fsync
     tries = 0
 
@@ -246,7 +246,7 @@ async def test_a_full_disk(
         kept, _ = replay((tmp_path / FILE).read_bytes())
         assert summary(kept) == summary(replay(written(*SAID))[0])
         full = True
-        monkeypatch.setattr(persistence, "_MOST_WAITING", 100)
+        monkeypatch.setattr(journal_module, "_MOST_WAITING", 100)
         for _ in range(10):
             keeper.journal.append(Kind.TOLD, 0, 0x8002, E1, b"t")
         await until(lambda: tries > 5)
@@ -326,7 +326,7 @@ async def test_writing_does_not_hold_up_the_loop(tmp_path: Path) -> None:
 
 def test_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for the disk is bounded."""
-    monkeypatch.setattr(persistence, "_MOST_WAITING", 200)
+    monkeypatch.setattr(journal_module, "_MOST_WAITING", 200)
     journal = Journal(lambda: None)
     for _ in range(1_000):
         journal.append(Kind.TOLD, 0, 1, E1, b"t")
@@ -363,7 +363,7 @@ async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 async def test_removed_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another server has made itself at home meanwhile, its state is left alone."""
-    monkeypatch.setattr(persistence, "_RETRY_S", 0.01)
+    monkeypatch.setattr(journal_module, "_RETRY_S", 0.01)
     directory, away = tmp_path / "state", tmp_path / "away"
     async with keeping(directory) as keeper:
         directory.rename(away)
@@ -389,15 +389,15 @@ def refusing(number: int) -> Callable[[Path, bytes], None]:
 
 async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there is used, and is there still when there is room again."""
-    monkeypatch.setattr(persistence, "_RETRY_S", 0.01)
+    monkeypatch.setattr(journal_module, "_RETRY_S", 0.01)
     (tmp_path / FILE).write_bytes(written(*SAID[:-1]))
     write = files.write
-    monkeypatch.setattr(persistence, "write", refusing(errno.ENOSPC))
+    monkeypatch.setattr(journal_module, "write", refusing(errno.ENOSPC))
     async with keeping(tmp_path) as keeper:
         assert len(keeper.kept.observers) == 2
         keeper.journal.append(*attrs.astuple(SAID[-1]))
         await until(lambda: keeper.trouble)
-        monkeypatch.setattr(persistence, "write", write)
+        monkeypatch.setattr(journal_module, "write", write)
         await until(lambda: not keeper.trouble)
         await settled(keeper)
     kept, _ = replay((tmp_path / FILE).read_bytes())
@@ -407,18 +407,18 @@ async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_place_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that may not be written to is a mistake, not a trouble that passes."""
-    monkeypatch.setattr(persistence, "write", refusing(errno.EACCES))
+    monkeypatch.setattr(journal_module, "write", refusing(errno.EACCES))
     with pytest.raises(ConfigError, match="no state can be kept there: Permission denied"):
         Keeper.open(tmp_path)
 
 
 async def test_no_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a shorter file cannot be written beside the long one, the long one is written on."""
-    monkeypatch.setattr(persistence, "_SMALLEST", 100)
+    monkeypatch.setattr(journal_module, "_SMALLEST", 100)
     async with keeping(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
-        monkeypatch.setattr(persistence, "write", refusing(errno.ENOSPC))
+        monkeypatch.setattr(journal_module, "write", refusing(errno.ENOSPC))
         for _ in range(20):
             keeper.journal.append(Kind.TOLD, 0, 0x8001, E1, b"t")
         await settled(keeper)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from netota_coap.coap.entries import Answer, Exchange, Observation, Peer, Subject
-from netota_coap.coap.window import Timing, Window
+from netota_coap.coap.observe.congestion import Timing, Window
+from netota_coap.coap.observe.entries import Answer, Exchange, Observation, Peer, Subject
 
 ANSWER = Answer.of(True, 0x45, b"")
 OBSERVATION = Observation(Peer(b"", 0), b"", Subject(1, b"", (), b"", ANSWER), b"")

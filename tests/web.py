@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.server import HttpSite
 from netota_coap.metrics import Metrics
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream

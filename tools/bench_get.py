@@ -31,7 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.scaffold import init

@@ -36,9 +36,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
-from netota_coap.coap import persistence
+from netota_coap.coap.observe import journal as journal_module
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
@@ -202,7 +202,7 @@ class Server:
     def remembers(self, observers: int) -> bool:
         """Tell whether it would know all observers after a crash."""
         assert self.journal
-        kept, _ = persistence.replay(self.journal.read_bytes())
+        kept, _ = journal_module.replay(self.journal.read_bytes())
         return len(kept.observers) == observers
 
     def registration(self) -> str:
@@ -234,7 +234,7 @@ def _ours(_bench: Bench, directory: Path) -> Server:
     options = ("--bind", f"127.0.0.1:{port}", "--state", state)
     target = [(coap.URI_PATH, segment.encode()) for segment in PATH]
     target += [(coap.URI_QUERY, parameter.encode()) for parameter in QUERY]
-    return Server((*command, *options), port, target, change, journal=state / persistence.FILE)
+    return Server((*command, *options), port, target, change, journal=state / journal_module.FILE)
 
 
 def _libcoap(bench: Bench, _directory: Path) -> Server:

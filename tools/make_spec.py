@@ -20,9 +20,10 @@ from pathlib import Path
 import attrs
 import cbor2
 
-from netota_coap.catalog import Catalog, StreamResource
+from netota_coap.catalog.catalog import Catalog, StreamResource
+from netota_coap.catalog.stream_query import View
 from netota_coap.coap import options as coap
-from netota_coap.coap.server import CODES, Responder, problem
+from netota_coap.coap.site import CODES, Responder, problem
 from netota_coap.encoding.codecs import Format, diagnostic
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import MEDIA_TYPES, TABLES, encode, selection_to_cbor
@@ -44,7 +45,6 @@ from netota_coap.model.values import (
     StreamEntry,
     Value,
 )
-from netota_coap.views import View
 from tools import spec_cli, spec_http, spec_operation
 
 SPEC = Path(__file__).parent.parent / "netota_coap" / "spec"

@@ -20,8 +20,8 @@ from aiocoap.protocol import Context
 from aiocoap.resource import Resource
 from aiocoap.resource import Site as PlainSite
 
-from netota_coap.catalog import Catalog
-from netota_coap.coap.server import Responder, Site
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.coap.site import Responder, Site
 from netota_coap.repository.loading import Loader
 
 

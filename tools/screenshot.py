@@ -21,7 +21,7 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from netota_coap import __version__
-from netota_coap.catalog import Catalog
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.server import HttpSite, serving
 from netota_coap.metrics import Metrics
 from netota_coap.model.values import Package, Stream

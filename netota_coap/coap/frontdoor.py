@@ -29,11 +29,11 @@ from aiocoap.protocol import Context
 from aiocoap.transports.udp6 import MessageInterfaceUDP6
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import OUR_IDS, Endpoint, address_of, pack, unpack
+from netota_coap.coap.blob_blocks import Pieces
 from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
-from netota_coap.coap.observers import Alarm, Observers
-from netota_coap.coap.pieces import Pieces
-from netota_coap.coap.ready import HEADS, Answering, Ready, ReadyAnswers
+from netota_coap.coap.observe.entries import OUR_IDS, Endpoint, address_of, pack, unpack
+from netota_coap.coap.observe.table import Alarm, Observers
+from netota_coap.coap.response_cache import HEADS, Answering, Ready, ReadyAnswers
 from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
 from netota_coap.metrics import Heard, Metrics, Tally, resource_class

@@ -11,7 +11,8 @@ from pathlib import Path as Directory
 import attrs
 from starlette.responses import Response
 
-from netota_coap.catalog import Catalog, Path, Representation, Resource, StreamResource
+from netota_coap.catalog.catalog import Catalog, Path, Representation, Resource, StreamResource
+from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import (
     InvalidDataError,
@@ -23,7 +24,6 @@ from netota_coap.errors import (
 from netota_coap.http.events import Event, Events, EventStream
 from netota_coap.metrics import Metrics
 from netota_coap.status import Status
-from netota_coap.views import View
 
 DEFAULT_MAX_AGE_S = 60
 

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import attrs
 
-from netota_coap.catalog import StreamResource
+from netota_coap.catalog.catalog import StreamResource
+from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.codecs import Format, diagnostic, load
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, selection_to_query
@@ -20,7 +21,6 @@ from netota_coap.model.selection import Selection
 from netota_coap.model.values import CONTENT_ATTRIBUTES, Archive, Package, Stream, StreamName
 from netota_coap.publishing.diff import ArchiveChange, archive_changes, archives_of, describe, lost
 from netota_coap.repository.changes import Change
-from netota_coap.views import View
 
 MOST_KINDS = 50  # of devices; a stream can have 1,000 archives
 MOST_STATES = 20  # of the history; a stream can have had millions

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import attrs
 
-from netota_coap.catalog import BLOB_MAX_AGE_S
+from netota_coap.catalog.catalog import BLOB_MAX_AGE_S
+from netota_coap.catalog.local_blobs import OpenBlobs
 from netota_coap.coap import options as coap
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError, NotFoundError
-from netota_coap.holding import OpenBlobs
 from netota_coap.repository.blobs import digest_of
 
 _NAME = 43  # characters

@@ -17,12 +17,22 @@ from aiocoap.numbers.codes import Code
 from aiocoap.pipe import Pipe
 from aiocoap.util import hostportsplit
 
-from netota_coap.catalog import Catalog, Path, Representation, Resource, StreamResource, etag_of
+from netota_coap.catalog.catalog import (
+    Catalog,
+    Path,
+    Representation,
+    Resource,
+    StreamResource,
+    etag_of,
+)
+from netota_coap.catalog.local_blobs import OpenBlobs
+from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.stream_query import View
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import Request
-from netota_coap.coap.observers import Observers
+from netota_coap.coap.observe.entries import Request
+from netota_coap.coap.observe.journal import Journal
+from netota_coap.coap.observe.table import Observers
 from netota_coap.coap.options import Block, Option
-from netota_coap.coap.persistence import Journal
 from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.encoding.codecs import dump
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
@@ -33,12 +43,9 @@ from netota_coap.errors import (
     NotFoundError,
     NotYetError,
 )
-from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Heard, Metrics, resource_class
 from netota_coap.model.values import LIMITS
-from netota_coap.shelf import Shelf
 from netota_coap.status import Status
-from netota_coap.views import View
 
 DEFAULT_MAX_AGE_S = 60
 _SCHEME = "coap"

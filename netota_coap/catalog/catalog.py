@@ -14,12 +14,14 @@ from typing import Any, TypeGuard
 
 import attrs
 
+from netota_coap.catalog.local_blobs import NOTHING, Holding, OpenBlobs, own_below
+from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
 from netota_coap.encoding.datagram_fit import fitting
 from netota_coap.encoding.documents import StreamEncoder, encode, encode_list
 from netota_coap.errors import DamagedError, NotFoundError
-from netota_coap.holding import NOTHING, Holding, OpenBlobs, own_below
 from netota_coap.model.selection import Index, Selection
 from netota_coap.model.values import (
     DEFAULT_POLL_S,
@@ -33,8 +35,6 @@ from netota_coap.model.values import (
     Value,
 )
 from netota_coap.repository.blobs import Key, digest_of, key_of
-from netota_coap.shelf import Shelf
-from netota_coap.views import View
 
 Path = tuple[str, ...]
 _FILTERED_LISTS = 16  # of discovery that are kept

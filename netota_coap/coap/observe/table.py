@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from netota_coap.catalog import Path
+from netota_coap.catalog.catalog import Path
 from netota_coap.coap import options as coap
-from netota_coap.coap.entries import (
+from netota_coap.coap.observe.congestion import MOST_OPEN, Timing, Window
+from netota_coap.coap.observe.entries import (
     OUR_IDS,
     Answer,
     Endpoint,
@@ -33,8 +34,7 @@ from netota_coap.coap.entries import (
     Subject,
     address_of,
 )
-from netota_coap.coap.persistence import Journal, Kept, Kind
-from netota_coap.coap.window import MOST_OPEN, Timing, Window
+from netota_coap.coap.observe.journal import Journal, Kept, Kind
 from netota_coap.metrics import Metrics
 from netota_coap.status import FanOut
 

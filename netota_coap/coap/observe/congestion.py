@@ -10,7 +10,7 @@ from collections import deque
 
 import attrs
 
-from netota_coap.coap.entries import Exchange
+from netota_coap.coap.observe.entries import Exchange
 
 MOST_OPEN = 128
 """Exchanges whose ACKs fit half of a receive buffer of 208 KiB, Linux's default."""

@@ -9,8 +9,8 @@ from typing import Protocol
 import attrs
 from aiocoap.numbers.codes import Code
 
+from netota_coap.catalog.local_blobs import OpenBlobs
 from netota_coap.coap import options as coap
-from netota_coap.holding import OpenBlobs
 from netota_coap.metrics import Tally
 
 _CON, _, _ACK = range(3)

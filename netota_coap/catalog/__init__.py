@@ -1,0 +1,1 @@
+"""The repository rendered for serving: path, selection and format to ready bytes."""

@@ -1,0 +1,1 @@
+"""Observers over CoAP: the table, its congestion window and its journal."""
