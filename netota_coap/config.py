@@ -19,7 +19,8 @@ import attrs
 
 from netota_coap.catalog.local_blobs import DEFAULT_METRIC
 from netota_coap.coap.observe.table import Caps
-from netota_coap.coap.site import DEFAULT_MAX_AGE_S, STATUS_READERS
+from netota_coap.coap.responder import DEFAULT_MAX_AGE_S
+from netota_coap.coap.site import STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue

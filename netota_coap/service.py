@@ -17,11 +17,12 @@ import attrs
 
 from netota_coap import __version__, logs
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.catalog import Path as ResourcePath
 from netota_coap.catalog.local_blobs import Holding, OpenBlobs
+from netota_coap.catalog.resources import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observe.journal import Keeper, Record, keeping
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
 from netota_coap.config import Config
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError

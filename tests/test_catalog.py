@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog.catalog import Catalog, DiscoveryResource, Resource, StreamResource
+from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.resources import DiscoveryResource, Resource, StreamResource
 from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat

@@ -23,7 +23,8 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
 from netota_coap.encoding.documents import selection_to_cbor
 from netota_coap.model.selection import Selection
 from netota_coap.repository.loading import Loader

@@ -26,8 +26,9 @@ from netota_coap.coap import options as coap
 from netota_coap.coap import response_cache as ready_answers
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.responder import Responder
 from netota_coap.coap.response_cache import ReadyAnswers
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.site import Site
 from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.metrics import Tally
 from netota_coap.model.values import Repository

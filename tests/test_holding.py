@@ -20,7 +20,7 @@ from netota_coap.catalog.render_cache import Shelf
 from netota_coap.coap import options as coap
 from netota_coap.coap.blob_blocks import Pieces
 from netota_coap.coap.options import Block
-from netota_coap.coap.site import Responder
+from netota_coap.coap.responder import Responder
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode

@@ -12,7 +12,8 @@ import pytest
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
 from netota_coap.metrics import METRICS, Heard, Metrics, resource_class
 from netota_coap.model.values import Repository
 from netota_coap.repository.loading import Loader

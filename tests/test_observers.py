@@ -14,7 +14,8 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observe.table import Observers
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, selection_to_cbor
 from netota_coap.model.selection import Selection

@@ -11,9 +11,10 @@ import attrs
 import pytest
 from hypothesis import given
 
-from netota_coap.catalog.catalog import Catalog, StreamResource
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.resources import StreamResource
 from netota_coap.coap import options as coap
-from netota_coap.coap.site import Responder
+from netota_coap.coap.responder import Responder
 from netota_coap.encoding.codecs import Format, diagnostic, load
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.http import view

@@ -13,7 +13,7 @@ from aiocoap.numbers.codes import Code
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
-from netota_coap.coap.site import CODES, DEFAULT_MAX_AGE_S, Responder, problem
+from netota_coap.coap.responder import CODES, DEFAULT_MAX_AGE_S, Responder, problem
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, encode, selection_to_cbor
 from netota_coap.errors import ConfigError, InvalidDataError, Issue, NotFoundError, RepositoryError

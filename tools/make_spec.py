@@ -20,10 +20,11 @@ from pathlib import Path
 import attrs
 import cbor2
 
-from netota_coap.catalog.catalog import Catalog, StreamResource
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.resources import StreamResource
 from netota_coap.catalog.stream_query import View
 from netota_coap.coap import options as coap
-from netota_coap.coap.site import CODES, Responder, problem
+from netota_coap.coap.responder import CODES, Responder, problem
 from netota_coap.encoding.codecs import Format, diagnostic
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import MEDIA_TYPES, TABLES, encode, selection_to_cbor

@@ -21,7 +21,8 @@ from aiocoap.resource import Resource
 from aiocoap.resource import Site as PlainSite
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.coap.site import Responder, Site
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
 from netota_coap.repository.loading import Loader
 
 

@@ -1,16 +1,12 @@
-"""The repository rendered for serving: path + view + format → ready bytes.
+"""The resources of a repository, each rendered into ready bytes per content format.
 
-A catalog is made once per change of the repository; what did not change is taken over from the one
-before it, ready bytes included. It knows no transport: CoAP and HTTP ask it the same questions.
 Sources: `spec/resources.md`, `spec/wire.md`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -161,7 +157,8 @@ Own = tuple[frozenset[Key], int]
 """What of a stream the server offers itself, and by which metric."""
 
 
-def _own(source: Stream, holding: Holding) -> Own:
+def own_offers(source: Stream, holding: Holding) -> Own:
+    """Return the files of a stream that this server offers itself, and their metric."""
     own = holding.offered.intersection(map(key_of, source.archives or ()))
     return own, holding.metric if own else 0
 
@@ -215,7 +212,7 @@ class StreamResource(Resource):
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,
-            own=_own(source, holding),
+            own=own_offers(source, holding),
             default=_represent(ContentFormat.CBOR, fitting(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
             shelf=shelf,
@@ -371,7 +368,7 @@ class CollectionResource(Resource):
         return PackageEntry(title=self.title or "")
 
 
-_COLLECTION_FORMATS = (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR)
+COLLECTION_FORMATS = (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR)
 
 
 @attrs.define(eq=False)
@@ -412,148 +409,3 @@ def _passes(resource: Resource, parameter: str) -> bool:
     if pattern.endswith("*"):
         return any(value.startswith(pattern[:-1]) for value in values.get(name, ()))
     return pattern in values.get(name, ())
-
-
-# ----------------------------------------------------------------------------------------------
-# The catalog
-
-
-@attrs.frozen
-class Catalog:
-    """All resources of a repository.
-
-    Attributes:
-        resources: By path.
-        shelf: Of its streams, and of those of the catalogs before and after.
-        files: That are served themselves.
-    """
-
-    resources: Mapping[Path, Resource]
-    shelf: Shelf[Representation]
-    files: OpenBlobs | None = None
-
-    @classmethod
-    def of(
-        cls,
-        repository: Repository,
-        previous: Catalog | None = None,
-        holding: Holding = NOTHING,
-    ) -> Catalog:
-        """Render a repository.
-
-        Args:
-            repository: Loaded and checked.
-            previous: The catalog before it; streams that did not change are taken over.
-            holding: What the server offers itself.
-        """
-        before, shelf = (previous.resources, previous.shelf) if previous else ({}, Shelf())
-        packages: list[Resource] = []
-        streams: list[Resource] = []
-        everything = hashlib.sha256((repository.title or "").encode())
-        for name, package in sorted(repository.packages.items()):
-            own = []
-            for stream_name, source in sorted(package.streams.items()):
-                path = ("p", name, "s", stream_name)
-                poll_s = source.poll_s or package.poll_s
-                old = stream = before.get(path)
-                if not _still(stream, source, poll_s, holding):
-                    stream = StreamResource.of(path, source, poll_s, shelf, holding)
-                    if _glues(old, stream):
-                        # Without what that was pinned to itself.
-                        stream.pinned, stream.pinned_s = attrs.evolve(old), time.monotonic()
-                own.append(stream)
-                everything.update("/".join(path).encode() + stream.fingerprint)
-            packages.append(_collection(("p", name), "netota.package", own, package))
-            streams += own
-        top = _collection(
-            ("p",),
-            "netota.packages",
-            packages,
-            repository,
-            observable=True,
-            salt=everything.digest(),
-        )
-        listed = (top, *packages, *streams)
-        core = DiscoveryResource(
-            (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
-        )
-        resources = {resource.path: resource for resource in (core, *listed)}
-        return cls(resources, shelf, holding.files)
-
-    def find(self, path: Path) -> Resource:
-        """Return the resource at a path.
-
-        Raises:
-            NotFoundError: There is none.
-            NotYetError: It is a file that comes.
-        """
-        resource = self.resources.get(path)
-        if resource is None and self.files and path[:1] == ("b",) and len(path) == 2:
-            return BlobResource.of(path, self.files)
-        if resource is None:
-            raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
-        return resource
-
-    @property
-    def _streams(self) -> Iterator[StreamResource]:
-        return (each for each in self.resources.values() if isinstance(each, StreamResource))
-
-    def unpin(self, before_s: float) -> tuple[bool, float | None]:
-        """Let full views go on with the present state where it was pinned before some time.
-
-        Returns:
-            Whether there was such a one; and since when the oldest of the others is pinned, if
-            there are any.
-        """
-        pinned = [stream for stream in self._streams if stream.pinned]
-        old = [stream for stream in pinned if stream.pinned_s <= before_s]
-        for stream in old:
-            stream.pinned = None
-        others = (stream.pinned_s for stream in pinned if stream.pinned)
-        return bool(old), min(others, default=None)
-
-    def tidy(self) -> None:
-        """Let go of the views of states that are not served any more."""
-        streams = list(self._streams)
-        streams += [stream.pinned for stream in streams if stream.pinned]
-        self.shelf.keep({stream.fingerprint for stream in streams})
-
-    def differing(self, other: Catalog) -> set[Path]:
-        """Return the paths whose resources are not the very same in both."""
-        paths = self.resources.keys() | other.resources.keys()
-        return {p for p in paths if self.resources.get(p) is not other.resources.get(p)}
-
-
-def _collection(
-    path: Path,
-    rt: str,
-    members: Iterable[Resource],
-    source: Package | Repository,
-    **options: Any,
-) -> CollectionResource:
-    return CollectionResource(
-        *(path, rt, _COLLECTION_FORMATS, source.title),
-        members=tuple(members),
-        source=source,
-        **options,
-    )
-
-
-def _glues(old: Resource | None, new: StreamResource) -> TypeGuard[StreamResource]:
-    """Tell whether a transfer of the state with a sequence would get parts of both."""
-    return (
-        isinstance(old, StreamResource)
-        and old.source.sequence == new.source.sequence
-        and old.fingerprint != new.fingerprint
-    )
-
-
-def _still(
-    old: Resource | None, source: Stream, poll_s: int | None, holding: Holding
-) -> TypeGuard[StreamResource]:
-    return (
-        isinstance(old, StreamResource)
-        and old.source is source
-        and old.stream.poll_s == poll_s
-        and old.own == _own(source, holding)
-    )

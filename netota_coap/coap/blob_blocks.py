@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import attrs
 
-from netota_coap.catalog.catalog import BLOB_MAX_AGE_S
 from netota_coap.catalog.local_blobs import OpenBlobs
+from netota_coap.catalog.resources import BLOB_MAX_AGE_S
 from netota_coap.coap import options as coap
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError, NotFoundError

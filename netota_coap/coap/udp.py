@@ -1,19 +1,7 @@
-"""The sockets, and what comes in through them. The only user of private names of aiocoap.
-
-It opens the UDP sockets itself (aiocoap would share ports and open TCP beside), and reads them
-itself. A plain GET that was asked before is answered from its bytes: no message object is built,
-and nothing is kept of it. Any other datagram is vetted (`vetting`), so that nothing malformed
-reaches aiocoap.
-A plain request is answered by the same pure function that aiocoap's resource calls, one that
-registers an observer by the table of observers. The rest is handed on, as long as aiocoap has not
-too much to remember.
-aiocoap is pinned in `pyproject.toml`; `tests/test_frontdoor.py` fails when a release moves the
-names that are used here.
-"""
+"""A UDP socket of the server: reads datagrams, answers what it can, hands on the rest."""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import socket
@@ -23,18 +11,15 @@ from typing import Any, Protocol
 
 import attrs
 from aiocoap.message import Message
-from aiocoap.messagemanager import MessageManager
 from aiocoap.numbers.codes import Code
-from aiocoap.protocol import Context
 from aiocoap.transports.udp6 import MessageInterfaceUDP6
 
 from netota_coap.coap import options as coap
 from netota_coap.coap.blob_blocks import Pieces
-from netota_coap.coap.multicast import LEISURE_S, Leisure, is_group, join, unspecified
+from netota_coap.coap.multicast import Leisure, is_group, unspecified
 from netota_coap.coap.observe.entries import OUR_IDS, Endpoint, address_of, pack, unpack
-from netota_coap.coap.observe.table import Alarm, Observers
+from netota_coap.coap.observe.table import Observers
 from netota_coap.coap.response_cache import HEADS, Answering, Ready, ReadyAnswers
-from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
 from netota_coap.metrics import Heard, Metrics, Tally, resource_class
 
@@ -72,7 +57,6 @@ _METHODS = {Code.GET: False, Code.FETCH: True}  # and whether their payload coun
 _REGISTER, _DEREGISTER = 0, 1  # values of Observe
 _IPV6_RECVERR = 25  # of Linux; the socket module has no names for these two
 _IP_RECVERR = 11
-_ACK_BYTES = 832  # that an ACK takes of a receive buffer, as Linux counts
 _ANCILLARY = socket.CMSG_SPACE(20)  # IPV6_PKTINFO
 _PIECE_HEADS = HEADS[Code.CONTENT]
 # The first two bytes of a plain GET, and where its options begin.
@@ -103,7 +87,7 @@ class _Plain:
         return tuple(option for option in self.options if option[0] != coap.OBSERVE)
 
 
-class _Interface(MessageInterfaceUDP6):
+class Interface(MessageInterfaceUDP6):
     """aiocoap's UDP transport, with the door before it."""
 
     failed = False
@@ -449,102 +433,3 @@ def _texts(options: Sequence[coap.Option], wanted: int) -> list[str]:
 def _who(address: Address) -> str:
     host = str(address[0]).removeprefix("::ffff:")
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-
-
-# ----------------------------------------------------------------------------------------------
-# The door
-
-
-def _keep_below_ours(manager: Any) -> None:
-    """Let aiocoap choose message IDs below those of notifications."""
-    choose = manager._next_message_id
-    manager._next_message_id = lambda: choose() % OUR_IDS
-
-
-@attrs.define
-class FrontDoor:
-    """The open sockets of a server.
-
-    Attributes:
-        uris: Where it listens.
-    """
-
-    uris: tuple[str, ...]
-    _context: Context
-    _interfaces: Sequence[_Interface]
-    _alarm: Alarm
-    _leisure: Leisure
-
-    @classmethod
-    async def open(
-        cls,
-        site: Site,
-        binds: Sequence[str],
-        *,
-        multicast: Sequence[str] = (),
-        leisure_s: float = LEISURE_S,
-    ) -> FrontDoor:
-        """Listen.
-
-        Args:
-            site: Answers the requests, of aiocoap by its `render_to_pipe`.
-            binds: `HOST:PORT` each.
-            multicast: Names of interfaces on which it can be found.
-            leisure_s: How long an answer to many may wait.
-
-        Raises:
-            AddressError: One of them cannot be listened on; none is then.
-            ConfigError: One of them cannot be read.
-        """
-        sockets: list[socket.socket] = []
-        try:
-            for bind in binds:
-                sockets += open_sockets(bind)
-            join(sockets, multicast)
-        except BaseException:
-            for opened in sockets:
-                opened.close()
-            raise
-        tell_buffers(sockets[0])
-        loop = asyncio.get_running_loop()
-        context = Context(loop=loop, serversite=site, loggername="netota_coap.aiocoap")
-        ready, doorkeeper, leisure = ReadyAnswers(), Doorkeeper(), Leisure(leisure_s)
-        interfaces: list[_Interface] = []
-        for index, opened in enumerate(sockets):
-
-            async def attach(
-                manager: MessageManager, index: int = index, opened: socket.socket = opened
-            ) -> Any:
-                _keep_below_ours(manager)
-                interface = await _Interface._create_transport_endpoint(
-                    opened, manager, context.log, loop, []
-                )
-                interface.listen(opened, index, site, ready, doorkeeper, leisure)
-                interfaces.append(interface)
-                return interface
-
-            await context._append_tokenmanaged_messagemanaged_transport(attach)
-
-        def send(endpoint: Endpoint, datagram: bytes) -> bool:
-            index, address, local = unpack(endpoint)
-            if index >= len(interfaces):
-                return True  # of before a restart, by a socket that is no more: silence ends it
-            return interfaces[index].notify(address, local, datagram)
-
-        held = min(opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for opened in sockets)
-        site.observers.window.most = held // 2 // _ACK_BYTES
-        site.observers.send = send
-        alarm = Alarm(site.observers)
-        alarm.start()
-        uris = tuple(dict.fromkeys(map(uri_of, sockets)))
-        return cls(uris, context, interfaces, alarm, leisure)
-
-    async def close(self) -> None:
-        """Stop listening; observers are told nothing, so that they stay."""
-        self._alarm.stop()
-        self._leisure.close()
-        for interface in self._interfaces:
-            interface.deafen()
-        # What was read last has to begin before it can be ended.
-        await asyncio.sleep(0)
-        await self._context.shutdown()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 from starlette.types import Receive, Scope, Send
 
-from netota_coap.catalog.catalog import Path
+from netota_coap.catalog.resources import Path
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_S = 15.0

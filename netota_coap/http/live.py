@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import attrs
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from netota_coap.catalog.catalog import Path, Resource, StreamResource, etag_of
+from netota_coap.catalog.resources import Path, Resource, StreamResource, etag_of
 from netota_coap.http.events import Event
 from netota_coap.http.site import Site
 from netota_coap.status import Status

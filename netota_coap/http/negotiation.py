@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
-from netota_coap.catalog.catalog import Path
+from netota_coap.catalog.resources import Path
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 
 _MOST_PARAMETERS = 64  # as many as CoAP takes options

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from netota_coap.catalog.catalog import Path, StreamResource, etag_of
+from netota_coap.catalog.resources import Path, StreamResource, etag_of
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.http import live, view
 from netota_coap.http.live import Live

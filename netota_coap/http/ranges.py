@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response, StreamingResponse
 
-from netota_coap.catalog.catalog import BlobRepresentation
+from netota_coap.catalog.resources import BlobRepresentation
 from netota_coap.http.site import RefusedError
 
 _PIECE = 262_144  # bytes that are read at a time

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from netota_coap.catalog.catalog import BlobRepresentation, Path, Representation, Resource
+from netota_coap.catalog.resources import BlobRepresentation, Path, Representation, Resource
 from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError

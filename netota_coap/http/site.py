@@ -11,7 +11,8 @@ from pathlib import Path as Directory
 import attrs
 from starlette.responses import Response
 
-from netota_coap.catalog.catalog import Catalog, Path, Representation, Resource, StreamResource
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
 from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import (

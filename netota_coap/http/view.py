@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import attrs
 
-from netota_coap.catalog.catalog import StreamResource
+from netota_coap.catalog.resources import StreamResource
 from netota_coap.catalog.stream_query import View
 from netota_coap.encoding.codecs import Format, diagnostic, load
 from netota_coap.encoding.content_formats import ContentFormat

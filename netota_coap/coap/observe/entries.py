@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from netota_coap.catalog.catalog import Path
+from netota_coap.catalog.resources import Path
 from netota_coap.coap import options as coap
 
 Endpoint = bytes

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from netota_coap.catalog.catalog import Path
+from netota_coap.catalog.resources import Path
 from netota_coap.coap import options as coap
 from netota_coap.coap.observe.congestion import MOST_OPEN, Timing, Window
 from netota_coap.coap.observe.entries import (
