@@ -16,8 +16,8 @@ import attrs
 from netota_coap.coap.sockets import parse_bind
 from netota_coap.encoding.codecs import refuse
 from netota_coap.errors import ConfigError, InvalidDataError
+from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.model.values import LIMITS, Rule, instance, text
-from netota_coap.origins import canonical
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 

@@ -36,9 +36,9 @@ from netota_coap.status import Status
 from netota_coap.systemd import Manager
 
 if TYPE_CHECKING:
+    from netota_coap.gateway.gateway import Gateway
+    from netota_coap.gateway.on_demand import Fetchable
     from netota_coap.http.server import HttpSite
-    from netota_coap.mirror.gateway import Gateway
-    from netota_coap.mirror.on_demand import Fetchable
 
 _log = logging.getLogger(__name__)
 
@@ -374,10 +374,10 @@ def _over_http(
 def _gateway_of(config: Config, root: Path) -> Gateway:
     """Make the gateway that a configuration asks for, and its repository if need be."""
     # Only who is one takes the time and the memory for these.
-    from netota_coap.mirror import Terms
-    from netota_coap.mirror.adoption import Choice
-    from netota_coap.mirror.gateway import Gateway
-    from netota_coap.mirror.incoming import Incoming
+    from netota_coap.gateway.adoption import Choice
+    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.gateway import Gateway
+    from netota_coap.gateway.mirror import Terms
 
     if config.mirror_upstreams and not (root / "repository.toml").exists():
         init(root)

@@ -31,7 +31,7 @@ from typing import Any
 import attrs
 
 from netota_coap import cli
-from netota_coap.mirror.adoption import adopt
+from netota_coap.gateway.adoption import adopt
 from netota_coap.model.values import Archive, Offer, Stream
 from netota_coap.repository import changes
 from tests.publishing import NOW, STABLE

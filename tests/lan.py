@@ -15,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from netota_coap.catalog.catalog import Catalog
+from netota_coap.client.discovery import discover
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.responder import Responder
 from netota_coap.coap.site import Site
-from netota_coap.discovery import discover
 from netota_coap.repository.loading import Loader
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "repositories" / "typical"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap.mirror import Mirror, Terms
-from netota_coap.mirror.adoption import Choice
-from netota_coap.mirror.incoming import Incoming
+from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.mirror import Mirror, Terms
 from netota_coap.model.values import Archive, Content, Offer, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import loading, scaffold

@@ -15,8 +15,8 @@ import attrs
 import pytest
 from aiocoap.protocol import Request
 
-from netota_coap import client as client_module
-from netota_coap.client import Client
+from netota_coap.client import coap_client as client_module
+from netota_coap.client.coap_client import Client
 from netota_coap.coap import options as coap
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat

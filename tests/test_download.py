@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.download import Limit, Report, check_offers, download, resolve
+from netota_coap.client.download import Limit, Report, check_offers, download, resolve
 from netota_coap.errors import ConfigError, IntegrityError, TransferError
 from netota_coap.model.values import Archive, Envelope, Offer
 from tests.file_servers import (

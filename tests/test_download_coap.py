@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+from netota_coap.client.download import check_offers, download
 from netota_coap.coap import options as coap
-from netota_coap.download import check_offers, download
 from netota_coap.errors import IntegrityError, TransferError
 from netota_coap.model.values import Envelope
 from tests.device import Answer

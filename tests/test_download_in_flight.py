@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.client import Block, Client
-from netota_coap.download import Limit, download
+from netota_coap.client.coap_client import Block, Client
+from netota_coap.client.download import Limit, download
 from netota_coap.errors import ConfigError, PeerError, TransferError
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs, blob_name

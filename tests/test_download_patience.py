@@ -12,9 +12,9 @@ from time import time
 import attrs
 import pytest
 
+from netota_coap.client.download import Limit, check_offers, download
+from netota_coap.client.transports import sources_of
 from netota_coap.coap import options as coap
-from netota_coap.download import Limit, check_offers, download
-from netota_coap.download.transports import sources_of
 from netota_coap.errors import PeerError, TransferError
 from tests.device import Answer
 from tests.file_servers import Request, Response, http_server, just, ranged
@@ -140,7 +140,7 @@ async def test_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who says nothing, or makes one wait for too long in all, is left for the next offer."""
-    monkeypatch.setattr("netota_coap.download._PATIENCE_AT_IT_S", 720.0)
+    monkeypatch.setattr("netota_coap.client.download._PATIENCE_AT_IT_S", 720.0)
     server = Fetching(1_000, after_s)
     waited: list[float] = []
 

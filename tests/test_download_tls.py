@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.download import download
+from netota_coap.client.download import download
 from tests.environment import needs
 from tests.file_servers import certificate, http_server, ranged, to
 from tests.test_download import DATA, archive, check

@@ -14,10 +14,10 @@ import attrs
 import httpx2
 import pytest
 
-from netota_coap.client import Client
+from netota_coap.client.coap_client import Client
 from netota_coap.config import Config
 from netota_coap.errors import ConfigError, PeerError
-from netota_coap.mirror import on_demand
+from netota_coap.gateway import on_demand
 from netota_coap.model.values import Archive, Offer, StreamName
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import changes

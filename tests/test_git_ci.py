@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from netota_coap.client import Client
-from netota_coap.download import download
+from netota_coap.client.coap_client import Client
+from netota_coap.client.download import download
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.release_file import RELEASE

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.http.events import Events
+from netota_coap.http.event_stream import Events
 from netota_coap.http.server import HttpSite, serving
 from netota_coap.model.values import Repository
 from tests.serving import until

@@ -12,10 +12,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.client import Client
+from netota_coap.client.coap_client import Client
 from netota_coap.errors import ConfigError, TransferError
-from netota_coap.mirror import Mirror, Terms, upstreams
-from netota_coap.mirror.adoption import Choice
+from netota_coap.gateway import upstreams
+from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.mirror import Mirror, Terms
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Offer
 from netota_coap.publishing import archives as sources

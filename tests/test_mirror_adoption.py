@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import encode
 from netota_coap.errors import IntegrityError, NetotaError, RepositoryConflictError, RollbackError
-from netota_coap.mirror.adoption import Choice, adopt
+from netota_coap.gateway.adoption import Choice, adopt
+from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream
-from netota_coap.origins import author_of
 from netota_coap.repository import changes, history, loading, scaffold
 from netota_coap.repository.check import check
 from netota_coap.repository.layout import history_file, stream_file

@@ -13,7 +13,6 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap import mirror as mirrors
 from netota_coap.encoding.codecs import Format, dump
 from netota_coap.encoding.documents import decode_list, encode, encode_list
 from netota_coap.errors import (
@@ -24,13 +23,15 @@ from netota_coap.errors import (
     RepositoryError,
     TransferError,
 )
+from netota_coap.gateway import blob_fetcher, gateway, upstreams
+from netota_coap.gateway import mirror as mirrors
+from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.gateway import Gateway
+from netota_coap.gateway.mirror import Terms, tasks
+from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.kinds import UPSTREAMS
-from netota_coap.mirror import Terms, gateway, incoming, tasks, upstreams
-from netota_coap.mirror.adoption import Choice
-from netota_coap.mirror.gateway import Gateway
-from netota_coap.mirror.incoming import Incoming
 from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
-from netota_coap.origins import canonical
 from netota_coap.repository import changes, scaffold
 from netota_coap.repository.blobs import INCOMING
 from tests.file_servers import Request, Response, http_server, just
@@ -72,7 +73,7 @@ async def test_what_waits_is_given_up(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A newer state is not kept waiting by the server of an older one."""
-    monkeypatch.setattr(incoming, "_LOOK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "_LOOK_S", 0.05)
     upstream.publish("2.0")
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(it := mirror(root, uris["coap"])):
@@ -108,8 +109,8 @@ async def test_not_all_are_begun(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is waited for holds files and sockets, so that there is a bound."""
-    monkeypatch.setattr(incoming, "_MOST_BEGUN", 1)
-    monkeypatch.setattr(incoming, "_LOOK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "_MOST_BEGUN", 1)
+    monkeypatch.setattr(blob_fetcher, "_LOOK_S", 0.05)
     upstream.refuse[f"/1.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(mirror(root, uris["coap"])):
         await until(lambda: upstream.asked("1.0"))

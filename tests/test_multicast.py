@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from netota_coap.catalog.catalog import Catalog
+from netota_coap.client.discovery import discover
 from netota_coap.coap import multicast
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.multicast import Leisure, is_group, unspecified
 from netota_coap.coap.responder import Responder
 from netota_coap.coap.site import Site
-from netota_coap.discovery import discover
 from netota_coap.errors import ConfigError
 from netota_coap.model.values import Repository
 from tests.serving import run, until

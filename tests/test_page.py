@@ -17,7 +17,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.responder import Responder
 from netota_coap.encoding.codecs import Format, diagnostic, load
 from netota_coap.encoding.documents import selection_from_query
-from netota_coap.http import view
+from netota_coap.http import page_content
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.repository import changes, history, loading, scaffold
@@ -67,7 +67,7 @@ def resource_of(*archives: Archive) -> StreamResource:
 )
 def test_age(seconds: int, text: str) -> None:
     """Ages are told in one unit; what the future holds is now."""
-    assert text == view.age(NOW, NOW + timedelta(seconds=seconds))
+    assert text == page_content.age(NOW, NOW + timedelta(seconds=seconds))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_age(seconds: int, text: str) -> None:
 )
 def test_readable_size(size: int, text: str) -> None:
     """Sizes are told in three digits."""
-    assert text == view.readable_size(size)
+    assert text == page_content.readable_size(size)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_readable_size(size: int, text: str) -> None:
 )
 def test_duration(seconds: int, text: str) -> None:
     """Durations are told exactly."""
-    assert text == view.duration(seconds)
+    assert text == page_content.duration(seconds)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_duration(seconds: int, text: str) -> None:
 )
 def test_is_web(url: str, expected: bool) -> None:
     """Only what leads to the web becomes a link."""
-    assert expected == view.is_web(url)
+    assert expected == page_content.is_web(url)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_is_web(url: str, expected: bool) -> None:
 )
 def test_host_of(header: str, host: str) -> None:
     """What a client says that the host is goes into a command only if it is one."""
-    assert host == view.host_of(header)
+    assert host == page_content.host_of(header)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_host_of(header: str, host: str) -> None:
 )
 def test_name_of(author: str | None, name: str) -> None:
     """Mail addresses are nobody's business."""
-    assert name == view.name_of(author)
+    assert name == page_content.name_of(author)
 
 
 # ---- what devices get
@@ -149,8 +149,8 @@ def test_columns() -> None:
         archive("a", arch="arm", attributes={"ram": 1}),
         archive("b", type="t", debug=True),
     ]
-    assert view.columns(archives) == ("type", "arch", "debug", "ram")
-    assert view.columns([archive("c")]) == ()
+    assert page_content.columns(archives) == ("type", "arch", "debug", "ram")
+    assert page_content.columns([archive("c")]) == ()
 
 
 def test_kinds_are_as_coap_answers(repository_dir: Path) -> None:
@@ -158,7 +158,7 @@ def test_kinds_are_as_coap_answers(repository_dir: Path) -> None:
     catalog = Catalog.of(loading.Loader(repository_dir).load())
     resource = catalog.find(("p", "sensor-node", "s", "stable"))
     assert isinstance(resource, StreamResource)
-    for kind in view.kinds(resource, "gateway"):
+    for kind in page_content.kinds(resource, "gateway"):
         uri = urlsplit(shlex.split(kind.commands[0])[1])
         options = [(coap.URI_PATH, part.encode()) for part in uri.path.split("/")[1:]]
         options += [(coap.URI_QUERY, unquote(part).encode()) for part in uri.query.split("&")]
@@ -177,7 +177,7 @@ def test_commands_say_what_the_device_is(archives: list[Archive]) -> None:
     resource = resource_of(*archives)
     served = resource.stream.archives or ()
     selections = list(dict.fromkeys(Selection.of(each.content.all()) for each in served))
-    kinds = view.kinds(resource, "[::1]")
+    kinds = page_content.kinds(resource, "[::1]")
     for selection, kind in zip(selections or [Selection()], kinds, strict=False):
         program, uri = shlex.split(kind.commands[0])
         query = [unquote(part) for part in urlsplit(uri).query.split("&") if part]
@@ -191,7 +191,7 @@ def test_commands_say_what_the_device_is(archives: list[Archive]) -> None:
 def test_many_kinds() -> None:
     """Of a thousand kinds of devices, the first are shown."""
     resource = resource_of(*(archive(f"a{n}", machine=f"m{n}") for n in range(200)))
-    assert len(view.kinds(resource, "h")) == view.MOST_KINDS
+    assert len(page_content.kinds(resource, "h")) == page_content.MOST_KINDS
 
 
 def test_history(repository_dir: Path) -> None:
@@ -205,7 +205,9 @@ def test_history(repository_dir: Path) -> None:
     changes.change(repository_dir, STABLE, make)
     publishing.close(repository_dir, STABLE)
     publishing.remove(repository_dir, STABLE)
-    removed, closed, shrunk, *_ = view.history(STABLE, history.history(repository_dir, STABLE))
+    removed, closed, shrunk, *_ = page_content.history(
+        STABLE, history.history(repository_dir, STABLE)
+    )
     assert (removed.summary, closed.summary) == ("1 removed, removed", "closed")
     assert (shrunk.version, shrunk.summary) == ("2.4.1 → 9", "1 rebuilt, 5 removed")
     assert shrunk.lost == ("arch=arm machine=nrf9160dk", "arch=riscv machine=xiao_esp32c3")
@@ -318,12 +320,12 @@ async def test_more_than_is_shown(tmp_path: Path) -> None:
     """Of many kinds of devices and many states the first are shown, and that there are more."""
     scaffold.init(tmp_path)
     many = tuple(archive(f"a{number}", machine=f"m{number}") for number in range(60))
-    for number in range(view.MOST_STATES + 2):
+    for number in range(page_content.MOST_STATES + 2):
         state = Stream(version=f"{number}", sequence=1, published=NOW, archives=many)
         changes.change(tmp_path, ("p", "s"), lambda *_, state=state: state)
     page = await Shown(tmp_path).page("/p/p/s/s")
     states = [item for item in page.all("li") if (item.attributes.get("id") or "").strip()]
-    assert len(states) == view.MOST_STATES
+    assert len(states) == page_content.MOST_STATES
     assert "And more: these are the first 50." in page.text
     assert "And older ones:" in page.text
 
@@ -414,7 +416,7 @@ async def test_hostile_texts_stay_text(tmp_path: Path, text: str) -> None:
     scaffold.init(tmp_path, title=text)
     hostile(tmp_path, text)
     shown = Shown(tmp_path)
-    visible = " ".join(str(view.shown(text)).split())
+    visible = " ".join(str(page_content.shown(text)).split())
     for path, times in (("/", 6), (f"/p/evil/s/{'s' * 32}", 16)):
         page = await shown.page(path)
         assert page.tags() <= TAGS

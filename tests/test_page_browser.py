@@ -16,8 +16,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from netota_coap.http.page_content import age
 from netota_coap.http.server import serving
-from netota_coap.http.view import age
 from netota_coap.model.values import Package, Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from netota_coap.http.events import Events
+from netota_coap.http.event_stream import Events
 from netota_coap.http.server import serving
 from tests import publishing
 from tests.pages import Shown

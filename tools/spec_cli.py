@@ -14,8 +14,8 @@ import click
 
 from netota_coap.cli import cli, plain
 from netota_coap.cli.frame import BUG, exit_codes
+from netota_coap.client.download import Report
 from netota_coap.config import assemble
-from netota_coap.download import Report
 from netota_coap.errors import Issue
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream
 from netota_coap.publishing.diff import Difference

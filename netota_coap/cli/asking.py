@@ -39,7 +39,7 @@ def status(uri: str, as_json: bool) -> None:
     """Tell what a service does now; it tells its own machine only, by default."""
     import asyncio
 
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
     from netota_coap.encoding.content_formats import ContentFormat
 
     async def fetch() -> Any:
@@ -111,7 +111,7 @@ def discover(interfaces: Sequence[str], port: int, wait_s: float) -> None:
     """Find servers of the network that want to be found (serve --multicast): a URI each line."""
     import asyncio
 
-    from netota_coap.discovery import discover as find
+    from netota_coap.client.discovery import discover as find
 
     async def show() -> None:
         async for uri in find(interfaces, port, wait_s):
@@ -133,7 +133,7 @@ def get(uri: str, query: Sequence[str], accept: str | None) -> None:
     """Get a resource of a server and print it as JSON."""
     import asyncio
 
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
     from netota_coap.encoding.content_formats import ContentFormat
     from netota_coap.errors import printable
 
@@ -174,7 +174,7 @@ def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -
     """Follow a stream of a server as a device does: one line for each state."""
     import asyncio
 
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
     from netota_coap.encoding.codecs import Format
     from netota_coap.encoding.documents import encode, selection_from_query
 
@@ -237,7 +237,7 @@ def download(
     import asyncio
 
     from netota_coap.cli import plain
-    from netota_coap.download import download as fetch
+    from netota_coap.client.download import download as fetch
 
     def trouble(error: TransferError) -> None:
         say(f"waiting: {error.detail}")
@@ -261,7 +261,7 @@ def download(
 
 
 async def _best(source: str, name: StreamName, selection: Selection) -> Archive:
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
     from netota_coap.encoding.documents import selection_to_query
     from netota_coap.errors import NotFoundError
     from netota_coap.publishing import publish

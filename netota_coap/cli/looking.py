@@ -23,7 +23,7 @@ from netota_coap.cli.frame import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netota_coap.download import Report
+    from netota_coap.client.download import Report
     from netota_coap.model.values import Envelope, Repository, Stream, StreamName
 
 
@@ -59,7 +59,7 @@ def _ask_offers(
     """Ask each offer; return which archive it is of, and what came of it."""
     import asyncio
 
-    from netota_coap.download import Report, check_offers, resolve
+    from netota_coap.client.download import Report, check_offers, resolve
     from netota_coap.errors import ConfigError
 
     offers = [
@@ -118,7 +118,7 @@ def list_(source: str, as_json: bool) -> None:
 
 async def _remote_rows(uri: str) -> list[dict[str, Any]]:
     from netota_coap.cli import plain
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
 
     async with Client() as client:
         return [
@@ -159,7 +159,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
 
 
 async def _remote_stream(uri: str) -> Stream:
-    from netota_coap.client import Client
+    from netota_coap.client.coap_client import Client
 
     async with Client() as client:
         return await client.stream(uri)

@@ -12,7 +12,7 @@ import click
 from netota_coap.cli.frame import command, directory_argument, selecting
 
 if TYPE_CHECKING:
-    from netota_coap.mirror import Mirror
+    from netota_coap.gateway.mirror import Mirror
     from netota_coap.model.selection import Selection
 
 
@@ -82,9 +82,9 @@ def mirror(
     import os
 
     from netota_coap import logs
-    from netota_coap.mirror import Mirror, Terms
-    from netota_coap.mirror.adoption import EVERYTHING, Choice
-    from netota_coap.mirror.incoming import Incoming
+    from netota_coap.gateway.adoption import EVERYTHING, Choice
+    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.mirror import Mirror, Terms
     from netota_coap.repository.scaffold import init
 
     choice = Choice(tuple(packages) or EVERYTHING, tuple(streams) or EVERYTHING, selection)

@@ -23,9 +23,9 @@ from starlette.types import ASGIApp
 
 from netota_coap.catalog.resources import Path, StreamResource, etag_of
 from netota_coap.errors import NetotaError, NotFoundError
-from netota_coap.http import live, view
-from netota_coap.http.live import Live
+from netota_coap.http import page_content, page_updates
 from netota_coap.http.negotiation import chosen, has
+from netota_coap.http.page_updates import Live
 from netota_coap.http.site import Site
 from netota_coap.model.selection import text_form
 from netota_coap.model.values import LIMITS
@@ -70,17 +70,17 @@ def _templates() -> Environment:
         loader=PackageLoader("netota_coap.http"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=view.shown,
+        finalize=page_content.shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters |= {
         "attribute": text_form,
-        "author": view.name_of,
-        "duration": view.duration,
-        "size": view.readable_size,
+        "author": page_content.name_of,
+        "duration": page_content.duration,
+        "size": page_content.readable_size,
     }
-    made.tests["web"] = view.is_web
+    made.tests["web"] = page_content.is_web
     return made
 
 
@@ -123,7 +123,7 @@ class Page:
         """
         if path[:1] == ("static",):
             return self._file(path)
-        if path == live.PATH:
+        if path == page_updates.PATH:
             page = request.query_params.get("page", "")
             return self.live.follow(tuple(page.split("/")) if page else ())
         is_shown = not path or (len(path) == 4 and path[::2] == ("p", "s"))
@@ -167,9 +167,9 @@ class Page:
         """Return what all pages show."""
         now, status, resources = datetime.now(UTC), self.site.status(), self.site.catalog.resources
         return {
-            "age": partial(view.age, now=now),
+            "age": partial(page_content.age, now=now),
             "etags": {name: file.etag for name, file in self._files.items()},
-            "mark": self.live.mark(path, live.troubles_of(status)),
+            "mark": self.live.mark(path, page_updates.troubles_of(status)),
             "observers_of": self.site.observers_of,
             "path": path,
             "resources": resources,
@@ -183,10 +183,10 @@ class Page:
         archives = archives_of(resource.stream)
         return {
             "archives": archives,
-            "columns": view.columns(archives),
+            "columns": page_content.columns(archives),
             "datagram": LIMITS["datagram"].value,
-            "kinds": view.kinds(resource, view.host_of(host)),
-            "most_kinds": view.MOST_KINDS,
+            "kinds": page_content.kinds(resource, page_content.host_of(host)),
+            "most_kinds": page_content.MOST_KINDS,
             "package": self.site.catalog.resources[resource.path[:2]],
             "resource": resource,
             "stream": resource.stream,
@@ -197,9 +197,9 @@ class Page:
         if self.site.root:
             # What is wrong with it is for the operator: a page may be anybody's.
             with contextlib.suppress(NetotaError, OSError):
-                states = history.history(self.site.root, name, view.MOST_STATES + 1)
+                states = history.history(self.site.root, name, page_content.MOST_STATES + 1)
         return {
             "has_history": self.site.root is not None,
-            "history": tuple(view.history(name, states)),
-            "older": len(states) > view.MOST_STATES,
+            "history": tuple(page_content.history(name, states)),
+            "older": len(states) > page_content.MOST_STATES,
         }

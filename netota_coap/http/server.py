@@ -31,10 +31,10 @@ from netota_coap.catalog.resources import BlobRepresentation, Path, Representati
 from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
-from netota_coap.http import events
-from netota_coap.http.figures import Figures
+from netota_coap.http import event_stream
 from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
 from netota_coap.http.page import Page
+from netota_coap.http.prometheus import Figures
 from netota_coap.http.ranges import respond
 from netota_coap.http.site import RefusedError, Site, problem, problem_of
 from netota_coap.metrics import Heard, resource_class
@@ -106,14 +106,14 @@ class HttpSite(Site):
     def _of_catalog(self, request: Request, path: Path) -> ASGIApp:
         found = self.catalog.find(path)
         formats = {fmt.media_type: fmt for fmt in _FORMATS if fmt in found.formats}
-        offered = [*formats, *[events.MEDIA_TYPE] * found.observable]
+        offered = [*formats, *[event_stream.MEDIA_TYPE] * found.observable]
         media_type = chosen(_joined(request, "accept"), offered)
         if media_type is None:
             raise RefusedError(HTTPStatus.NOT_ACCEPTABLE, f"there is {', '.join(offered)}")
         parameters = parameters_of(request.scope["query_string"])
         asked = (parameters, formats.get(media_type, ContentFormat.JSON), request.scope["scheme"])
         representation = self.represent(found, *asked)
-        if media_type != events.MEDIA_TYPE:
+        if media_type != event_stream.MEDIA_TYPE:
             return self._respond(request, found, representation)
         state = partial(self.state, path, parameters, request.scope["scheme"])
         return self.follow(path, state, _joined(request, "last-event-id"))

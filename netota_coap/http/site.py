@@ -22,7 +22,7 @@ from netota_coap.errors import (
     NotFoundError,
     NotYetError,
 )
-from netota_coap.http.events import Event, Events, EventStream
+from netota_coap.http.event_stream import Event, Events, EventStream
 from netota_coap.metrics import Metrics
 from netota_coap.status import Status
 

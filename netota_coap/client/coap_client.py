@@ -22,6 +22,7 @@ from aiocoap.numbers.constants import Unreliable
 from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import ClientObservation, Context, Request
 
+from netota_coap.client.round_trip_time import Peer
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, decode_list, decode_problem, selection_to_query
@@ -35,7 +36,6 @@ from netota_coap.errors import (
 )
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import DEFAULT_POLL_S, LIMITS, PackageEntry, Stream, StreamEntry
-from netota_coap.roundtrips import Peer
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap.download import Limit, Progress, download
+from netota_coap.client.download import Limit, Progress, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
 from netota_coap.files import at_once, writing
 from netota_coap.model.values import Archive, Envelope, Stream

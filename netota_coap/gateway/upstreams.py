@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import attrs
 import httpx2
 
-from netota_coap.client import Client
-from netota_coap.download.transports import http_client, http_failures
+from netota_coap.client.coap_client import Client
+from netota_coap.client.transports import http_client, http_failures
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, decode_list

@@ -10,16 +10,16 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from netota_coap.download import resolve
+from netota_coap.client.download import resolve
 from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,
     RepositoryConflictError,
     RollbackError,
 )
+from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream, StreamName
-from netota_coap.origins import author_of
 
 EVERYTHING = ("*",)
 

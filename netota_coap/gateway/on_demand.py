@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from netota_coap.errors import NetotaError, NotFetchedError, NotYetError
-from netota_coap.mirror.incoming import Incoming, SupersededError
-from netota_coap.mirror.upstreams import reason_of
+from netota_coap.gateway.blob_fetcher import Incoming, SupersededError
+from netota_coap.gateway.upstreams import reason_of
 from netota_coap.model.values import LIMITS, Archive, Repository
 from netota_coap.repository.blobs import Key, key_of
 

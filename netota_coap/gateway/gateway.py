@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import attrs
 
-from netota_coap.mirror import Mirror, Terms, tasks
-from netota_coap.mirror.adoption import Choice
-from netota_coap.mirror.incoming import Incoming
-from netota_coap.mirror.on_demand import Fetchable, OnDemand, fetchable
+from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.mirror import Mirror, Terms, tasks
+from netota_coap.gateway.on_demand import Fetchable, OnDemand, fetchable
 from netota_coap.model.values import Repository
 from netota_coap.repository.blobs import Key
 from netota_coap.status import UpstreamStatus

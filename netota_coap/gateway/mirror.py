@@ -31,11 +31,11 @@ from netota_coap.errors import (
     RollbackError,
     TransferError,
 )
-from netota_coap.mirror.adoption import Choice, adopt
-from netota_coap.mirror.incoming import Incoming, SupersededError
-from netota_coap.mirror.upstreams import Upstream, reason_of, upstream_of
+from netota_coap.gateway.adoption import Choice, adopt
+from netota_coap.gateway.blob_fetcher import Incoming, SupersededError
+from netota_coap.gateway.upstream_uri import author_of, canonical
+from netota_coap.gateway.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model.values import Stream, StreamEntry, StreamName
-from netota_coap.origins import author_of, canonical
 from netota_coap.repository import changes as repository
 from netota_coap.repository import history, loading
 from netota_coap.repository.blobs import Blobs

@@ -20,7 +20,7 @@ import attrs
 import httpx2
 
 from netota_coap import __version__
-from netota_coap.client import Block, Client
+from netota_coap.client.coap_client import Block, Client
 from netota_coap.errors import ConfigError, IntegrityError, PeerError, TransferError
 
 _REDIRECTS = 10  # followed

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from netota_coap.download.transports import ChangedError, Source, sources_of, spoken
+from netota_coap.client.transports import ChangedError, Source, sources_of, spoken
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,

@@ -1,0 +1,1 @@
+"""The device's and people's side: get, observe, discover and download."""

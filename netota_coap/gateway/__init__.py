@@ -1,0 +1,1 @@
+"""Follows upstreams into a local repository, and fetches the files that devices need."""
