@@ -15,9 +15,10 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
-from tests import environment, publishing
-from tests.mirroring import Origin, origin
-from tests.publishing import NOW, STABLE
+from tests import environment
+from tests.support import publishing
+from tests.support.mirroring import Origin, origin
+from tests.support.publishing import NOW, STABLE
 
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

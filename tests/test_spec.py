@@ -11,12 +11,12 @@ import cbor2
 import pytest
 
 import netota_coap
-from netota_coap.config import Config, assemble
 from netota_coap.encoding.codecs import Format, diagnostic, dump
 from netota_coap.encoding.documents import decode
 from netota_coap.model import values
-from tests.cddl import validate
-from tools import make_spec
+from netota_coap.service.config import Config, assemble
+from tests.support.cddl import validate
+from tools.generate import make_spec
 
 CODE = Path(netota_coap.__file__).parent
 DOCUMENTS = sorted(make_spec.SPEC.rglob("*.md"))
@@ -59,7 +59,7 @@ def blocks(language: str) -> list[object]:
 
 
 def test_nothing_is_stale(capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables and examples are as the code makes them (else: run tools/make_spec.py)."""
+    """Tables and examples are as the code makes them (else: run tools/generate/make_spec.py)."""
     assert (make_spec.main(["--check"]), capsys.readouterr().out) == (0, "")
 
 

@@ -14,8 +14,8 @@ from typing import NoReturn
 import click
 
 from netota_coap import __version__
-from netota_coap.cli import asking, blobs, changing, looking, mirroring, operating, serving
-from netota_coap.cli.frame import report
+from netota_coap.cli import admin, blobs, inspect, mirror, publish, remote, serve
+from netota_coap.cli.common import report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,7 +28,7 @@ def cli() -> None:
     """
 
 
-for _module in (looking, changing, blobs, serving, mirroring, asking, operating):
+for _module in (inspect, publish, blobs, serve, mirror, remote, admin):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

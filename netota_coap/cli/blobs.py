@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from netota_coap.cli.frame import (
+from netota_coap.cli.common import (
     FILE,
     command,
     directory_argument,
@@ -28,16 +28,16 @@ def blob() -> None:
 @json_option
 def list_(directory: Path, as_json: bool) -> None:
     """List the files that a repository holds, and those that were set aside."""
-    from netota_coap.cli import plain, tables
+    from netota_coap.cli import json_output, text_output
     from netota_coap.repository.blobs import Blobs
     from netota_coap.repository.lock import require_repository
 
     require_repository(directory)
     found = Blobs(directory).all()
     if as_json:
-        print_json(plain.blobs(found))
+        print_json(json_output.blobs(found))
     else:
-        tables.blobs(found)
+        text_output.blobs(found)
 
 
 @command("blob add fleet build/zephyr/zephyr.signed.bin", "add")
@@ -52,15 +52,15 @@ def list_(directory: Path, as_json: bool) -> None:
 @json_option
 def add(directory: Path, files: Sequence[Path], link: bool, as_json: bool) -> None:
     """Put files into a repository, for archives that were published without them."""
-    from netota_coap.cli import plain, tables
+    from netota_coap.cli import json_output, text_output
     from netota_coap.repository.blobs import Blobs
 
     with progress("reading", 2 * total_size(files)) as advance:
         added = [Blobs(directory).add(file, link=link, progress=advance) for file in files]
     if as_json:
-        print_json(plain.blobs(added))
+        print_json(json_output.blobs(added))
     else:
-        tables.blobs(added)
+        text_output.blobs(added)
 
 
 @command("blob verify fleet", "verify")
@@ -71,16 +71,16 @@ def verify(directory: Path, as_json: bool) -> int:
 
     Exit code 1: some are.
     """
-    from netota_coap.cli import plain, tables
+    from netota_coap.cli import json_output, text_output
     from netota_coap.repository.blobs import Blobs
 
     total = sum(each.size for each in Blobs(directory).all())
     with progress("reading", total) as advance:
         damaged = Blobs(directory).verify(advance)
     if as_json:
-        print_json(plain.blobs(damaged))
+        print_json(json_output.blobs(damaged))
     else:
-        tables.blobs(damaged)
+        text_output.blobs(damaged)
     return 1 if damaged else 0
 
 
@@ -105,14 +105,14 @@ def verify(directory: Path, as_json: bool) -> int:
 @json_option
 def gc(directory: Path, keep: int, grace_s: int, dry_run: bool, as_json: bool) -> None:
     """Remove the blobs that no stream needs any more, and those that were set aside."""
-    from netota_coap.cli import plain, tables
+    from netota_coap.cli import json_output, text_output
     from netota_coap.repository.blobs import Blobs
 
     removed = Blobs(directory).gc(keep, grace_s=grace_s, dry_run=dry_run)
     if as_json:
-        print_json(plain.blobs(removed))
+        print_json(json_output.blobs(removed))
     else:
-        tables.blobs(removed)
+        text_output.blobs(removed)
 
 
 for _command in (list_, add, verify, gc):

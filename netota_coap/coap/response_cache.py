@@ -11,7 +11,7 @@ from aiocoap.numbers.codes import Code
 
 from netota_coap.catalog.local_blobs import OpenBlobs
 from netota_coap.coap import options as coap
-from netota_coap.metrics import Tally
+from netota_coap.monitoring import Tally
 
 _CON, _, _ACK = range(3)
 

@@ -23,8 +23,7 @@ from netota_coap.coap.responder import METHODS, SCHEME, RefusedError, Responder,
 from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.encoding.codecs import dump
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
-from netota_coap.metrics import Heard, Metrics, resource_class
-from netota_coap.status import Status
+from netota_coap.monitoring import Heard, Metrics, Status, resource_class
 
 # ----------------------------------------------------------------------------------------------
 # What a service does now

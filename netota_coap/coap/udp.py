@@ -21,7 +21,7 @@ from netota_coap.coap.observe.entries import OUR_IDS, Endpoint, address_of, pack
 from netota_coap.coap.observe.table import Observers
 from netota_coap.coap.response_cache import HEADS, Answering, Ready, ReadyAnswers
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
-from netota_coap.metrics import Heard, Metrics, Tally, resource_class
+from netota_coap.monitoring import Heard, Metrics, Tally, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 

@@ -12,8 +12,8 @@ from netota_coap.gateway.blob_fetcher import Incoming
 from netota_coap.gateway.mirror import Mirror, Terms, tasks
 from netota_coap.gateway.on_demand import Fetchable, OnDemand, fetchable
 from netota_coap.model.values import Repository
+from netota_coap.monitoring import UpstreamStatus
 from netota_coap.repository.blobs import Key
-from netota_coap.status import UpstreamStatus
 
 _TIDY_S = 6 * 3_600.0
 

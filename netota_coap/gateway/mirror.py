@@ -36,10 +36,10 @@ from netota_coap.gateway.blob_fetcher import Incoming, SupersededError
 from netota_coap.gateway.upstream_uri import author_of, canonical
 from netota_coap.gateway.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model.values import Stream, StreamEntry, StreamName
+from netota_coap.monitoring import UpstreamStatus
 from netota_coap.repository import changes as repository
 from netota_coap.repository import history, loading
 from netota_coap.repository.blobs import Blobs
-from netota_coap.status import UpstreamStatus
 
 _log = logging.getLogger(__name__)
 

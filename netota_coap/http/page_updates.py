@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from netota_coap.catalog.resources import Path, Resource, StreamResource, etag_of
 from netota_coap.http.event_stream import Event
 from netota_coap.http.site import Site
-from netota_coap.status import Status
+from netota_coap.monitoring import Status
 
 PATH = ("live",)
 LOOK_S = 0.25

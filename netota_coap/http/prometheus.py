@@ -10,8 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from netota_coap.metrics import METRICS, Metrics
-from netota_coap.status import Status
+from netota_coap.monitoring import METRICS, Metrics, Status
 
 _FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 

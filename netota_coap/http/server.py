@@ -37,7 +37,7 @@ from netota_coap.http.page import Page
 from netota_coap.http.prometheus import Figures
 from netota_coap.http.ranges import respond
 from netota_coap.http.site import RefusedError, Site, problem, problem_of
-from netota_coap.metrics import Heard, resource_class
+from netota_coap.monitoring import Heard, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 

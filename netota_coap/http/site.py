@@ -23,8 +23,7 @@ from netota_coap.errors import (
     NotYetError,
 )
 from netota_coap.http.event_stream import Event, Events, EventStream
-from netota_coap.metrics import Metrics
-from netota_coap.status import Status
+from netota_coap.monitoring import Metrics, Status
 
 DEFAULT_MAX_AGE_S = 60
 

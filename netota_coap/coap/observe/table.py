@@ -35,8 +35,7 @@ from netota_coap.coap.observe.entries import (
     address_of,
 )
 from netota_coap.coap.observe.journal import Journal, Kept, Kind
-from netota_coap.metrics import Metrics
-from netota_coap.status import FanOut
+from netota_coap.monitoring import FanOut, Metrics
 
 Send = Callable[[Endpoint, bytes], bool]
 """Sends a datagram; False: the system refused it, for whatever reason."""

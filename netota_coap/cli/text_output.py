@@ -1,0 +1,203 @@
+"""What the commands print for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netota_coap.cli import json_output
+from netota_coap.cli.common import console, table, text
+from netota_coap.cli.json_output import time_text
+from netota_coap.errors import printable
+from netota_coap.model.selection import text_form
+from netota_coap.publishing.diff import describe
+
+if TYPE_CHECKING:
+    from netota_coap.client.download import Report
+    from netota_coap.errors import Issue
+    from netota_coap.model.values import Stream
+    from netota_coap.publishing.diff import Difference, Got
+    from netota_coap.publishing.inspection.artefact import Artefact
+    from netota_coap.repository.blobs import Blob
+    from netota_coap.repository.changes import Change
+    from netota_coap.repository.check import Findings
+
+
+def findings(found: Findings) -> None:
+    """Print what a check found, a line each."""
+    _issues("error", found.errors)
+    _issues("warning", found.warnings)
+    if found.hint:
+        click.echo(f"hint: {found.hint}")
+    click.echo(f"{len(found.errors)} errors, {len(found.warnings)} warnings")
+
+
+def _issues(kind: str, found: Iterable[Issue]) -> None:
+    for issue in found:
+        click.echo(f"{kind}: {issue}")
+
+
+def offers(reports: Sequence[tuple[str, Report]]) -> None:
+    """Print a line for each offer that was asked."""
+    bad = 0
+    for place, report in reports:
+        bad += bool(report.problem)
+        click.echo(printable(f"{report.problem or 'fine'}: {place}: {report.url}"))
+    if reports:
+        click.echo(f"{len(reports)} offers, {bad} bad")
+
+
+def blobs(found: Sequence[Blob]) -> None:
+    """Print blobs, and how much they are."""
+    made = table("SHA-256", "BYTES", "SINCE", "")
+    for row in json_output.blobs(found):
+        state = "damaged" if row["damaged"] else ""
+        made.add_row(row["sha256"], str(row["size"]), row["since"], state)
+    if found:
+        console().print(made)
+    click.echo(f"{len(found)} blobs, {sum(each.size for each in found)} bytes")
+
+
+def rows(found: Iterable[Mapping[str, Any]]) -> None:
+    """Print the streams of a repository or of a server."""
+    made = table("PACKAGE", "TITLE", "STREAM", "VERSION", "SEQUENCE", "")
+    for row in found:
+        state = "closed" if row["closed"] else ""
+        cells = [row["package"], row["title"], row["stream"], row["version"], row["sequence"]]
+        made.add_row(*map(text, cells), state)
+    console().print(made)
+
+
+def summary(change: Change) -> str:
+    """Say in a line what was done."""
+    after = change.after
+    return f"{'/'.join(change.name)}: {after.version}, sequence {after.sequence}, {_state(after)}"
+
+
+def _state(stream: Stream) -> str:
+    if stream.removed:
+        return "removed"
+    if not stream.closed:
+        return f"{len(stream.archives or ())} archives"
+    where = f", replacement {'/'.join(stream.replacement)}" if stream.replacement else ""
+    return f"closed{where}"
+
+
+def stream(state: Stream) -> None:
+    """Print a stream with its archives."""
+    facts = {
+        "title": state.title,
+        "version": state.version,
+        "sequence": state.sequence,
+        "published": time_text(state.published),
+        "changed": time_text(state.changed) if state.changed else None,
+        "closed": "yes" if state.closed else None,
+        "replacement": "/".join(state.replacement) if state.replacement else None,
+        "removed": "yes" if state.removed else None,
+        "poll": f"{state.poll_s} s" if state.poll_s else None,
+        "author": state.author,
+        "message": state.message,
+    }
+    _facts(facts)
+    made = table("ARCHIVE", "BYTES", "SHA-256", "CONTENT", "OFFERS")
+    for archive in state.archives or ():
+        content = [f"{name}={text_form(value)}" for name, value in archive.content.all().items()]
+        offers = [f"{offer.url} ({offer.metric})" for offer in archive.offers]
+        made.add_row(
+            *map(text, (archive.name, archive.envelope.size)),
+            archive.envelope.sha256.hex()[:16] + "…",
+            *map(text, ("\n".join(content), "\n".join(offers))),
+        )
+    console().print()
+    console().print(made)
+
+
+def _facts(facts: Mapping[str, Any]) -> None:
+    lines = [(name, line) for name, value in facts.items() for line in _lines(value)]
+    width = max(12, *(len(name) for name, _ in lines))
+    for name, line in lines:
+        console().print(f"{name:<{width}} {text(line)}")
+
+
+def log(states: Iterable[Stream]) -> None:
+    """Print the states that a stream held."""
+    made = table("SEQUENCE", "WHEN", "VERSION", "", "AUTHOR", "MESSAGE")
+    for state in states:
+        made.add_row(
+            str(state.sequence),
+            time_text(state.changed or state.published),
+            text(state.version),
+            _state(state) if state.closed or state.removed else "",
+            *map(text, (state.author or "", state.message or "")),
+        )
+    console().print(made)
+
+
+def difference(found: Difference) -> None:
+    """Print what a change means for archives and devices."""
+    change = found.change
+    before = _known_as(change.before) if change.before else "nothing"
+    other = f"{'/'.join(found.other)}: " if found.other else ""
+    click.echo(f"{'/'.join(change.name)}: {before} → {other}{_known_as(change.after)}")
+    archives = table("ARCHIVE", "CHANGE", "BYTES")
+    for each in found.archives:
+        sizes = [str(a.envelope.size) for a in (each.before, each.after) if a]
+        archives.add_row(text(each.name), each.what, " → ".join(dict.fromkeys(sizes)))
+    devices = table("DEVICE", "VERSION", "DOWNLOAD", "NOTIFICATION")
+    for kind in found.kinds:
+        versions = dict.fromkeys((_version(kind.before), _version(kind.after)))
+        devices.add_row(text(describe(kind.kind)), text(" → ".join(versions)), *_sizes(kind.after))
+    for made in (archives, devices):
+        console().print()
+        console().print(made)
+    _issues("warning", found.warnings)
+    for target in found.lost:
+        click.echo(f"lost: nothing is left for {target}")
+
+
+def _known_as(state: Stream) -> str:
+    closed = ", removed" if state.removed else ", closed" if state.closed else ""
+    return f"{state.version}, sequence {state.sequence}{closed}"
+
+
+def _version(got: Got | None) -> str:
+    if got is None:
+        return "no stream"
+    return got.version if got.archive else "nothing suits"
+
+
+def _sizes(got: Got | None) -> tuple[str, str]:
+    if got is None:
+        return "", ""
+    download = f"{got.archive.envelope.size} bytes" if got.archive else ""
+    return download, f"{got.notification} bytes{', not all of it' if got.more else ''}"
+
+
+def artefact(file: str, found: Artefact) -> None:
+    """Print what a file tells of itself."""
+    facts = {name.replace("_", " "): value for name, value in found.facts.items()}
+    _facts(
+        {
+            "file": file,
+            "version": found.version,
+            "media type": found.envelope.type,
+            "size": f"{found.envelope.size} bytes",
+            "SHA-256": found.envelope.sha256.hex(),
+            "content": {n: text_form(value) for n, value in found.content.all().items()} or None,
+        }
+        | {name: value for name, value in facts.items() if value != found.version}
+    )
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [" ".join(f"{name}={_one(item)}" for name, item in value.items())]
+    if isinstance(value, list):
+        return [line for item in value for line in _lines(item)]
+    return [] if value is None else [_one(value)]
+
+
+def _one(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

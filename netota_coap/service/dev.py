@@ -1,0 +1,250 @@
+"""A server for a developer's desk: publishes each new build, and shows what devices do.
+
+`Publisher` looks at a build and publishes what is new in it, a `Board` shows what happens, and
+`run` lets both work beside a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError, printable
+from netota_coap.model.values import Stream, StreamName
+from netota_coap.monitoring import Heard
+from netota_coap.publishing import inspection, publish, release_file
+from netota_coap.publishing.archives import ArchiveSource
+from netota_coap.publishing.inspection.artefact import Artefact
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository.blobs import Blobs
+from netota_coap.service.service import Service
+
+POLL_S = 0.5
+"""Between two looks at a build; it is taken when it did not change between them."""
+
+_KEPT = 500  # lines that a screen could show
+_NO_VERSION = "0.0.0"
+_STATES = 5  # whose files are kept
+
+# ----------------------------------------------------------------------------------------------
+# Publishing
+
+
+@attrs.define
+class Publisher:
+    """Publishes what a build has, whenever that is something new.
+
+    Attributes:
+        root: Of the repository.
+        name: Of the stream.
+        build: Directory with Zephyr builds or RAUC bundles in it, or a file.
+    """
+
+    root: Path
+    name: StreamName
+    build: Path
+    _seen: tuple[tuple[Path, int, int], ...] = attrs.field(init=False, default=())
+    _done: tuple[tuple[Path, int, int], ...] = attrs.field(init=False, default=())
+
+    def look(self, now: datetime) -> Stream | None:
+        """Publish, if the build is another one, and did not change since the last look.
+
+        Args:
+            now: Time of the publish.
+
+        Returns:
+            What was published, if anything.
+
+        Raises:
+            NetotaError: The build cannot be published; the next look tries no more.
+        """
+        before, self._seen = self._seen, self._files()
+        if not self._seen or self._seen != before or self._seen == self._done:
+            return None
+        self._done = self._seen
+        built = {path: inspection.read(path) for path, _, _ in self._seen}
+        if self._holds(built.values()):
+            return None
+        sources = [ArchiveSource(path) for path in built]
+        told = min((each.version for each in built.values() if each.version), default=_NO_VERSION)
+        version = f"{told}+dev.{now:%Y%m%d%H%M%S}"
+        edit = Edit(now=now, allow_missing=True)
+        done = publish.publish(
+            self.root, self.name, version, sources, edit=edit, force=True, store=True
+        )
+        Blobs(self.root).gc(_STATES, grace_s=0)
+        return done.after
+
+    def _files(self) -> tuple[tuple[Path, int, int], ...]:
+        try:
+            found = [(path, path.stat()) for path in release_file.found([self.build])]
+        except (InvalidDataError, OSError):
+            return ()  # it is being built
+        return tuple((path, status.st_size, status.st_mtime_ns) for path, status in found)
+
+    def _holds(self, built: Iterable[Artefact]) -> bool:
+        try:
+            present = publish.existing(self.root, self.name)
+        except NotFoundError:
+            return False
+        held = {archive.envelope.sha256 for archive in present.archives or ()}
+        return held == {each.envelope.sha256 for each in built}
+
+
+# ----------------------------------------------------------------------------------------------
+# Showing
+
+
+class Board(Protocol):
+    """Where a developer looks."""
+
+    def say(self, line: str, style: str = "") -> None:
+        """Show that something happened."""
+
+    def observers(self, counts: Mapping[str, int]) -> None:
+        """Show how many devices observe each stream."""
+
+
+@attrs.define
+class Lines:
+    """A board of lines, for what is no terminal.
+
+    Attributes:
+        put: Prints one.
+    """
+
+    put: Callable[[str], object]
+    _counts: Mapping[str, int] = attrs.field(init=False, factory=dict)
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line."""
+        self.put(f"{datetime.now().astimezone():%H:%M:%S} {printable(line)}")
+
+    def observers(self, counts: Mapping[str, int]) -> None:
+        """Print a line for each stream whose count is another one."""
+        for name in sorted({*counts, *self._counts}):
+            if counts.get(name, 0) != self._counts.get(name, 0):
+                self.say(f"observers of {name}: {counts.get(name, 0)}")
+        self._counts = dict(counts)
+
+
+@attrs.define
+class Screen:
+    """A board that fills a terminal: streams and who observes them above, what happened below."""
+
+    console: Console
+    title: str
+    _lines: deque[Text] = attrs.field(init=False, factory=lambda: deque(maxlen=_KEPT))
+    _counts: Mapping[str, int] = attrs.field(init=False, factory=dict)
+
+    def say(self, line: str, style: str = "") -> None:
+        """Show a line below the others."""
+        when = f"{datetime.now().astimezone():%H:%M:%S} "
+        self._lines.append(Text.assemble((when, "dim"), (printable(line), style)))
+
+    def observers(self, counts: Mapping[str, int]) -> None:
+        """Show the counts above."""
+        self._counts = dict(counts)
+
+    def __rich__(self) -> Group:
+        streams = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("STREAM", "OBSERVERS"):
+            streams.add_column(column)
+        for name, count in self._counts.items():
+            streams.add_row(Text(name), Text(str(count), "green" if count else "dim"))
+        room = max(self.console.height - streams.row_count - 5, 3)
+        shown = list(self._lines)[-room:]
+        for line in shown:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(Text(self.title, "bold"), Text(), streams, Text(), *shown)
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Show it until the block ends."""
+        with Live(self, console=self.console, screen=True, refresh_per_second=8):
+            yield
+
+
+class _ToBoard(logging.Handler):
+    """Shows what is logged."""
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        self._board.say(record.getMessage(), "red" if record.levelno >= logging.WARNING else "dim")
+
+
+def logged(board: Board) -> logging.Handler:
+    """Return a handler that shows on a board what is logged."""
+    return _ToBoard(board)
+
+
+def heard(board: Board) -> Callable[[Heard], None]:
+    """Return what shows requests on a board."""
+
+    def show(request: Heard) -> None:
+        query = "?" + "&".join(request.query) if request.query else ""
+        asked = f"{request.transport} {request.method} /{'/'.join(request.path)}{query}"
+        told = f"{request.code} {request.size} bytes, {request.who}, {request.took_us:.0f} µs"
+        board.say(f"{asked} → {told}", "" if request.code[0] == "2" else "yellow")
+
+    return show
+
+
+# ----------------------------------------------------------------------------------------------
+# Running
+
+
+async def run(service: Service, board: Board, publishers: Sequence[Publisher]) -> None:
+    """Serve, and publish each new build, until the service is stopped.
+
+    Args:
+        service: Whose requests the board is told by its metrics.
+        board: Shows what happens.
+        publishers: One for each build.
+
+    Raises:
+        NetotaError: As `Service.run` does.
+    """
+    beside = asyncio.create_task(_beside(service, board, publishers))
+    try:
+        await service.run()
+    finally:
+        beside.cancel()
+        await asyncio.wait([beside])
+
+
+async def _beside(service: Service, board: Board, publishers: Sequence[Publisher]) -> None:
+    while True:
+        for publisher in publishers:
+            await _publish(publisher, board)
+        board.observers(service.observers())
+        await asyncio.sleep(POLL_S)
+
+
+async def _publish(publisher: Publisher, board: Board) -> None:
+    name = "/".join(publisher.name)
+    try:
+        stream = await asyncio.to_thread(publisher.look, datetime.now(UTC).replace(microsecond=0))
+    except NetotaError as error:
+        board.say(f"{name}: not published: {error.detail} {error.hint}".rstrip(), "red")
+        return
+    if stream:
+        archives = ", ".join(f"{a.name} {a.envelope.size} bytes" for a in stream.archives or ())
+        said = f"{name}: published {stream.version}, sequence {stream.sequence}: {archives}"
+        board.say(said, "green")

@@ -1,0 +1,413 @@
+"""Process life: start, signals, reload, the service manager, graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from netota_coap import __version__
+from netota_coap.catalog.catalog import Catalog
+from netota_coap.catalog.local_blobs import Holding, OpenBlobs
+from netota_coap.catalog.resources import Path as ResourcePath
+from netota_coap.coap.frontdoor import FrontDoor
+from netota_coap.coap.observe.journal import Keeper, Record, keeping
+from netota_coap.coap.responder import Responder
+from netota_coap.coap.site import Site
+from netota_coap.encoding.documents import selection_from_query
+from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
+from netota_coap.monitoring import Metrics, Status
+from netota_coap.repository.blobs import Blobs, Key, envelopes_of
+from netota_coap.repository.loading import Loader
+from netota_coap.repository.scaffold import init
+from netota_coap.repository.watch import Watcher
+from netota_coap.service import logs
+from netota_coap.service.config import Config
+from netota_coap.service.gc_pauses import collected_rarely
+from netota_coap.service.systemd import Manager
+
+if TYPE_CHECKING:
+    from netota_coap.gateway.gateway import Gateway
+    from netota_coap.gateway.on_demand import Fetchable
+    from netota_coap.http.server import HttpSite
+
+_log = logging.getLogger(__name__)
+
+_MOST_ISSUES = 100  # that are logged of one reload
+_MOST_SHOWN = 5  # that the status has of them
+_PINNED_S = 300.0  # for which a transfer goes on with the representation that it began with
+# While there is nothing to serve: what is mounted later wakes no watcher.
+_TRY_S = 30.0
+_ASK_S = 1.0  # an upstream that has nothing changes no file
+
+
+@attrs.define
+class Service:
+    """Serves one repository until it is told to stop.
+
+    Attributes:
+        config: What a reload may change is replaced then.
+        on_ready: Called with each URI that is listened on, once.
+        reread: Reads the configuration anew, at SIGHUP; None: it stays.
+        manager: Told of what goes on.
+        metrics: What is counted.
+    """
+
+    config: Config
+    on_ready: Callable[[str], object] = lambda _: None
+    reread: Callable[[], Config] | None = None
+    manager: Manager = attrs.field(factory=Manager)
+    metrics: Metrics = attrs.field(factory=Metrics)
+    _started_s: float = attrs.field(init=False, factory=time.monotonic)
+    _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _site: Site | None = attrs.field(init=False, default=None)
+    _http: HttpSite | None = attrs.field(init=False, default=None)
+    _keeper: Keeper | None = attrs.field(init=False, default=None)
+    _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
+    _refused: tuple[str, ...] = attrs.field(init=False, default=())
+    _asked: bool = attrs.field(init=False, default=False)
+    _pins: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _files: OpenBlobs = attrs.field(init=False)
+    _gateway: Gateway | None = attrs.field(init=False, default=None)
+
+    @_files.default
+    def _of_repository(self) -> OpenBlobs:
+        return OpenBlobs(Blobs(self.root))
+
+    async def run(self) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reloads at once.
+
+        Raises:
+            InvalidDataError: The repository cannot be served at the start.
+            AddressError: One of the addresses cannot be listened on.
+            ConfigError: There is no repository, the directory for the state cannot be used, or an
+                upstream cannot be one.
+            RepositoryError: There is no repository for what is mirrored, and none can be made.
+        """
+        with collected_rarely():
+            await self._run()
+
+    async def _run(self) -> None:
+        if self._is_gateway:
+            self._gateway = await asyncio.to_thread(_gateway_of, self.config, self.root)
+            if self._gateway.on_demand:
+                self._files.fetch = self._gateway.on_demand.fetch
+        async with Watcher(self.root) as watcher:
+            handlers = {
+                **dict.fromkeys(_STOP, self.stop),
+                signal.SIGHUP: lambda: self._hang_up(watcher),
+            }
+            with _signals(handlers):
+                async with keeping(self.config.state) as self._keeper:
+                    await self._until_stopped(watcher, self._keeper)
+
+    @property
+    def root(self) -> Path:
+        """Of the repository.
+
+        Raises:
+            ConfigError: None is configured.
+        """
+        if self.config.repository is None:
+            hint = "netota-coap serve DIR, or `repository` in the configuration"
+            raise ConfigError("no repository is named", hint=hint)
+        return self.config.repository
+
+    @property
+    def _is_gateway(self) -> bool:
+        return bool(self.config.mirror_upstreams) or self.config.blobs_cache == "on-demand"
+
+    def stop(self) -> None:
+        """End `run`, gracefully."""
+        self._stopping.set()
+
+    def status(self) -> Status:
+        """Return what the service does now; it must have begun to serve."""
+        assert self._site
+        resources = self._site.responder.catalog.resources
+        return Status(
+            version=__version__,
+            uptime_s=time.monotonic() - self._started_s,
+            packages=sum(1 for path in resources if path[0] == "p" and len(path) == 2),
+            streams=sum(1 for path in resources if path[0] == "p" and len(path) == 4),
+            observers=len(self._site.observers),
+            reloaded=self._loaded,
+            issues=self._refused[:_MOST_SHOWN],
+            fan_out=self._site.observers.fan_out,
+            troubles=(self._keeper.trouble,) if self._keeper and self._keeper.trouble else (),
+            upstreams=self._gateway.upstreams if self._gateway else (),
+            fetched_bytes=self._gateway.incoming.received if self._gateway else None,
+        )
+
+    def observers(self) -> dict[str, int]:
+        """Return how many observe each stream, by `package/stream`."""
+        resources = self._site.responder.catalog.resources if self._site else ()
+        return {f"{p[1]}/{p[3]}": self.observers_of(p) for p in resources if len(p) == 4}
+
+    def observers_of(self, path: ResourcePath) -> int:
+        """Return how many observe a resource."""
+        return self._site.observers.of(path) if self._site else 0
+
+    def _in_a_line(self) -> str:
+        if self._site:
+            return str(self.status())
+        if self._refused:
+            return f"waiting for a repository: {self._refused[0]}"
+        troubles = [str(each) for each in self._gateway.upstreams] if self._gateway else []
+        return f"waiting for upstreams: {'; '.join(troubles)}" if troubles else "starting"
+
+    async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
+        tasks = [
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self._serve(watcher, keeper)),
+            asyncio.create_task(self.manager.beat(self._in_a_line)),
+        ]
+        if self._gateway:
+            tasks.append(asyncio.create_task(self._gateway.run()))
+        try:
+            # A bug that ends reloading must end the service, not leave it deaf.
+            done, _ = await asyncio.wait((*tasks, keeper.running), return_when="FIRST_COMPLETED")
+            for task in done:
+                task.result()
+        finally:
+            self.manager.stopping()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+        loader = Loader(self.root)
+        catalog = await self._first(watcher, loader, keeper)
+        site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
+        self._site = site
+        self._configure(site)
+        site.observers.restore(keeper.kept)
+        async with contextlib.AsyncExitStack() as stack:
+            door = await FrontDoor.open(
+                site,
+                self.config.coap_bind,
+                multicast=self.config.coap_multicast,
+            )
+            stack.push_async_callback(door.close)
+            uris = door.uris
+            if self.config.http_bind:
+                # Devices are answered already while this is loaded.
+                await asyncio.to_thread(_import_http)
+                self._http, opening = _over_http(self, catalog)
+                uris += await stack.enter_async_context(opening)
+            for uri in uris:
+                self.on_ready(uri)
+            self._tell(done=True)
+            await self._reload(watcher, loader, keeper, site)
+
+    async def _first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+        """Load what is served first; if it is to be waited for, until there is something."""
+        while True:
+            try_s = _TRY_S
+            try:
+                catalog = await self._load(loader, keeper)
+            except InvalidDataError as error:
+                if not self.config.keep_trying:
+                    raise
+                self._refuse(error, "nothing is served yet, until this is mended:")
+                # What waits as it was told to has started; nobody is to wait for it.
+                self._tell(done=True)
+            else:
+                self._accept()
+                if not self._waits_for_upstreams(catalog):
+                    return catalog
+                self._tell(done=True)
+                try_s = _ASK_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(watcher.settled(), try_s)
+            watcher.refresh()
+
+    def _waits_for_upstreams(self, catalog: Catalog) -> bool:
+        """Tell whether there is nothing to serve only because nothing was taken over yet."""
+        is_empty = not any(len(path) == 4 for path in catalog.resources)
+        upstreams = self._gateway.upstreams if self._gateway else ()
+        is_level = any(each.last_contact and not each.behind for each in upstreams)
+        return is_empty and bool(upstreams) and not is_level
+
+    async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
+        while True:
+            await watcher.settled()
+            watcher.refresh()
+            done, self._asked = self._asked, False
+            start = time.perf_counter()
+            try:
+                catalog = await self._load(loader, keeper, site.responder.catalog)
+            except InvalidDataError as error:
+                self.metrics.reloads["refused"] += 1
+                self._refuse(error, "not reloaded, the old state is served on:")
+            else:
+                self.metrics.reloads["taken"] += 1
+                self._swap(site, catalog)
+                self._accept()
+                took_ms = (time.perf_counter() - start) * 1e3
+                extra = {"files": loader.parsed, "ms": round(took_ms, 1)}
+                _log.info("reloaded %d files in %.1f ms", loader.parsed, took_ms, extra=extra)
+            self._tell(done=done)
+
+    async def _load(
+        self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
+    ) -> Catalog:
+        """Load in another thread, and remember the sequences that are new."""
+        files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
+
+        def load() -> tuple[Catalog, list[Record], Mapping[Key, Fetchable]]:
+            repository = loader.load()
+            files.refresh((each.sha256, each.size) for each in envelopes_of(repository))
+            fetchable = gateway.fetchable(repository) if gateway else {}
+            offered = files.blobs.present(repository) | fetchable.keys()
+            catalog = Catalog.of(repository, previous, Holding(offered, files, metric))
+            return catalog, keeper.review(repository), fetchable
+
+        catalog, learned, fetchable = await asyncio.to_thread(load)
+        keeper.learn(learned)
+        if gateway and gateway.on_demand:
+            gateway.on_demand.offer(fetchable)
+        return catalog
+
+    def _swap(self, site: Site, catalog: Catalog) -> None:
+        site.swap(catalog)
+        if self._http:
+            self._http.swap(catalog)
+        if self._pins is None:
+            self._unpin(site)
+
+    def _unpin(self, site: Site) -> None:
+        """Let transfers that a swap overtook end, and look again when the next have to."""
+        now_s = time.monotonic()
+        some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
+        if some:
+            site.responder = attrs.evolve(site.responder)  # what is ready is thrown away, too
+        self._pins = None
+        if oldest_s is not None:
+            wait_s = oldest_s + _PINNED_S - now_s
+            self._pins = asyncio.get_running_loop().call_later(wait_s, self._unpin, site)
+
+    def _tell(self, *, done: bool) -> None:
+        """Tell the manager what goes on, and whether what it waited for is done."""
+        (self.manager.ready if done else self.manager.status)(self._in_a_line())
+
+    def _accept(self) -> None:
+        self._loaded = datetime.now(UTC)
+        self._refused = ()
+
+    def _refuse(self, error: InvalidDataError, consequence: str) -> None:
+        """Log why a repository is not taken, once for as long as the reasons stay the same."""
+        reasons = tuple(map(str, error.issues))
+        if reasons == self._refused:
+            return
+        self._refused = reasons
+        _log.error("%s", consequence)
+        for reason in reasons[:_MOST_ISSUES]:
+            _log.error("  %s", reason)
+        if len(reasons) > _MOST_ISSUES:
+            _log.error("  and more, %d in all: netota-coap check lists them", len(reasons))
+        if error.hint:
+            _log.error("  %s", error.hint)
+
+    def _hang_up(self, watcher: Watcher) -> None:
+        """Take what changed in the configuration, then reload the repository."""
+        self.manager.reloading()
+        self._asked = True
+        if self.reread:
+            try:
+                self.config, waiting = self.config.reloaded(self.reread())
+            except NetotaError as error:
+                _log.error("the configuration is not taken, the old one stays: %s", error.detail)
+            else:
+                for key in waiting:
+                    _log.warning("%s: is changed by a restart only", key)
+                logs.set_level(self.config.log_level)
+                if self._site:
+                    self._configure(self._site)
+        watcher.poke()
+
+    def _configure(self, site: Site) -> None:
+        """Let the configuration take effect that a reload may change."""
+        site.observers.caps = self.config.caps
+        site.status_readers = self.config.status_readers
+        age_s = self.config.coap_max_age_s
+        site.responder = attrs.evolve(site.responder, max_age_s=age_s)
+        if self._http:
+            self._http.max_age_s = age_s
+
+
+def _import_http() -> None:
+    try:
+        import netota_coap.http.server  # noqa: F401
+    except ImportError as error:
+        hint = "pip install 'netota-coap[http]'"
+        raise ConfigError(f"HTTP takes what is not installed: {error.name}", hint=hint) from error
+
+
+def _over_http(
+    service: Service, catalog: Catalog
+) -> tuple[HttpSite, AbstractAsyncContextManager[tuple[str, ...]]]:
+    """Return the site that serves a catalog over HTTP, and what opens it."""
+    from netota_coap.http.server import HttpSite, serving
+
+    site = HttpSite(
+        catalog,
+        status=service.status,
+        metrics=service.metrics,
+        root=service.root,
+        prefix=service.config.http_prefix,
+        observers_of=service.observers_of,
+        max_age_s=service.config.coap_max_age_s,
+    )
+    return site, serving(site, service.config.http_bind)
+
+
+def _gateway_of(config: Config, root: Path) -> Gateway:
+    """Make the gateway that a configuration asks for, and its repository if need be."""
+    # Only who is one takes the time and the memory for these.
+    from netota_coap.gateway.adoption import Choice
+    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.gateway import Gateway
+    from netota_coap.gateway.mirror import Terms
+
+    if config.mirror_upstreams and not (root / "repository.toml").exists():
+        init(root)
+    incoming = Incoming(
+        root,
+        config.blobs_limit_bytes_s or None,
+        config.blobs_keep_free,
+        config.blobs_size_cap or None,
+        config.blobs_in_flight,
+    )
+    devices = selection_from_query(config.mirror_devices)
+    choice = Choice(config.mirror_packages, config.mirror_streams, devices)
+    terms = Terms(
+        poll_s=config.mirror_poll_s,
+        announce_at_once=config.mirror_announce == "at-once",
+        ahead=config.blobs_cache == "ahead",
+    )
+    return Gateway.of(incoming, config.mirror_upstreams, choice, terms)
+
+
+_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _signals(handlers: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)

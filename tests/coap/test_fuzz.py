@@ -1,0 +1,27 @@
+"""Bad input at a live server: it answers the next good request, and ends cleanly."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from tests.support.device import GET, device
+from tests.support.serving import served
+from tools.bench.mutated import datagrams
+
+COUNT = 10_000
+
+
+async def test_mutated_datagrams(sample: Path) -> None:
+    """10,000 generated and mutated datagrams leave no trace but answers."""
+    async with served(sample) as server, device(server.uri) as fuzzer, device(server.uri) as good:
+        for number, data in enumerate(islice(datagrams(7252), COUNT)):
+            fuzzer.send(data)
+            if number % 100 == 99:
+                # Also keeps the socket's buffer from running over, so that all are looked at.
+                answer = await good.ask(GET, "p")
+                assert answer.code == "2.05"
+
+    assert not any("Traceback" in line or line.startswith("ERROR") for line in server.log), (
+        server.log[-40:]
+    )
