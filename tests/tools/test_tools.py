@@ -16,7 +16,11 @@ from netota_coap.cli import cli
 from tests.support.serving import PROJECT, run, served, until
 
 README = (PROJECT / "README.md").read_text()
-TOOLS = sorted(path for path in (PROJECT / "tools").rglob("*.*") if path.suffix in (".py", ".c"))
+TOOLS = sorted(
+    path
+    for path in (PROJECT / "tools").rglob("*")
+    if path.is_file() and path.suffix in ("", ".py", ".c")
+)
 HEADS = {"": "#!/bin/sh\n# ", ".py": '"""', ".c": "/* "}
 
 
