@@ -172,7 +172,7 @@ MISTAKES = [
     (
         ["publish", "{root}", "sensor-node/edge", "2"],
         2,
-        "give either --archive",
+        "give --archive",
     ),
     (
         ["publish", "{root}", "sensor-node/edge", "2", "--archive", "nix.bin"],
@@ -198,7 +198,7 @@ MISTAKES = [
         4,
         "error: coap://127.0.0.1:1/p: Connection refused\nhint: ",
     ),
-    (["spec", "nix"], 2, "there is no document 'nix'"),
+    (["spec", "nix"], 2, "no document 'nix'"),
     (["nix"], 2, "No such command"),
 ]
 
@@ -272,11 +272,17 @@ async def test_spec() -> None:
 
 
 async def test_help_and_version() -> None:
-    """Each command explains itself in one line."""
-    text = await ok("--help")
-    for name, command in cli.cli.commands.items():
-        assert name in text
-        assert (command.help or "").split("\n")[0].endswith(".")
+    """Each command stands under a heading with a sentence, which begins its own help, too."""
+    lines = (await ok("--help")).splitlines()
+    for heading, rows in cli.COMMANDS.items():
+        at = lines.index(f"{heading}:") + 1
+        assert lines[at : at + len(rows)] == [
+            f"  {name:10}  {sentence}" for name, (_, sentence) in rows.items()
+        ]
+        for name, (_, sentence) in rows.items():
+            command = cli.cli.get_command(click.Context(cli.cli), name)
+            assert command is not None
+            assert (command.help or "").splitlines()[0] == command.short_help == sentence
     assert "netota-coap, version " in await ok("--version")
 
 

@@ -18,7 +18,7 @@ async def test_status(sample: Path) -> None:
         assert (code, err) == (0, "")
         assert [line.split("  ")[0].strip() for line in out.splitlines()] == [
             "version",
-            "up for",
+            "uptime",
             "serves",
             "observers",
         ]

@@ -164,7 +164,7 @@ async def test_status_of_an_upstream_that_is_away(tmp_path: Path, upstream: Orig
         assert re.fullmatch(r"20\d\d-.*Z", told["last_contact"])
         _, out, _ = await netota("status", here.uris["coap"])
         (line,) = (line for line in out.splitlines() if line.strip().startswith("upstream"))
-        assert re.search(r"http://\S+, heard of \d+\.\d s ago, .*\w", line), out
+        assert re.search(r"http://\S+, last contact \d+\.\d s ago, .*\w", line), out
         assert (await _get(here, "readyz")).status_code == 200
         async with Client() as client:
             state = await client.stream(f"{here.uris['coap']}/p/sensor-node/s/stable")

@@ -79,7 +79,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
 }
 """What a mirror does to a repository, for which there is no command of its own."""
 
-_MODULES = ("git", "publish", "release", "cli.plain", "cli.tables")  # not to be read in each child
+_MODULES = ("cli.publish", "cli.blobs")  # imported once, not in each child
 
 
 def _fail(number: int) -> None:
