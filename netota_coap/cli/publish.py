@@ -108,9 +108,8 @@ def _tell(
 ) -> int:
     """Print what a change did or would do; return 1 if it would be refused."""
     if not (as_json or edit.dry_run):
-        click.echo(
-            text_output.summary(change)
-        )  # now, for the change is done even if the rest fails
+        # Now, for the change is done even if the rest fails.
+        click.echo(text_output.summary(change))
     if stored:
         held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
     else:

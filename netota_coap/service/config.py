@@ -2,8 +2,8 @@
 
 The table is `Config`. Its rows drive the file, the environment, the options of `serve` and
 `mirror`, `config default` and `spec/operation.md`. Rules for editors of this file: a setting is a
-field of `Config`; a kind of `kinds.py` says how its values are written; nothing else knows its
-key.
+field of `Config`; a kind of `setting_types.py` says how its values are written; nothing else
+knows its key.
 Source: `spec/operation.md`.
 """
 

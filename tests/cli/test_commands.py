@@ -248,7 +248,7 @@ async def test_locked(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     child = (
-        "import netota_coap.repository as r; locked = r.locked; "
+        "import netota_coap.repository.changes as r; locked = r.locked; "
         "r.locked = lambda root: locked(root, 0.1); from netota_coap.cli import main; main()"
     )
     with (sample / lock.FILE).open("ab") as held:
