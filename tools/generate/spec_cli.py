@@ -105,7 +105,7 @@ def codes() -> str:
 
 
 def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
-    """Yield each function of `json_output.py`, the commands that print its shape, and an example."""
+    """Yield each function of `json_output.py`, the commands that print it, and an example."""
     change = Change(NAME, Package(), BEFORE, AFTER)
     reason = "is ignored: it stands at no place that counts"
     findings = Findings(None, (), (Issue("", reason, "notes.txt"),))
