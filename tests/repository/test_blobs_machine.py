@@ -137,7 +137,7 @@ test_blobs_machine = BlobsMachine.TestCase
 ADDING = """
 import sys
 from pathlib import Path
-from netota_coap.blobs import Blobs
+from netota_coap.repository.blobs import Blobs
 blobs = Blobs(Path(sys.argv[1]))
 print("ready", flush=True)
 for _ in range(60):
