@@ -15,8 +15,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
-from tests import environment
-from tests.support import publishing
+from tests.support import environment, publishing
 from tests.support.mirroring import Origin, origin
 from tests.support.publishing import NOW, STABLE
 

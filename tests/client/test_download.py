@@ -548,7 +548,7 @@ CHILD = """
 import asyncio, sys
 from pathlib import Path
 from netota_coap.client.download import download
-from tests.test_download import archive
+from tests.client.test_download import archive
 asyncio.run(download(archive(sys.argv[1]), Path(sys.argv[2])))
 """
 

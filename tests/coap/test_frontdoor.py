@@ -33,8 +33,8 @@ from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.model.values import Repository
 from netota_coap.monitoring import Tally
 from netota_coap.repository.loading import Loader
-from tests.environment import needs_ipv6
 from tests.support.device import ACK, CON, FETCH, GET, NON, POST, RST, code, device
+from tests.support.environment import needs_ipv6
 from tests.support.publishing import NOW, publish
 from tests.support.serving import run, serving
 

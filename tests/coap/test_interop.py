@@ -21,7 +21,7 @@ from netota_coap.encoding.documents import decode, selection_to_cbor
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Offer, Stream
 from netota_coap.publishing.archives import ArchiveSource
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.publishing import NOW, publish
 from tests.support.serving import Served, run, served
 

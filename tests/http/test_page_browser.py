@@ -22,8 +22,8 @@ from netota_coap.model.values import Package, Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository import changes
-from tests.environment import needs
 from tests.http.test_page import HOSTILE, STABLE_PATH, hostile
+from tests.support.environment import needs
 from tests.support.pages import Shown
 from tests.support.publishing import NOW, STABLE
 from tools.generate import screenshot

@@ -25,7 +25,7 @@ from netota_coap.encoding.documents import decode
 from netota_coap.errors import AddressError, ConfigError
 from netota_coap.http.server import Bounds, HttpSite, serving
 from netota_coap.model.values import Repository, Stream
-from tests.environment import needs_ipv6
+from tests.support.environment import needs_ipv6
 from tests.support.web import STATUS, archive, catalog, connected, site, stream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -21,8 +21,8 @@ from netota_coap.coap import options as coap
 from netota_coap.errors import ConfigError
 from netota_coap.service import systemd
 from netota_coap.service.systemd import UNIT, Manager
-from tests.environment import needs
 from tests.support.device import device
+from tests.support.environment import needs
 from tests.support.publishing import NOW, publish
 from tests.support.serving import COMMAND, PROJECT, netota, run, served, until
 

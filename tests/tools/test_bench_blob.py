@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.serving import PROJECT, run
 from tools.bench import bench_blob
 

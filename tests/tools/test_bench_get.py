@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.serving import PROJECT, run
 from tools.bench import bench_get
 from tools.bench.bench_get import ADDED, PEERS, ROWS, Bench, Running

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from netota_coap.coap import options as coap
-from tests.environment import needs
+from tests.support.environment import needs
 from tools.bench import bench_observe, peers
 from tools.bench.bench_observe import (
     ADDED,
