@@ -45,7 +45,7 @@ def _lines(plain: Mapping[str, Any]) -> list[tuple[str, str]]:
     served = f"{plain['packages']} packages, {plain['streams']} streams"
     lines = [
         ("version", plain["version"]),
-        ("uptime", _duration(plain["uptime_s"])),
+        ("uptime", duration(plain["uptime_s"])),
         ("serves", f"{served}, loaded {plain['reloaded']}"),
         ("observers", str(plain["observers"])),
     ]
@@ -63,7 +63,7 @@ def _upstream(plain: Mapping[str, Any]) -> str:
     if "last_contact" in plain:
         then = datetime.fromisoformat(plain["last_contact"])
         age_s = (datetime.now(UTC) - then).total_seconds()
-        contact = f"last contact {_duration(max(age_s, 0.0))} ago"
+        contact = f"last contact {duration(max(age_s, 0.0))} ago"
     parts = [plain["uri"], contact]
     if plain["behind"]:
         parts.append(f"{plain['behind']} streams behind")
@@ -72,7 +72,8 @@ def _upstream(plain: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *filter(None, [plain.get("error")])])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit that it fills."""
     size, unit = next((each for each in _UNITS if seconds >= each[0]), _UNITS[-1])
     return f"{seconds / size:.1f} {unit}"
 

@@ -16,7 +16,7 @@ import pytest
 from netota_coap import cli
 from netota_coap.errors import NetotaError
 from netota_coap.repository import lock
-from tests.support.serving import COMMAND, PROJECT, netota, served, serving, until
+from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, served, serving, until
 
 
 async def ok(*arguments: str | Path) -> str:
@@ -105,7 +105,7 @@ async def test_watch(sample: Path, image: Path, as_json: bool) -> None:
         )  # fmt: skip
         try:
             assert watching.stdout is not None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 lines = [await watching.stdout.readline()]
                 await ok(
                     "publish", sample, "sensor-node/stable", "2.0",
@@ -148,7 +148,7 @@ async def test_watch_waits_for_a_server(sample: Path) -> None:
     try:
         assert watching.stdout is not None
         assert watching.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await watching.stderr.readline()).startswith(b"waiting: coap://127.0.0.1")
             async with serving(sample, uri.removeprefix("coap://")):
                 assert (await watching.stdout.readline()).endswith(b"nothing suits\n")

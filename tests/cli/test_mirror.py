@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from netota_coap.repository.blobs import Blobs
 from tests.support.file_servers import just
@@ -47,7 +48,7 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
             *COMMAND, "mirror", uris["coap"], root, "--announce", "at-once",
             cwd=PROJECT, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        await until(lambda: version(root) == "1.0", 20)
+        await until(lambda: version(root) == "1.0")
         upstream.publish("1.1")
         await until(lambda: version(root) == "1.1")
         process.send_signal(signal.SIGTERM)
@@ -56,9 +57,11 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert f"{uris['coap']}: took sensor-node/stable 1.1, sequence 2" in err.decode()
 
 
+@pytest.mark.fuzz
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "most"), [("http", 2**20), ("coap", 1)])
 async def test_kills(tmp_path: Path, scheme: str, most: int) -> None:
     """Killed at random it ends with a correct repository, and little is fetched twice."""
-    figures = await kill(tmp_path, 4, scheme)
+    figures = await kill(tmp_path, settings().max_examples // 20, scheme)
     assert figures.under_way > 0
     assert figures.twice <= most

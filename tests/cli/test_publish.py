@@ -327,7 +327,7 @@ async def test_shapes(sample: Path, images: list[str], shape: str, arguments: li
 
 def test_each_command_has_an_example() -> None:
     """Each example is a command line that exists, of the command that it stands at."""
-    for name, command in spec_cli._each(cli.cli):
+    for name, command in spec_cli.each_command(cli.cli):
         assert command.epilog is not None
         assert f"{command.epilog} ".startswith(f"Example: netota-coap {name} ")
         options = {option for param in command.params for option in param.opts}

@@ -26,6 +26,7 @@ from tests.http.test_page import HOSTILE, STABLE_PATH, hostile
 from tests.support.environment import needs
 from tests.support.pages import Shown
 from tests.support.publishing import NOW, STABLE
+from tests.support.serving import PATIENCE_S
 from tools.generate import screenshot
 from tools.generate.screenshot import chromium, picture, view, wait
 
@@ -61,7 +62,7 @@ class Visit:
         async def call() -> None:
             change()
 
-        asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(call(), self.loop).result(PATIENCE_S)
 
     def texts(self, selector: str) -> list[str]:
         script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"

@@ -26,7 +26,7 @@ from netota_coap.service.config import (
     documented,
 )
 from tests.support.device import GET, device
-from tests.support.serving import netota, served, until
+from tests.support.serving import PATIENCE_S, netota, served, until
 
 PATH = "p/sensor-node/s/stable"
 NO_SUCH_FILE: Mapping[str, str] = {"CONFIGURATION_DIRECTORY": "/nonexistent"}
@@ -305,7 +305,7 @@ async def test_sighup(sample: Path, file: Path) -> None:
         assert await max_age(server.uri) == 8
         file.write_text(f'repository = "{sample}"\n{bind}[log]\nlevel = "error"\n')
         server.signal(signal.SIGHUP)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await max_age(server.uri) != 60:
                 pass
 

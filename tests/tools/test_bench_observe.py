@@ -29,7 +29,7 @@ from tools.bench.bench_observe import (
 )
 from tools.bench.peers import together
 
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 CON, NON, ACK = range(3)
 OBSERVERS = 60

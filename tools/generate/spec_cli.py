@@ -59,17 +59,17 @@ AFTER = Stream(
 
 def commands() -> str:
     """Describe each command as its `--help` does."""
-    return "\n".join(_command(name, command) for name, command in _each(cli))
+    return "\n".join(_command(name, command) for name, command in each_command(cli))
 
 
-def _each(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+def each_command(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     """Yield each command with its name, those of a group with the group's before it."""
     context = click.Context(group)
     for name in sorted(group.list_commands(context)):
         command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
-            yield from _each(command, f"{name} ")
+            yield from each_command(command, f"{name} ")
         else:
             yield prefix + name, command
 
@@ -109,7 +109,7 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
     change = Change(NAME, Package(), BEFORE, AFTER)
     reason = "is ignored: it stands at no place that counts"
     findings = Findings(None, (), (Issue("", reason, "notes.txt"),))
-    changing = ", ".join(f"`{name}`" for name, command in _each(cli) if _changes(command))
+    changing = ", ".join(f"`{name}`" for name, command in each_command(cli) if _changes(command))
     yield json_output.made, "`init`", json_output.made(Path("fleet"))
     yield (
         json_output.findings,
