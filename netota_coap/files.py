@@ -15,7 +15,6 @@ import attrs
 
 from netota_coap.errors import InvalidDataError, Issue, RepositoryError
 from netota_coap.model.values import Envelope
-from netota_coap.publishing.inspection.artefact import CHUNK
 
 _HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, then try again.")
 
@@ -78,6 +77,9 @@ def sync_directory(path: Path) -> None:
     finally:
         os.close(descriptor)
 
+
+# Measured, from a warm page cache: 128 KiB to 4 MiB differ by less than 2 %, so a small one.
+CHUNK = 256 << 10
 
 Progress = Callable[[int], object]
 

@@ -26,7 +26,7 @@ from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection.artefact import Artefact
 from tests.support import artefact_files as files
 
-CHUNK = inspection.file.CHUNK
+CHUNK = source_files.CHUNK
 
 # ----------------------------------------------------------------------------------------------
 # Any file

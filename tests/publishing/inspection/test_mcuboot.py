@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netota_coap import files as source_files
 from netota_coap.errors import InvalidDataError
 from netota_coap.model.values import Content
 from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection import artefact
 from tests.support import artefact_files as files
 
-CHUNK = inspection.file.CHUNK
+CHUNK = source_files.CHUNK
 HASHED = 512 + len(files.BODY)
 """Where the TLVs of an image without protected ones begin."""
 
