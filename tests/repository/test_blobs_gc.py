@@ -18,7 +18,7 @@ from netota_coap.errors import InvalidDataError, Issue, NotFoundError, Repositor
 from netota_coap.model.values import Stream
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import blobs as module
-from netota_coap.repository import loading, lock
+from netota_coap.repository import changes, lock
 from netota_coap.repository.blobs import INCOMING, Blob, Blobs
 from netota_coap.repository.check import check
 from netota_coap.repository.watch import Watcher
@@ -316,7 +316,7 @@ def test_what_is_removed_before_the_publish_is_stored_again(
         assert len(blobs.gc(0, grace_s=0)) == 1
         return locked(root)
 
-    monkeypatch.setattr(loading, "locked", meanwhile)
+    monkeypatch.setattr(changes, "locked", meanwhile)
     publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
     assert content(blobs) == FIRMWARE
 

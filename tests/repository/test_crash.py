@@ -427,7 +427,7 @@ def test_full_disk(
         *within,
         sys.executable,
         "-m",
-        "tests.crashing",
+        "tests.support.crashing",
         what,
         scenario,
         str(base),
