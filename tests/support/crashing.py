@@ -6,8 +6,8 @@ OUT/<n>; the last one is of the command that came to its end. Troubles are
   writes goes wrong half-way;
 * shortages: the copy is on a small disk, at OUT/disk, with n - 1 of something left on it. Once
   there is room again, the same command runs once more; what it makes is at OUT/<n>-again. Such a
-  disk is mounted for one process: python -m tests.support.crashing SHORTAGE SCENARIO BASE OUT. What became
-  of the copies is printed as JSON.
+  disk is mounted for one process: python -m tests.support.crashing SHORTAGE SCENARIO BASE OUT.
+  What became of the copies is printed as JSON.
 """
 
 from __future__ import annotations
