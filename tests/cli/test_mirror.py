@@ -16,6 +16,7 @@ from tests.support.mirroring import BOARD, offered, origin, present, require_cor
 from tests.support.serving import COMMAND, PROJECT, netota, until
 
 
+@pytest.mark.slow
 async def test_once(tmp_path: Path) -> None:
     """For cron: 0 if all is level, 1 if something is not, 2 and 4 where nothing can be done."""
     root = tmp_path / "mirror"

@@ -142,7 +142,6 @@ def comparable(answers: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.fuzz
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_door_and_resource_answer_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of requests, each answered by both; many twice, as when an answer is lost."""

@@ -171,6 +171,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 async def test_many_clients_and_one_that_does_not_read(many_files: None) -> None:
     """All others are told at once; the one misses what was passed, and gets what is so now."""
     first = stream(1, count=1_000)

@@ -274,6 +274,7 @@ def test_dark(visit: Visit) -> None:
     assert grounds == ["rgb(246, 247, 249)", "rgb(14, 19, 22)"]
 
 
+@pytest.mark.slow
 def test_picture(tmp_path: Path) -> None:
     """The picture of the README can be taken again, and is a small one."""
     screenshot.main(tmp_path / "page.png")

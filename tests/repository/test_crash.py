@@ -145,6 +145,7 @@ def temporaries(root: Path) -> list[Path]:
     return sorted(root.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "scenario"), [(s, s) for s in SCENARIOS], indirect=["base"])
 def test_killed_at_every_step(
     base: Path, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,6 +289,7 @@ TOLD = {
 """By fault, the exit code and what is printed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "base", "scenario"),
     [
@@ -351,6 +353,7 @@ def test_repository_is_made_in_one_step(
         assert temporaries(root) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["sample"], indirect=True)
 def test_sample_stream_by_stream(base: Path, tmp_path: Path) -> None:
     """A sample that is interrupted is a repository with fewer streams."""
@@ -414,6 +417,7 @@ NO_ROOM = {
 """By what there is too little of, and the change: how many of it are enough."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "base", "scenario"), [(w, s, s) for w, s in NO_ROOM], indirect=["base"]
 )
