@@ -1,4 +1,4 @@
-"""http/events.py: who follows a resource is told each new state, and delays nobody."""
+"""http/event_stream.py: clients are sent each new state, and delay nobody."""
 
 from __future__ import annotations
 
@@ -110,17 +110,17 @@ async def test_what_is_gone_ends(query: str) -> None:
 
 async def test_signs_of_life() -> None:
     """They come by one timer for all, and there is none without clients."""
-    events = Events(beat_s=0.02)
+    events = Events(heartbeat_s=0.02)
     async with following(events) as (_, uri):
-        assert events._beating is None
+        assert events._timer is None
         async with connected(uri) as one, connected(uri) as other:
             for connection in (one, other):
                 await connection.follow(BIG)
                 await connection.event()
             for connection in (one, other, one, other):
                 assert await connection.chunk() == ":\n\n"
-            assert events._beating is not None
-        await until(lambda: events._beating is None)
+            assert events._timer is not None
+        await until(lambda: events._timer is None)
 
 
 async def test_head_follows_nothing() -> None:

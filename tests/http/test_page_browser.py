@@ -141,7 +141,7 @@ def test_a_publish_is_followed(visit: Visit) -> None:
     ]
     assert visit.run("return document.activeElement.closest('details').id") == "kind-3"
     assert visit.run("return [window.same, scrollY]") == [True, before]
-    assert "brought up to date" in visit.texts("#news")[0]
+    assert "the page was updated" in visit.texts("#news")[0]
 
 
 def test_counts_go_up(visit: Visit) -> None:
@@ -184,7 +184,7 @@ def test_a_stream_that_is_removed(visit: Visit) -> None:
     visit.open(STABLE_PATH)
     edit = Edit(now=NOW, allow_missing=True)
     visit.do(lambda: (publish.remove(visit.shown.root, STABLE, edit=edit), visit.shown.reload()))
-    visit.shows("h1", "Nothing is here")
+    visit.shows("h1", "Stream not found")
     # The browser tells of the 404 that this is.
     assert [line["source"] for line in visit.driver.get_log("browser")] == ["network"]
 
