@@ -358,6 +358,6 @@ async def test_log_of_the_service(sample: Path) -> None:
         stream.write_text(before)
         await until(lambda: len(server.log) >= 3)
 
-    assert server.log[0] == "ERROR not reloaded, the old state is served on:"
+    assert server.log[0] == "ERROR not reloaded, the old state is still served:"
     assert server.log[1].startswith("ERROR   packages/sensor-node/streams/stable.toml: is not")
     assert server.log[2].startswith("INFO reloaded 1 files in ")

@@ -309,8 +309,10 @@ async def test_sighup(sample: Path, file: Path) -> None:
             while await max_age(server.uri) != 60:
                 pass
 
-    assert server.log[0] == "WARNING repository: is changed by a restart only"
-    assert server.log[2].startswith("ERROR the configuration is not taken, the old one stays: ")
+    assert server.log[0] == "WARNING repository: takes effect after a restart"
+    assert server.log[2].startswith(
+        "ERROR the configuration is not reloaded, the old one stays in effect: "
+    )
     assert len(server.log) == 4
 
 

@@ -55,7 +55,7 @@ async def test_http(sample: Path, tmp_path: Path) -> None:
             metrics = (await client.get("metrics")).text
     assert 'netota_reloads_total{result="taken"} 2.0' in metrics
     assert 'netota_reloads_total{result="refused"} 1.0' in metrics
-    assert "WARNING http.prefix: is changed by a restart only" in server.log
+    assert "WARNING http.prefix: takes effect after a restart" in server.log
 
 
 def test_http_is_an_extra(sample: Path) -> None:
@@ -65,7 +65,7 @@ def test_http_is_an_extra(sample: Path) -> None:
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 2
-    assert "error: HTTP takes what is not installed: starlette" in done.stderr
+    assert "error: HTTP needs a package that is not installed: starlette" in done.stderr
     assert done.stderr.endswith("\nhint: pip install 'netota-coap[http]'\n")
 
 

@@ -159,7 +159,7 @@ async def test_malformed(name: str, sample: Path, log: pytest.LogCaptureFixture)
         await until(lambda: swaps(log))
         assert first == complaints(log)
 
-    assert first[0] == "not reloaded, the old state is served on:"
+    assert first[0] == "not reloaded, the old state is still served:"
     assert path.name.lower() in first[1]
     assert reason in first[1]
 

@@ -163,7 +163,7 @@ async def test_waiting_for_a_repository(tmp_path: Path, sample: Path, listener: 
 
     assert process.returncode == 0
     assert log.decode().splitlines()[1:] == [
-        "ERROR nothing is served yet, until this is mended:",
+        "ERROR nothing is served until this is fixed:",
         f"ERROR   {root}: is not a directory",
     ]
 
@@ -205,7 +205,7 @@ def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     Manager.of({}).ready("serving")
     assert caplog.messages == []
     Manager.of({"NOTIFY_SOCKET": str(tmp_path / "nix")}).ready("serving")
-    assert "the service manager cannot be told: " in caplog.messages[0]
+    assert "the service manager cannot be notified: " in caplog.messages[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -372,10 +372,10 @@ def test_what_keeps_it_from_being_installed(
     assert "is written" in caught.value.hint
     (tmp_path / "bin/systemctl").unlink()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(ConfigError, match="no systemctl") as caught:
+    with pytest.raises(ConfigError, match="systemctl is not installed") as caught:
         systemd.install(tmp_path / "units")
     assert "systemd print" in caught.value.hint
     monkeypatch.setattr(sys, "executable", "/home/ada/venv/bin/python")
-    with pytest.raises(ConfigError, match="which a service does not see") as caught:
+    with pytest.raises(ConfigError, match="which a system service cannot see") as caught:
         systemd.install(tmp_path / "units")
     assert "/opt" in caught.value.hint

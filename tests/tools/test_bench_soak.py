@@ -31,7 +31,7 @@ ASKED = {
     "seed": 1,
 }
 REFUSED = """\
-ERROR not reloaded, the old state is served on:
+ERROR not reloaded, the old state is still served:
 ERROR   packages/sensor-node/streams/{}.toml: invalid value
 """
 
