@@ -202,9 +202,8 @@ def _readyz(site: HttpSite, _request: Request) -> Response:
 
 
 def _metrics(site: HttpSite, request: Request) -> Response:
-    content_type, payload = MetricsCollector(site.metrics, site.status).encode(
-        _joined(request, "accept")
-    )
+    collector = MetricsCollector(site.metrics, site.status)
+    content_type, payload = collector.encode(_joined(request, "accept"))
     return Response(payload, headers={"Content-Type": content_type})
 
 

@@ -31,8 +31,8 @@ async def test_demo() -> None:
 
     assert code == 0, err
     builds = re.findall(
-        r"(\S+) on stable +heard after +[\d.]+ ms, "
-        r"in one datagram of (\d+) bytes: 2\.5\.0, its build (\w+)",
+        r"(\S+) on stable +was notified after +[\d.]+ ms, "
+        r"in one datagram of (\d+) bytes: version 2\.5\.0, build (\w+)",
         out,
     )
     assert [(machine, build) for machine, _, build in builds] == [
@@ -40,8 +40,8 @@ async def test_demo() -> None:
         ("nrf9160dk", "nrf9160"),
     ]
     assert all(int(size) <= 256 for _, size, _ in builds)
-    assert out.count("closed, go to sensor-node/edge") == 2
-    assert out.count("on edge       heard nothing") == 2
+    assert out.count("the stream is closed, its replacement is sensor-node/edge") == 2
+    assert out.count("on edge       got no notification") == 2
 
 
 def test_commands_of_the_readme() -> None:

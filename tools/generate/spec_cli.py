@@ -1,4 +1,4 @@
-"""The parts of `spec/cli.md` that `make_spec.py` makes: the commands, their exit codes, JSON."""
+"""Writes the parts of `spec/cli.md` for `make_spec.py`: commands, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ AFTER = Stream(
 
 
 def commands() -> str:
-    """Describe each command as its `--help` does."""
+    """Describe each command by its `--help`."""
     return "\n".join(_command(name, command) for name, command in each_command(cli))
 
 
 def each_command(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Yield each command with its name, those of a group with the group's before it."""
+    """Yield each command with its name, after the name of its group if it has one."""
     context = click.Context(group)
     for name in sorted(group.list_commands(context)):
         command = group.get_command(context, name)
@@ -91,7 +91,7 @@ def _cell(meaning: str) -> str:
 
 
 def codes() -> str:
-    """Say which exit code stands for what."""
+    """List the exit codes with their causes."""
     found: dict[int, list[str]] = {0: ["done"], 1: ["problems were found"], 2: ["usage"]}
     for cls, code in EXIT_CODES.items():
         found.setdefault(code, []).append(f"`{cls.__name__}`")
@@ -105,7 +105,7 @@ def codes() -> str:
 
 
 def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
-    """Yield each function of `json_output.py`, the commands that print it, and an example."""
+    """Yield the functions of `json_output.py` with the commands that use them and an example."""
     change = Change(NAME, Package(), BEFORE, AFTER)
     reason = "is ignored: it stands at no place that counts"
     findings = Findings(None, (), (Issue("", reason, "notes.txt"),))
@@ -160,7 +160,7 @@ def _changes(command: click.Command) -> bool:
 
 
 def shapes() -> str:
-    """Show what `--json` prints, by example."""
+    """Show an example of each shape that `--json` prints."""
     return "\n".join(
         f"### {function.__name__}\n\n{_first(function)} Printed by {where}.\n\n"
         f"```json-shape {function.__name__}\n"
@@ -178,4 +178,4 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:exit-codes": codes,
     "example:shapes": shapes,
 }
-"""What can stand in a document, by the name in its marker."""
+"""Functions that write a part of the document, by the name in its marker."""

@@ -1,4 +1,4 @@
-"""The parts of `spec/operation.md` that `make_spec.py` makes: settings and metrics."""
+"""Writes the parts of `spec/operation.md` for `make_spec.py`: settings and metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netota_coap.service.config import SETTINGS, Command, Setting
 
 
 def settings() -> str:
-    """Describe each setting."""
+    """List the settings."""
     rows = "".join(
         f"| `{row.key}` | {_option(row)} | {row.kind.name} | {_default(row)} "
         f"| {'reload' if row.at_reload else 'restart'} | {row.help} |\n"
@@ -33,7 +33,7 @@ def _default(row: Setting) -> str:
 
 
 def metrics() -> str:
-    """Describe each metric."""
+    """List the metrics."""
     rows = "".join(
         f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} "
         f"| {each.help} |\n"
@@ -46,4 +46,4 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:settings": settings,
     "table:metrics": metrics,
 }
-"""What can stand in the document, by the name in its marker."""
+"""Functions that write a part of the document, by the name in its marker."""
