@@ -112,8 +112,8 @@ class Service:
             ConfigError: None is configured.
         """
         if self.config.repository is None:
-            hint = "netota-coap serve DIR, or `repository` in the configuration"
-            raise ConfigError("no repository is named", hint=hint)
+            hint = "Name it: netota-coap serve DIR, or set `repository` in the configuration"
+            raise ConfigError("no repository is configured", hint=hint)
         return self.config.repository
 
     @property
@@ -318,7 +318,7 @@ class Service:
                 self.config, waiting = self.config.reloaded(self.reread())
             except NetotaError as error:
                 _log.error(
-                    "the configuration is not reloaded, the old one stays in effect: %s",
+                    "the configuration is refused, the old one stays in effect: %s",
                     error.detail,
                 )
             else:

@@ -311,7 +311,7 @@ async def test_sighup(sample: Path, file: Path) -> None:
 
     assert server.log[0] == "WARNING repository: takes effect after a restart"
     assert server.log[2].startswith(
-        "ERROR the configuration is not reloaded, the old one stays in effect: "
+        "ERROR the configuration is refused, the old one stays in effect: "
     )
     assert len(server.log) == 4
 
@@ -321,7 +321,7 @@ async def test_no_repository() -> None:
     code, _, err = await netota("serve", "--config", os.devnull)
 
     assert code == 2
-    assert "error: no repository is named\nhint: netota-coap serve DIR" in err
+    assert "error: no repository is configured\nhint: Name it: netota-coap serve DIR" in err
 
 
 async def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
