@@ -17,10 +17,8 @@ from tools.bench import bench_get
 from tools.bench.bench_get import ADDED, PEERS, ROWS, Bench, Running
 from tools.bench.peers import together, until
 
-pytestmark = pytest.mark.bench
-
 SMALL = ("--runs", "1", "--seconds", "0.05", "--archives", "12", "--json")
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 SEEN = ("door", "no_door", "aiocoap", "libcoap")  # npm's would have to be installed
 
