@@ -39,8 +39,8 @@ async def test_told_after_a_restart(sample: Path, tmp_path: Path, number: signal
             for it in told:
                 await it.observe(PATH, token=b"token")
             await told[1].ask(GET, PATH, token=b"token", options=[(coap.OBSERVE, b"\x01")])
-            await told[0].observe("p/sensor-node/s/edge", token=b"edge")
-            await kept(state, b"edge")
+            await told[0].observe("p/sensor-node/s/edge", token=b"the last")
+            await kept(state, b"the last")
             server.signal(number)
             await server.process.wait()
         publish(sample, STABLE, "2.0", [], now=NOW)
