@@ -133,7 +133,7 @@ class Tally:
 
 
 @attrs.frozen
-class Heard:
+class Exchange:
     """A request, and how it was answered.
 
     Attributes:
@@ -169,7 +169,7 @@ class Metrics:
         reloads: By result: `taken`, `refused`.
     """
 
-    listener: Callable[[Heard], object] | None = None
+    listener: Callable[[Exchange], object] | None = None
     requests: Counter[tuple[str, str, str]] = attrs.field(init=False, factory=Counter)
     sent_bytes: Counter[str] = attrs.field(init=False, factory=Counter)
     notifications: Counter[str] = attrs.field(init=False, factory=Counter)
@@ -181,7 +181,7 @@ class Metrics:
         self.requests[transport, resource, code] += 1
         self.sent_bytes[transport] += size
 
-    def ready(self, resource: str, code: str, size: int) -> Tally:
+    def tally(self, resource: str, code: str, size: int) -> Tally:
         """Return where to count answers of the front door; there are as many as distinct sizes."""
         return self._ready.setdefault((resource, code, size), Tally(size))
 

@@ -156,12 +156,13 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
 
 def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
     """Blobs; `path` is that of their URLs, `damaged` ones were set aside."""
+    from netota_coap.model.values import BLOBS_PATH
     from netota_coap.repository.blobs import blob_name
 
     return [
         {
             "sha256": each.sha256.hex(),
-            "path": f"/b/{blob_name(each.sha256)}",
+            "path": BLOBS_PATH + blob_name(each.sha256),
             "size": each.size,
             "since": time_text(datetime.fromtimestamp(int(each.since), UTC)),
             "damaged": each.damaged,
