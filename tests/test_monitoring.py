@@ -1,4 +1,4 @@
-"""metrics.py and status.py: what is counted, and how it is told."""
+"""monitoring.py: what is counted, and how it is shown."""
 
 from __future__ import annotations
 

@@ -46,10 +46,7 @@ class Catalog:
 
     @classmethod
     def of(
-        cls,
-        repository: Repository,
-        previous: Catalog | None = None,
-        blobs: LocalBlobs = NO_BLOBS,
+        cls, repository: Repository, previous: Catalog | None = None, blobs: LocalBlobs = NO_BLOBS
     ) -> Catalog:
         """Render a repository; streams that are as in the previous catalog are taken over."""
         before, cache = (previous.resources, previous.cache) if previous else ({}, RenderCache())

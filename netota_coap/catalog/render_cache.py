@@ -27,10 +27,10 @@ RenderKey = tuple[tuple[str, ...], bytes, object, object]
 
 @attrs.define(eq=False)
 class RenderCache(Generic[R]):
-    """Byte-bounded LRU cache of rendered streams.
+    """A cache with one bound for all streams together.
 
-    One bound holds for all streams together. A client that keeps making up new queries evicts the
-    entries of others, which costs time but no memory.
+    A client that keeps making up new queries evicts the entries of others, which costs time but no
+    memory.
     """
 
     _ready: OrderedDict[RenderKey, R] = attrs.field(init=False, factory=OrderedDict)

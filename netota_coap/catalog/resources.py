@@ -15,7 +15,7 @@ from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
-from netota_coap.encoding.datagram_fit import fitting
+from netota_coap.encoding.datagram_fit import fit
 from netota_coap.encoding.documents import StreamEncoder, encode, encode_list
 from netota_coap.errors import DamagedError, NotFoundError
 from netota_coap.model.selection import Index, Selection
@@ -106,13 +106,11 @@ class Resource:
     poll_s: int = DEFAULT_POLL_S
     max_age_s: int | None = None
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
         """Return the representation that a query asks for.
 
         Args:
-            parameters: Parameters of the query.
+            query: Its parameters.
             fmt: One of `formats`.
             scheme: Scheme of the request, which offers that are paths have.
 
@@ -136,9 +134,6 @@ class Resource:
             parts.append('title="{}"'.format(self.title.replace("\\", "\\\\").replace('"', '\\"')))
         return ";".join(parts)
 
-
-# ----------------------------------------------------------------------------------------------
-# A stream
 
 _DEFAULT = StreamQuery()
 
@@ -202,23 +197,17 @@ class StreamResource(Resource):
             source=source,
             stream=stream,
             own=own_offers(source, blobs),
-            default=_represent(ContentFormat.CBOR, fitting(stream, whole)),
+            default=_represent(ContentFormat.CBOR, fit(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
             cache=cache,
         )
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
         """Return the response to a GET."""
-        return self.answer(StreamQuery.from_query(parameters), fmt, scheme)
+        return self.answer(StreamQuery.from_query(query), fmt, scheme)
 
     def answer(self, query: StreamQuery, fmt: ContentFormat, scheme: str) -> Representation:
-        """Return the stream narrowed to a device, in one datagram or in full.
-
-        Raises:
-            NotFoundError: The state that a full transfer continues is gone.
-        """
+        """Return the stream narrowed to a device; raises like `represent`."""
         if query.sequence is not None and query.sequence != self.stream.sequence:
             raise NotFoundError(
                 f"the stream does not hold sequence {query.sequence} any more, "
@@ -249,7 +238,7 @@ class StreamResource(Resource):
                 self._encoder = StreamEncoder(self.stream)
             whole = self._encoder.encode(narrowed)
             if len(whole) > LIMITS["datagram"].value:
-                whole = fitting(self._with(narrowed), whole)
+                whole = fit(self._with(narrowed), whole)
             return _represent(fmt, whole)
 
         scheme_key = scheme if selection.schemes else ""
@@ -269,9 +258,6 @@ class StreamResource(Resource):
         return attrs.evolve(self.stream, archives=archives)
 
 
-# ----------------------------------------------------------------------------------------------
-# A blob
-
 BLOB_MAX_AGE_S = 31_536_000  # a year: its name is its digest, so it never changes
 
 
@@ -284,12 +270,7 @@ class BlobResource(Resource):
 
     @classmethod
     def of(cls, path: ResourcePath, files: OpenBlobs) -> BlobResource:
-        """Return the blob at a path.
-
-        Raises:
-            NotFoundError: The blob is not stored here.
-            NotYetError: The blob is being fetched.
-        """
+        """Return the blob at a path; raises like `Catalog.find`."""
         formats = (ContentFormat.OCTETS,)
         sha256 = digest_of(path[1])
         try:
@@ -304,14 +285,10 @@ class BlobResource(Resource):
         )
 
     def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+        self, query: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> BlobRepresentation:
         """Return the file, whatever the query."""
         return BlobRepresentation(fmt, b"", self.sha256[:8], self.sha256, self.files)
-
-
-# ----------------------------------------------------------------------------------------------
-# Collections
 
 
 @attrs.define(eq=False)
@@ -327,9 +304,7 @@ class CollectionResource(Resource):
     salt: bytes = attrs.field(kw_only=True, default=b"")
     _ready: dict[ContentFormat, Representation] = attrs.field(init=False, factory=dict)
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
         """Return the list, whatever the query."""
         if fmt not in self._ready:
             self._ready[fmt] = self._render(fmt)
@@ -358,11 +333,9 @@ class DiscoveryResource(Resource):
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
     _ready: dict[tuple[str, ...], Representation] = attrs.field(init=False, factory=dict)
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
         """Return the links that pass the filters of the query (RFC 6690, section 4.1)."""
-        filters = tuple(parameter for parameter in parameters if "=" in parameter)
+        filters = tuple(parameter for parameter in query if "=" in parameter)
         ready = self._ready.get(filters)
         if ready is None:
             links = (m.link() for m in self.members if all(_passes(m, f) for f in filters))

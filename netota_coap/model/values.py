@@ -285,20 +285,18 @@ def issues_of(cls: type[Value], fields: Mapping[str, Any]) -> list[Issue]:
     return issues + list(cls._cross_rules(sound))
 
 
-def _clashes(names: Iterable[str], place: str) -> Iterator[Issue]:
+def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
+    """Return an issue per name that equals an earlier one or differs from it only in case."""
     seen: dict[str, str] = {}
+    issues = []
     for index, name in enumerate(names):
         folded = name.casefold()
         if (first := seen.get(folded)) is None:
             seen[folded] = name
         else:
-            why = "is there twice" if first == name else f"differs from {first!r} only in case"
-            yield Issue(place.format(index=index, name=name), f"{name!r} {why}")
-
-
-def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
-    """Return an issue per name that equals an earlier one or differs from it only in case."""
-    return list(_clashes(names, place))
+            why = "appears twice" if first == name else f"differs from {first!r} only in case"
+            issues.append(Issue(place.format(index=index, name=name), f"{name!r} {why}"))
+    return issues
 
 
 StreamName = tuple[str, str]
@@ -470,7 +468,7 @@ class Stream(Value):
         if sound.get("replacement") and not sound.get("closed", False):
             yield Issue("replacement", "only a closed stream has one")
         names = (archive.name for archive in sound.get("archives") or ())
-        yield from _clashes(names, "archives[{index}].name")
+        yield from clashes(names, "archives[{index}].name")
 
 
 @attrs.frozen(kw_only=True)

@@ -471,7 +471,7 @@ def test_ready_once() -> None:
     assert len(resource.cache._ready) <= 3
 
 
-def test_shelf_is_bounded() -> None:
+def test_render_cache_is_bounded() -> None:
     """What is kept is bounded in bytes; the least recently used leaves."""
     machines = [f"m{n}" for n in range(600)]
     resource = served(*(archive(m, (1, "/" + "x" * 99), machine=m) for m in machines))
@@ -550,7 +550,7 @@ def test_advice_of_anything(archives: list[Archive]) -> None:
         assert issue.file == "packages/sensor-node/streams/stable.toml"
 
 
-def test_views_of_states_that_are_gone_leave_the_shelf() -> None:
+def test_renders_of_states_that_are_gone_leave_the_cache() -> None:
     """Those of the present one, and of what it goes on with, stay."""
     old = repository(archive("a", (1, "coap://h/x"), machine="board"))
     new = repository(archive("a", (2, "coap://h/x"), machine="board"))

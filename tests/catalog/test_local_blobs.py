@@ -117,7 +117,7 @@ def test_offers_come_and_go(root: Path) -> None:
 
 
 def test_full_views_go_on_with_what_they_began_with(root: Path) -> None:
-    """Under one sequence, until the change after the next, or until it is unpinned."""
+    """Under one sequence, until the change after the next, or until it is forgotten."""
     repository = Loader(root).load()
     one = Catalog.of(repository, None, held(root))
     sequence = seen(one).sequence

@@ -174,7 +174,7 @@ def _fields_disk() -> str:
 def _fields_wire() -> str:
     rows: list[Sequence[object]] = []
     for cls, table in TABLES.items():
-        for key, field in sorted(table.by_key(Format.CBOR).items()):
+        for key, field in sorted(table.by_key[Format.CBOR].items()):
             required = "yes" if Format.CBOR in field.required else ""
             looks = (_looks(cls, field, Format.CBOR), _looks(cls, field, Format.JSON))
             shown = f"[{key}]" if table.array else key
