@@ -170,7 +170,7 @@ def _tlv_facts(tlvs: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
         if kind in by_kind:
             yield "image_hash", by_kind[kind].hex()
             yield "image_hash_algorithm", algorithm
-    # One TLV serves ECDSA on any curve; P-384 goes only with SHA-384.
+    # One TLV serves ECDSA on any curve; the curve of 384 bits goes only with SHA-384.
     curve = "p384" if _SHA384 in by_kind else "p256"
     signatures = [_SIGNATURES[kind].format(curve) for kind, _ in tlvs if kind in _SIGNATURES]
     yield "signatures", signatures
