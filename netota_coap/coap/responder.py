@@ -12,8 +12,8 @@ from aiocoap.numbers.codes import Code
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.local_blobs import OpenBlobs
-from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.resources import Representation, Resource, ResourcePath, StreamResource
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block, Option
 from netota_coap.encoding.content_formats import ContentFormat
@@ -54,7 +54,7 @@ CODES: dict[type[NetotaError], Code] = {
 class _Request:
     """The options of a request, read."""
 
-    path: Path
+    path: ResourcePath
     query: tuple[str, ...]
     etags: tuple[bytes, ...]
     observe: int | None
@@ -136,7 +136,7 @@ class Responder:
         """The bytes of files that are served."""
         return self.catalog.files
 
-    def observed(self, options: tuple[Option, ...]) -> Path | None:
+    def observed(self, options: tuple[Option, ...]) -> ResourcePath | None:
         """Return the path that a request wants to observe and can, or None."""
         try:
             request = _Request.of(options)
@@ -188,7 +188,7 @@ def _represent(request: _Request, resource: Resource, payload: bytes | None) -> 
         detail = f"a selection has at most {bound} bytes, not {len(payload)}"
         raise RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
     fmt = _accepted(request, (ContentFormat.CBOR,))
-    return resource.view(View.from_fetch(payload), fmt, SCHEME)
+    return resource.answer(StreamQuery.from_fetch(payload), fmt, SCHEME)
 
 
 def _accepted(request: _Request, formats: tuple[ContentFormat, ...]) -> ContentFormat:

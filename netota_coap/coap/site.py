@@ -13,7 +13,7 @@ from aiocoap.pipe import Pipe
 from aiocoap.util import hostportsplit
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.catalog.resources import Representation, Resource, etag_of
 from netota_coap.coap import options as coap
 from netota_coap.coap.observe.entries import Request
@@ -23,7 +23,7 @@ from netota_coap.coap.responder import METHODS, SCHEME, RefusedError, Responder,
 from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.encoding.codecs import dump
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
-from netota_coap.monitoring import Heard, Metrics, Status, resource_class
+from netota_coap.monitoring import Exchange, Metrics, Status, resource_class
 
 # ----------------------------------------------------------------------------------------------
 # What a service does now
@@ -58,7 +58,7 @@ class StatusResource(Resource):
 def _operator(status: Callable[[], Status]) -> Responder:
     formats = (ContentFormat.JSON, ContentFormat.CBOR)
     resource = StatusResource(STATUS_PATH, "netota.status", formats, status=status)
-    return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
+    return Responder(Catalog({STATUS_PATH: resource}, RenderCache()), max_age_s=0)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class Site:
         """Serve another catalog from now on, and tell those who observe what differs."""
         differing = catalog.differing(self.responder.catalog)
         self.responder = attrs.evolve(self.responder, catalog=catalog)
-        catalog.tidy()
+        catalog.trim_cache()
         self.observers.notify(differing)
 
     def answer(self, request: Request) -> tuple[bool, int, bytes]:
@@ -137,7 +137,7 @@ class Site:
         self.metrics.answered(SCHEME, resource_class(path), code.dotted, len(tail))
         if self.metrics.listener:
             self.metrics.listener(
-                Heard(
+                Exchange(
                     SCHEME,
                     Code(int(request.code or 0)).name,
                     path,

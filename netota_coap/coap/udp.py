@@ -21,7 +21,7 @@ from netota_coap.coap.observe.entries import OUR_IDS, Endpoint, address_of, pack
 from netota_coap.coap.observe.table import Observers
 from netota_coap.coap.response_cache import HEADS, Answering, Ready, ReadyAnswers
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, Doorkeeper, Verdict, vet
-from netota_coap.monitoring import Heard, Metrics, Tally, resource_class
+from netota_coap.monitoring import Exchange, Metrics, Tally, resource_class
 
 _log = logging.getLogger("netota_coap.coap")
 
@@ -250,7 +250,7 @@ class Interface(MessageInterfaceUDP6):
             raise KeyError(key)
         tally = self._tallies.get(len(tail))
         if tally is None:
-            tally = self._tallies[len(tail)] = metrics.ready("blob", "2.05", len(tail))
+            tally = self._tallies[len(tail)] = metrics.tally("blob", "2.05", len(tail))
         return _PIECE_HEADS, tail, tally
 
     def _be_found(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
@@ -365,7 +365,7 @@ class Interface(MessageInterfaceUDP6):
         # Files are large, and each device asks for each block once.
         as_plain = options == plain.options and not plain.payload and plain.resource != "blob"
         if code in HEADS and not counts and as_plain and not self._site.metrics.listener:
-            tally = self._site.metrics.ready(plain.resource, code.dotted, len(tail))
+            tally = self._site.metrics.tally(plain.resource, code.dotted, len(tail))
             self._ready.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
 
@@ -395,7 +395,7 @@ class Interface(MessageInterfaceUDP6):
         if metrics.listener is None or plain is None:
             return
         metrics.listener(
-            Heard(
+            Exchange(
                 "coap",
                 Code(request[1]).name,
                 _texts(plain.options, coap.URI_PATH),

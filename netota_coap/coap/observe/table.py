@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap import options as coap
 from netota_coap.coap.observe.congestion import MOST_OPEN, Timing, Window
 from netota_coap.coap.observe.entries import (
@@ -101,8 +101,8 @@ class Observers:
     metrics: Metrics = attrs.field(factory=Metrics)
     _peers: dict[Endpoint, Peer] = attrs.field(init=False, factory=dict)
     _subjects: dict[Request, Subject] = attrs.field(init=False, factory=dict)
-    _by_path: dict[Path, dict[Subject, None]] = attrs.field(init=False, factory=dict)
-    _counts: Counter[bytes | Path] = attrs.field(init=False, factory=Counter)
+    _by_path: dict[ResourcePath, dict[Subject, None]] = attrs.field(init=False, factory=dict)
+    _counts: Counter[bytes | ResourcePath] = attrs.field(init=False, factory=Counter)
     _total: int = attrs.field(init=False, default=0)
     _subject_number: int = attrs.field(init=False, default=0)
     _changed: dict[Subject, None] = attrs.field(init=False, factory=dict)
@@ -128,7 +128,7 @@ class Observers:
     def __len__(self) -> int:
         return self._total
 
-    def of(self, path: Path) -> int:
+    def of(self, path: ResourcePath) -> int:
         """Return how many observe a resource."""
         return self._counts[path]
 
@@ -230,7 +230,7 @@ class Observers:
             self._remove(observation)
             self._wake()
 
-    def notify(self, paths: Iterable[Path]) -> None:
+    def notify(self, paths: Iterable[ResourcePath]) -> None:
         """Learn which resources changed, appeared or vanished."""
         for path in paths:
             for subject in self._by_path.get(path, ()):
@@ -388,14 +388,14 @@ class Observers:
                 self.journal.append(Kind.STATE, subject.number, 0, subject.digest)
         return subject.answer
 
-    def _is_full(self, path: Path, endpoint: Endpoint) -> bool:
+    def _is_full(self, path: ResourcePath, endpoint: Endpoint) -> bool:
         return (
             self._total >= self.caps.total
             or self._counts[path] >= self.caps.path
             or self._counts[address_of(endpoint)] >= self.caps.address
         )
 
-    def _new_subject(self, request: Request, path: Path, answer: Answer) -> Subject:
+    def _new_subject(self, request: Request, path: ResourcePath, answer: Answer) -> Subject:
         self._subject_number = self._subject_number + 1 & 0xFFFFFFFF
         number = self._subject_number
         self.journal.append(Kind.SUBJECT, number, 0, answer.digest, request)
@@ -476,7 +476,7 @@ class Observers:
         self.journal.append(Kind.NUMBER, (self._number + 2 * _RESERVED) % _NUMBERS)
 
 
-def _path_of(request: Request) -> Path:
+def _path_of(request: Request) -> ResourcePath:
     options, _ = coap.decode(request[1:])
     return tuple(value.decode() for number, value in options if number == coap.URI_PATH)
 
