@@ -7,6 +7,7 @@ made from it.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -180,6 +181,22 @@ class Metrics:
         """Count one request that was answered with some bytes."""
         self.requests[transport, resource, code] += 1
         self.sent_bytes[transport] += size
+
+    def heard(
+        self,
+        transport: str,
+        method: str,
+        path: Sequence[str],
+        query: Sequence[str],
+        code: str,
+        size: int,
+        who: str,
+        start_ns: int,
+    ) -> None:
+        """Pass a `Heard` to the listener, if any; `start_ns` is of `time.perf_counter_ns`."""
+        if self.listener:
+            took_us = (time.perf_counter_ns() - start_ns) / 1_000
+            self.listener(Heard(transport, method, path, query, code, size, who, took_us))
 
     def ready(self, resource: str, code: str, size: int) -> Tally:
         """Return where to count answers of the front door; there are as many as distinct sizes."""

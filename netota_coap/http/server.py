@@ -37,7 +37,7 @@ from netota_coap.http.page import Page
 from netota_coap.http.prometheus import Figures
 from netota_coap.http.ranges import respond
 from netota_coap.http.site import RefusedError, Site, problem, problem_of
-from netota_coap.monitoring import Heard, resource_class
+from netota_coap.monitoring import Metrics, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
@@ -146,8 +146,7 @@ class HttpSite(Site):
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
             if self.metrics.listener:
-                took_us = (time.perf_counter_ns() - came_ns) / 1_000
-                self.metrics.listener(_heard(request, message["status"], headers, took_us))
+                _heard(self.metrics, request, message["status"], headers, came_ns)
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
         # uvicorn has answered a request that turned out to be malformed.
@@ -155,9 +154,11 @@ class HttpSite(Site):
             await send(message)
 
 
-def _heard(request: Request, status: int, headers: MutableHeaders, took_us: float) -> Heard:
+def _heard(
+    metrics: Metrics, request: Request, status: int, headers: MutableHeaders, came_ns: int
+) -> None:
     parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
-    return Heard(
+    metrics.heard(
         "http",
         request.method,
         unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
@@ -165,7 +166,7 @@ def _heard(request: Request, status: int, headers: MutableHeaders, took_us: floa
         str(int(status)),
         int(headers.get("content-length", 0)),
         ":".join(map(str, request.client or ())),
-        took_us,
+        came_ns,
     )
 
 

@@ -20,9 +20,9 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.local_blobs import Holding, OpenBlobs
 from netota_coap.catalog.resources import Path as ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.observe.journal import Keeper, Record, keeping
+from netota_coap.coap.observe.journal import JournalFile, Record, open_journal
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.monitoring import Metrics, Status
@@ -69,9 +69,9 @@ class Service:
     metrics: Metrics = attrs.field(factory=Metrics)
     _started_s: float = attrs.field(init=False, factory=time.monotonic)
     _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _site: Site | None = attrs.field(init=False, default=None)
+    _site: CoapSite | None = attrs.field(init=False, default=None)
     _http: HttpSite | None = attrs.field(init=False, default=None)
-    _keeper: Keeper | None = attrs.field(init=False, default=None)
+    _keeper: JournalFile | None = attrs.field(init=False, default=None)
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
     _asked: bool = attrs.field(init=False, default=False)
@@ -107,7 +107,7 @@ class Service:
                 signal.SIGHUP: lambda: self._hang_up(watcher),
             }
             with _signals(handlers):
-                async with keeping(self.config.state) as self._keeper:
+                async with open_journal(self.config.state) as self._keeper:
                     await self._until_stopped(watcher, self._keeper)
 
     @property
@@ -165,7 +165,7 @@ class Service:
         troubles = [str(each) for each in self._gateway.upstreams] if self._gateway else []
         return f"waiting for upstreams: {'; '.join(troubles)}" if troubles else "starting"
 
-    async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _until_stopped(self, watcher: Watcher, keeper: JournalFile) -> None:
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
@@ -184,13 +184,13 @@ class Service:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _serve(self, watcher: Watcher, keeper: JournalFile) -> None:
         loader = Loader(self.root)
         catalog = await self._first(watcher, loader, keeper)
-        site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
+        site = CoapSite(Responder(catalog), keeper.journal, self.metrics, self.status)
         self._site = site
         self._configure(site)
-        site.observers.restore(keeper.kept)
+        site.observers.restore(keeper.stored)
         async with contextlib.AsyncExitStack() as stack:
             door = await FrontDoor.open(
                 site,
@@ -209,7 +209,7 @@ class Service:
             self._tell(done=True)
             await self._reload(watcher, loader, keeper, site)
 
-    async def _first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+    async def _first(self, watcher: Watcher, loader: Loader, keeper: JournalFile) -> Catalog:
         """Load what is served first; if it is to be waited for, until there is something."""
         while True:
             try_s = _TRY_S
@@ -238,7 +238,9 @@ class Service:
         is_level = any(each.last_contact and not each.behind for each in upstreams)
         return is_empty and bool(upstreams) and not is_level
 
-    async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
+    async def _reload(
+        self, watcher: Watcher, loader: Loader, keeper: JournalFile, site: CoapSite
+    ) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
@@ -259,7 +261,7 @@ class Service:
             self._tell(done=done)
 
     async def _load(
-        self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
+        self, loader: Loader, keeper: JournalFile, previous: Catalog | None = None
     ) -> Catalog:
         """Load in another thread, and remember the sequences that are new."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
@@ -278,14 +280,14 @@ class Service:
             gateway.on_demand.offer(fetchable)
         return catalog
 
-    def _swap(self, site: Site, catalog: Catalog) -> None:
+    def _swap(self, site: CoapSite, catalog: Catalog) -> None:
         site.swap(catalog)
         if self._http:
             self._http.swap(catalog)
         if self._pins is None:
             self._unpin(site)
 
-    def _unpin(self, site: Site) -> None:
+    def _unpin(self, site: CoapSite) -> None:
         """Let transfers that a swap overtook end, and look again when the next have to."""
         now_s = time.monotonic()
         some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
@@ -335,7 +337,7 @@ class Service:
                     self._configure(self._site)
         watcher.poke()
 
-    def _configure(self, site: Site) -> None:
+    def _configure(self, site: CoapSite) -> None:
         """Let the configuration take effect that a reload may change."""
         site.observers.caps = self.config.caps
         site.status_readers = self.config.status_readers
