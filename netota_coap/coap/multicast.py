@@ -24,10 +24,6 @@ _IPV6_MULTICAST_ALL = 29
 def join(sockets: Sequence[socket.socket], interfaces: Sequence[str]) -> None:
     """Receive what is sent to the groups on the named interfaces, and on no others.
 
-    Args:
-        sockets: Those that are bound to all addresses join the groups.
-        interfaces: Names.
-
     Raises:
         ConfigError: An interface does not exist, or no socket is bound to all addresses.
         AddressError: None of the groups can be joined on an interface.

@@ -36,15 +36,7 @@ _LONGEST_DETAIL = 120  # characters: an error must not be much larger than what 
 
 @attrs.frozen
 class Known:
-    """A row of the table of options.
-
-    Attributes:
-        name: As registered with IANA.
-        shortest: Least length of the value, bytes.
-        longest: Greatest length of the value, bytes.
-        repeatable: Whether a request may have several.
-        text: Whether the value is UTF-8.
-    """
+    """A row of the table of options; lengths of the value are in bytes, text is UTF-8."""
 
     name: str
     shortest: int
@@ -139,12 +131,9 @@ def encode(options: Iterable[Option], payload: bytes = b"") -> bytes:
 
 
 def problem(title: str, detail: str, after_s: int | None = None) -> bytes:
-    """Encode the options and the payload of an error: concise problem details (RFC 9290).
+    """Encode the options and payload of an error: concise problem details (RFC 9290).
 
-    Args:
-        title: The response code in words.
-        detail: One sentence for a person; cut after 120 characters.
-        after_s: When to ask again, seconds; None to leave that open.
+    `title` is the response code in words, `after_s` when to ask again, seconds.
     """
     payload = encode_problem(title, detail[:_LONGEST_DETAIL])
     max_age = [(MAX_AGE, encode_uint(after_s))] if after_s is not None else []
@@ -194,13 +183,7 @@ def _extended(nibble: int, data: bytes, at: int) -> tuple[int, int]:
 
 @attrs.frozen
 class Block:
-    """The value of a Block2 option.
-
-    Attributes:
-        number: Counts from 0.
-        more: Whether further blocks follow.
-        szx: 0 to 6; the block has 2^(szx+4) bytes.
-    """
+    """The value of a Block2 option; with `szx` 0 to 6, the block has 2^(szx+4) bytes."""
 
     number: int
     more: bool
@@ -208,11 +191,7 @@ class Block:
 
     @classmethod
     def decode(cls, value: bytes) -> Block:
-        """Decode the option.
-
-        Raises:
-            ValueError: The size exponent is 7, which is reserved.
-        """
+        """Decode the option; ValueError: `szx` is 7, which is reserved."""
         word = decode_uint(value)
         if word & 7 == 7:
             raise ValueError("block size exponent 7 is not for UDP")
@@ -224,7 +203,7 @@ class Block:
 
     @property
     def size(self) -> int:
-        """The size of the block, bytes."""
+        """Bytes of the block."""
         return 16 << self.szx
 
     @property

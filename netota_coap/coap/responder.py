@@ -101,7 +101,6 @@ class Responder:
     """Answers requests from a catalog.
 
     Attributes:
-        catalog: The resources.
         max_age_s: Max-Age of responses, seconds, unless a resource has its own.
     """
 
@@ -109,11 +108,7 @@ class Responder:
     max_age_s: int = DEFAULT_MAX_AGE_S
 
     def answer(self, options: tuple[Option, ...], payload: bytes | None) -> tuple[Code, bytes]:
-        """Answer a request.
-
-        Args:
-            options: The options of the request, in the order of their numbers.
-            payload: The payload of a FETCH; None for a GET.
+        """Answer a GET, without payload, or a FETCH.
 
         Returns:
             Response code, and the encoded options and payload, without Observe. The payload is at

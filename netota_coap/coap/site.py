@@ -25,9 +25,6 @@ from netota_coap.encoding.codecs import dump
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
 from netota_coap.monitoring import Metrics, Status, resource_class
 
-# ----------------------------------------------------------------------------------------------
-# The status
-
 STATUS_PATH = ("status",)
 STATUS_READERS = ("127.0.0.0/8", "::1/128")
 _STATUS_S = 1.0  # a status stays the same for as long, so that all its blocks can be fetched
@@ -35,11 +32,7 @@ _STATUS_S = 1.0  # a status stays the same for as long, so that all its blocks c
 
 @attrs.define(eq=False)
 class StatusResource(Resource):
-    """The status of the service, for its operator; no list names it.
-
-    Attributes:
-        status: Returns the present status.
-    """
+    """The status of the service, for its operator; no list names it."""
 
     status: Callable[[], Status] = attrs.field(kw_only=True)
     _shown: Status | None = attrs.field(init=False, default=None)
@@ -61,21 +54,14 @@ def _operator(status: Callable[[], Status]) -> Responder:
     return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
 
 
-# ----------------------------------------------------------------------------------------------
-# The root resource
-
-
 @attrs.define
 class CoapSite:
     """The root resource.
 
     Attributes:
         responder: `swap` replaces it.
-        journal: Stores the observations.
-        metrics: Counts the requests.
         status: Returns the present status; None: there is no such resource.
         status_readers: Networks that may read the status.
-        observers: The table of observations; `swap` notifies it.
     """
 
     responder: Responder

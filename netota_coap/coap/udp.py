@@ -47,6 +47,7 @@ from netota_coap.coap.observe.entries import (
     unpack,
 )
 from netota_coap.coap.protocol import ACK, CON, NON, RST
+from netota_coap.coap.responder import METHODS, SCHEME
 from netota_coap.coap.response_cache import HEADS, CachedResponse, ResponseCache
 from netota_coap.coap.site import CoapSite
 from netota_coap.coap.vetting import METHOD_REFUSED, NO_RESPONSE, RequestLimiter, Verdict, vet
@@ -60,7 +61,6 @@ Ancillary = list[tuple[int, int, bytes]]
 _DATAGRAMS = 64  # read at a time, before timers and notifications have their turn
 _LONGEST = 4_096  # bytes of a datagram
 _SEND_ATTEMPTS = 3
-_METHODS = {Code.GET: False, Code.FETCH: True}  # and whether their payload counts
 _REGISTER, _DEREGISTER = 0, 1  # values of Observe
 _IPV6_RECVERR = 25  # of Linux; the socket module has no names for these two
 _IP_RECVERR = 11
@@ -98,15 +98,9 @@ class Interface(MessageInterfaceUDP6):
         limiter: RequestLimiter,
         leisure: Leisure,
     ) -> None:
-        """Read a socket instead of aiocoap.
+        """Read the socket instead of aiocoap; `index` names it in endpoints.
 
-        Args:
-            opened: The socket that aiocoap sends by.
-            index: Names the socket in endpoints.
-            site: Answers the requests.
-            cache: Shared by all sockets of the site, as are the next two.
-            limiter: Bounds what aiocoap gets.
-            leisure: Delays responses to multicast.
+        All sockets of a site share `cache`, `limiter` and `leisure`.
         """
         self._opened, self._index, self._site = opened, index, site
         self._cache, self._limiter, self._leisure = cache, limiter, leisure
@@ -218,7 +212,7 @@ class Interface(MessageInterfaceUDP6):
         plain = self._decode(verdict)
         if plain is None:
             return self._hand_on(verdict, ancillary, address)
-        if verdict[1] not in _METHODS:
+        if verdict[1] not in METHODS:
             self._reply(data, *METHOD_REFUSED, ancillary, address, plain)
         elif not self._register(verdict, plain, ancillary, address):
             self._reply(data, *self._answer(plain, verdict, data), ancillary, address, plain)
@@ -250,10 +244,8 @@ class Interface(MessageInterfaceUDP6):
         code, tail = self._site.responder.answer(plain.unobserved, None)
         if code is not Code.CONTENT or not coap.decode(tail)[1]:
             return
-        from_interface = [(*ancillary[0][:2], unspecified(ancillary[0][2]))]
-        self._leisure.later(
-            lambda: self._reply(vetted, code, tail, from_interface, address, plain)
-        )
+        pktinfo = [(*ancillary[0][:2], unspecified(ancillary[0][2]))]
+        self._leisure.later(lambda: self._reply(vetted, code, tail, pktinfo, address, plain))
 
     @staticmethod
     def _decode(vetted: bytes) -> _PlainRequest | None:
@@ -263,7 +255,7 @@ class Interface(MessageInterfaceUDP6):
         options, payload = coap.decode(vetted[4 + (vetted[0] & 15) :])
         plain = _PlainRequest(options, payload, resource_class(_texts(options, coap.URI_PATH)))
         # The status depends on who asks.
-        of_status = vetted[1] in _METHODS and plain.resource == "status"
+        of_status = vetted[1] in METHODS and plain.resource == "status"
         aside = of_status or any(number == NO_RESPONSE for number, _ in options)
         return None if aside else plain
 
@@ -294,11 +286,7 @@ class Interface(MessageInterfaceUDP6):
         return True
 
     def _register(
-        self,
-        vetted: bytes,
-        plain: _PlainRequest,
-        ancillary: Ancillary,
-        address: Address,
+        self, vetted: bytes, plain: _PlainRequest, ancillary: Ancillary, address: Address
     ) -> bool:
         """Register or deregister an observer; False: the request still has to be answered."""
         observe = next((value for number, value in plain.options if number == coap.OBSERVE), None)
@@ -346,13 +334,11 @@ class Interface(MessageInterfaceUDP6):
 
     def _answer(self, plain: _PlainRequest, vetted: bytes, data: bytes) -> tuple[Code, bytes]:
         """Answer a plain request, and cache the response under the request's bytes in `data`."""
-        options = plain.unobserved
-        counts = _METHODS[Code(vetted[1])]
-        payload = plain.payload if counts else None
-        code, tail = self._site.responder.answer(options, payload)
+        options, is_fetch = plain.unobserved, vetted[1] == Code.FETCH
+        code, tail = self._site.responder.answer(options, plain.payload if is_fetch else None)
         # Blobs are large, and each device asks for each block once.
         as_plain = options == plain.options and not plain.payload and plain.resource != "blob"
-        if code in HEADS and not counts and as_plain and not self._site.metrics.listener:
+        if code in HEADS and not is_fetch and as_plain and not self._site.metrics.listener:
             tally = self._site.metrics.ready(plain.resource, code.dotted, len(tail))
             self._cache.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
@@ -379,10 +365,10 @@ class Interface(MessageInterfaceUDP6):
         self, request: bytes, code: Code, size: int, plain: _PlainRequest | None, address: Address
     ) -> None:
         metrics = self._site.metrics
-        metrics.answered("coap", plain.resource if plain else "other", code.dotted, size)
+        metrics.answered(SCHEME, plain.resource if plain else "other", code.dotted, size)
         if metrics.listener and plain:
             metrics.heard(
-                "coap",
+                SCHEME,
                 Code(request[1]).name,
                 _texts(plain.options, coap.URI_PATH),
                 _texts(plain.options, coap.URI_QUERY),

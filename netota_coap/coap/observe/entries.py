@@ -29,12 +29,9 @@ _PACKED = struct.Struct("!16sHIB")
 
 
 def pack(index: int, address: tuple[str, int, int, int], local: bytes = b"") -> Endpoint:
-    """Pack an endpoint.
+    """Pack the index of the receiving socket, the sender's address and IPV6_PKTINFO.
 
-    Args:
-        index: Which socket of the server received the request.
-        address: The sender's.
-        local: IPV6_PKTINFO of the request; b"" for a socket that has only one address.
+    IPV6_PKTINFO is left out for a socket that has only one address.
     """
     host, port, _, scope = address
     packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
@@ -59,11 +56,9 @@ class ResponseTemplate:
 
     Attributes:
         observable: Whether the observation goes on; otherwise there is no Observe option.
-        code: The response code.
         before: The encoded options before Observe.
         observe: The first byte of Observe, without its length.
         after: The encoded options after Observe, and the payload.
-        digest: Identifies code, options and payload.
     """
 
     observable: bool
@@ -102,11 +97,8 @@ class Subject:
 
     Attributes:
         number: Identifies the subject in the journal.
-        request: The request.
-        path: Path of the resource.
         digest: Identifies the newest response that was rendered.
         response: The newest response; None: it has to be rendered.
-        observations: A dict, for its order and constant time.
     """
 
     number: int

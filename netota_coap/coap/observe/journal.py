@@ -103,13 +103,7 @@ def _encode(kind: RecordKind, number: int, message_id: int, first: bytes, second
 
 @attrs.define
 class StoredSubject:
-    """A subject of the table.
-
-    Attributes:
-        request: The request of its observers.
-        digest: Identifies the newest response that may have been sent.
-        version: Counts the responses.
-    """
+    """A subject of the table; `version` counts its responses."""
 
     request: bytes
     digest: bytes
@@ -121,8 +115,6 @@ class StoredObserver:
     """An observation.
 
     Attributes:
-        subject: Number of its subject.
-        registration_id: Message ID of the registration.
         message_id: That of the last acknowledged notification, or 0.
         version: Version of the subject's response that the observer has.
     """
@@ -139,7 +131,6 @@ class StoredState:
 
     Attributes:
         number: Upper bound of the Observe numbers used.
-        subjects: By their numbers.
         observers: By endpoint and token.
         sequences: The highest sequence of each stream, and the digest of its essence.
         damaged: Unreadable bytes; 1 where only a gap was recorded. Then every observer counts as
@@ -157,11 +148,7 @@ class StoredState:
         return not self.damaged and observer.version == self.subjects[observer.subject].version
 
     def apply(self, record: Record) -> None:
-        """Apply a record.
-
-        Raises:
-            ConfigError: The journal has the format of another release.
-        """
+        """Apply a record; see `replay`."""
         key = (record.first, record.second)
         match record.kind:
             case RecordKind.VERSION if record.number != _VERSION:
@@ -230,13 +217,10 @@ class StoredState:
 
 
 def replay(data: bytes) -> tuple[StoredState, int]:
-    """Read a journal.
+    """Read a journal: its state, and where its last whole record ends.
 
     Unreadable bytes are skipped. At the end, a crash left an incomplete record there; before it,
     they are damage: every observer then counts as out of date and is notified again.
-
-    Returns:
-        The state, and where the last whole record ends.
 
     Raises:
         ConfigError: The journal has the format of another release.
@@ -338,7 +322,6 @@ class JournalFile:
     """The file of a journal, written in the background.
 
     Attributes:
-        journal: Its records are written to the file.
         stored: What the file contained at the start.
         running: The task that writes.
         trouble: Why nothing can be written now, or "".
@@ -359,10 +342,7 @@ class JournalFile:
 
     @classmethod
     def open(cls, directory: Path | None) -> JournalFile:
-        """Read the file, or create it.
-
-        Args:
-            directory: Created if missing; None: nothing is stored.
+        """Read the file in a directory, or create both; None: nothing is stored.
 
         Raises:
             ConfigError: The directory cannot be used, or another server uses it.

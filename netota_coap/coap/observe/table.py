@@ -91,15 +91,10 @@ class Caps:
 class Observers:
     """The table, which has no socket, clock or task: `Scheduler` lets it act in time.
 
+    Its times are seconds of one monotonic clock.
+
     Attributes:
-        answer: Answers a request from the present state.
-        journal: Stores what a restart needs.
-        timing: Of retransmissions.
-        caps: Limits of the table.
-        window: Bounds the notifications in flight.
-        send: Sends a notification.
         wake: Called when `advance` has something to do earlier than it returned.
-        metrics: Counts notifications.
     """
 
     answer: AnswerRequest
@@ -134,7 +129,7 @@ class Observers:
         return CongestionWindow(MOST_IN_FLIGHT, self.timing)
 
     @_tick_s.default
-    def _sixteenth(self) -> float:
+    def _default_tick_s(self) -> float:
         return self.timing.ack_timeout_s / 16
 
     def __len__(self) -> int:
@@ -163,15 +158,7 @@ class Observers:
         *,
         confirmable: bool,
     ) -> bytes | None:
-        """Register an observer, in place of one with the same endpoint and token.
-
-        Args:
-            now: Seconds of a monotonic clock.
-            endpoint: The observer's.
-            token: Token of the request.
-            message_id: Message ID of the request.
-            request: The request, with Observe 0.
-            confirmable: Whether the response goes into an ACK.
+        """Register an observer by a request with Observe 0; it replaces one with the same token.
 
         Returns:
             The response; None if the request cannot be observed or a limit is reached: it then
@@ -262,14 +249,13 @@ class Observers:
         self._number = max(stored.number, _FIRST_NUMBER - 1)
         known: dict[int, Subject] = {}
         for (endpoint, token), entry in stored.observers.items():
-            if entry.subject not in known:
-                old = stored.subjects[entry.subject]
-                subject = Subject(
-                    entry.subject, old.request, _path_of(old.request), old.digest, None
-                )
-                known[entry.subject] = self._put_subject(subject)
+            number = entry.subject
+            if number not in known:
+                old = stored.subjects[number]
+                subject = Subject(number, old.request, _path_of(old.request), old.digest, None)
+                known[number] = self._put_subject(subject)
                 self._changed[subject] = None
-            subject = known[entry.subject]
+            subject = known[number]
             peer = self._peers.get(endpoint) or self._new_peer(endpoint)
             peer.registration_id = entry.registration_id
             has = subject.digest if stored.has_newest(entry) else b""
@@ -364,9 +350,8 @@ class Observers:
             exchange.digest = response.digest
             exchange.number = self._next_number(now) if response.observable else 0
             peer.number(observation)
-        datagram = response.message(
-            CON, observation.message_id, observation.token, exchange.number
-        )
+        message_id, token = observation.message_id, observation.token
+        datagram = response.message(CON, message_id, token, exchange.number)
         if self.send(peer.endpoint, datagram):
             observation.known = b""
             self.metrics.notifications["repeated" if exchange.attempts else "sent"] += 1
