@@ -70,13 +70,9 @@ class BlobBlocks:
         if not key.startswith(_BEGIN):
             raise NotFoundError("not the path of a blob")
         sha256 = digest_of(key[len(_BEGIN) : _END].decode("latin-1"))
-        head = coap.encode(
-            [
-                (coap.ETAG, sha256[:8]),
-                (coap.CONTENT_FORMAT, coap.encode_uint(ContentFormat.OCTETS)),
-                (coap.MAX_AGE, coap.encode_uint(BLOB_MAX_AGE_S)),
-            ]
-        )
+        octets, max_age = map(coap.encode_uint, (ContentFormat.OCTETS, BLOB_MAX_AGE_S))
+        etag = (coap.ETAG, sha256[:8])
+        head = coap.encode([etag, (coap.CONTENT_FORMAT, octets), (coap.MAX_AGE, max_age)])
         if len(self._blobs) >= _MOST_BLOBS:
             self._blobs.clear()
         self._blobs[key[:_END]] = sha256, head

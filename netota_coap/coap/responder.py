@@ -9,7 +9,6 @@ import attrs
 from aiocoap.numbers.codes import Code
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.local_blobs import OpenBlobs
 from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
 from netota_coap.catalog.stream_query import View
 from netota_coap.coap import options as coap
@@ -124,11 +123,6 @@ class Responder:
         except NetotaError as error:
             return problem(error)
 
-    @property
-    def files(self) -> OpenBlobs | None:
-        """The blobs of the catalog."""
-        return self.catalog.files
-
     def observed(self, options: tuple[Option, ...]) -> Path | None:
         """Return the path that a request would observe; None if it cannot be observed."""
         try:
@@ -141,14 +135,10 @@ class Responder:
     def _respond(
         self, request: _Request, resource: Resource, representation: Representation
     ) -> tuple[Code, bytes]:
-        observed = request.registers(resource)
         max_age_s = self.max_age_s if resource.max_age_s is None else resource.max_age_s
-        if observed:
+        if request.registers(resource):
             max_age_s = resource.poll_s
-        head = [
-            (coap.ETAG, representation.etag),
-            (coap.MAX_AGE, coap.encode_uint(max_age_s)),
-        ]
+        head = [(coap.ETAG, representation.etag), (coap.MAX_AGE, coap.encode_uint(max_age_s))]
         if representation.etag in request.etags:
             return Code.VALID, coap.encode(head)
         head.append((coap.CONTENT_FORMAT, coap.encode_uint(representation.format)))

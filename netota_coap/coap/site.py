@@ -48,12 +48,6 @@ class StatusResource(Resource):
         return Representation(fmt, payload, etag_of(payload))
 
 
-def _operator(status: Callable[[], Status]) -> Responder:
-    formats = (ContentFormat.JSON, ContentFormat.CBOR)
-    resource = StatusResource(STATUS_PATH, "netota.status", formats, status=status)
-    return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
-
-
 @attrs.define
 class CoapSite:
     """The root resource.
@@ -78,7 +72,11 @@ class CoapSite:
 
     @_operator.default
     def _of_status(self) -> Responder | None:
-        return _operator(self.status) if self.status else None
+        if self.status is None:
+            return None
+        formats = (ContentFormat.JSON, ContentFormat.CBOR)
+        resource = StatusResource(STATUS_PATH, "netota.status", formats, status=self.status)
+        return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
 
     def swap(self, catalog: Catalog) -> None:
         """Serve another catalog from now on, and notify the observers of what differs."""

@@ -227,7 +227,7 @@ class Interface(MessageInterfaceUDP6):
         metrics = self._site.metrics
         if metrics.listener:
             raise KeyError(key)
-        tail = self._blob_blocks.find(self._site.responder.files, key)
+        tail = self._blob_blocks.find(self._site.responder.catalog.files, key)
         if tail is None:
             raise KeyError(key)
         tally = self._tallies.get(len(tail))

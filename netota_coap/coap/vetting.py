@@ -75,18 +75,15 @@ def vet(data: bytes, *, truncated: bool = False) -> Verdict | bytes:
     reason = _refusal(found)
     if reason is not None:
         return Verdict(Code.BAD_OPTION, reason)
-    kept = [option for option in found if _is_kept(option)]
+    # aiocoap would not ignore elective options with a bad length.
+    kept = [
+        option
+        for option in found
+        if coap.is_critical(option[0]) or coap.fits(option) or option[0] == NO_RESPONSE
+    ]
     if len(kept) == len(found):
         return data
     return data[: 4 + token_length] + coap.encode(kept, payload)
-
-
-def _is_kept(option: coap.Option) -> bool:
-    """Tell whether aiocoap gets an option: unknown elective ones are ignored.
-
-    aiocoap would not ignore those with a bad length.
-    """
-    return coap.is_critical(option[0]) or coap.fits(option) or option[0] == NO_RESPONSE
 
 
 def _refusal(found: Sequence[coap.Option]) -> str | None:
@@ -102,9 +99,6 @@ def _refusal(found: Sequence[coap.Option]) -> str | None:
         option for option in found if option[0] not in (coap.PROXY_URI, coap.PROXY_SCHEME)
     )
 
-
-# ----------------------------------------------------------------------------------------------
-# How many
 
 _MOST_REMEMBERED = 16_384  # requests, which aiocoap keeps for 247 s each
 _BUSY_S = 10  # Max-Age of a refusal for the whole server

@@ -97,10 +97,6 @@ def _encode(kind: RecordKind, number: int, message_id: int, first: bytes, second
     return _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
-# ----------------------------------------------------------------------------------------------
-# Reading
-
-
 @attrs.define
 class StoredSubject:
     """A subject of the table; `version` counts its responses."""
@@ -192,13 +188,11 @@ class StoredState:
         """Return the fewest records that add up to this state."""
         yield Record(RecordKind.VERSION, _VERSION)
         yield Record(RecordKind.NUMBER, self.number)
-        for (package, stream), (sequence, digest) in self.sequences.items():
-            name = f"{package}/{stream}".encode()
-            yield Record(RecordKind.STREAM, sequence, 0, digest, name)
+        for name, (sequence, digest) in self.sequences.items():
+            yield Record(RecordKind.STREAM, sequence, 0, digest, "/".join(name).encode())
         used = {observer.subject for observer in self.observers.values()}
         for number in used:
-            subject = self.subjects[number]
-            yield Record(RecordKind.SUBJECT, number, 0, b"", subject.request)
+            yield Record(RecordKind.SUBJECT, number, 0, b"", self.subjects[number].request)
         # Observers before the record of the newest state do not have it, those after it do.
         yield from self._observers(newest=False)
         for number in used:
@@ -206,14 +200,12 @@ class StoredState:
         yield from self._observers(newest=True)
 
     def _observers(self, *, newest: bool) -> Iterator[Record]:
-        for (endpoint, token), observer in self.observers.items():
+        for key, observer in self.observers.items():
             if self.has_newest(observer) == newest:
                 registration_id = observer.registration_id
-                yield Record(
-                    RecordKind.OBSERVER, observer.subject, registration_id, endpoint, token
-                )
+                yield Record(RecordKind.OBSERVER, observer.subject, registration_id, *key)
                 if newest and observer.message_id:
-                    yield Record(RecordKind.ACKNOWLEDGED, 0, observer.message_id, endpoint, token)
+                    yield Record(RecordKind.ACKNOWLEDGED, 0, observer.message_id, *key)
 
 
 def replay(data: bytes) -> tuple[StoredState, int]:
@@ -258,11 +250,10 @@ def _read(data: bytes, at: int) -> tuple[Record | None, int]:
 def compacted(data: bytes) -> bytes:
     """Return a journal of the same state without obsolete records."""
     stored, _ = replay(data)
-    return b"".join(record.encode() for record in stored.records())
-
-
-# ----------------------------------------------------------------------------------------------
-# Writing
+    small = bytearray()
+    for record in stored.records():
+        small += record.encode()
+    return bytes(small)
 
 
 @attrs.define(eq=False)

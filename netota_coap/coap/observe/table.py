@@ -446,7 +446,6 @@ class Observers:
         self._total -= 1
 
     def _close(self, observation: Observation) -> None:
-        """Close the exchange of an observation, if it is open."""
         peer = observation.peer
         if peer.exchange and peer.exchange.observation is observation:
             self.window.remove(peer.exchange)
