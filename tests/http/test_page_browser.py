@@ -22,10 +22,11 @@ from netota_coap.model.values import Package, Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository import changes
-from tests.environment import needs
 from tests.http.test_page import HOSTILE, STABLE_PATH, hostile
+from tests.support.environment import needs
 from tests.support.pages import Shown
 from tests.support.publishing import NOW, STABLE
+from tests.support.serving import PATIENCE_S
 from tools.generate import screenshot
 from tools.generate.screenshot import chromium, picture, view, wait
 
@@ -61,7 +62,7 @@ class Visit:
         async def call() -> None:
             change()
 
-        asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(call(), self.loop).result(PATIENCE_S)
 
     def texts(self, selector: str) -> list[str]:
         script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
@@ -273,6 +274,7 @@ def test_dark(visit: Visit) -> None:
     assert grounds == ["rgb(246, 247, 249)", "rgb(14, 19, 22)"]
 
 
+@pytest.mark.slow
 def test_picture(tmp_path: Path) -> None:
     """The picture of the README can be taken again, and is a small one."""
     screenshot.main(tmp_path / "page.png")

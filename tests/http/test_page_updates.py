@@ -16,7 +16,7 @@ from netota_coap.http.server import serving
 from tests.support import publishing
 from tests.support.pages import Shown
 from tests.support.publishing import STABLE
-from tests.support.serving import until
+from tests.support.serving import PATIENCE_S, until
 
 STABLE_PATH = ("p", "sensor-node", "s", "stable")
 _LOOK_S = 0.02
@@ -35,7 +35,10 @@ async def shown(repository_dir: Path) -> AsyncIterator[tuple[Shown, str]]:
 async def following(uri: str, page: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """Be an open page: what its events say."""
     url = f"{uri}/live?page={page}"
-    async with httpx2.AsyncClient(timeout=5) as client, client.stream("GET", url) as answer:
+    async with (
+        httpx2.AsyncClient(timeout=PATIENCE_S) as client,
+        client.stream("GET", url) as answer,
+    ):
         lines = answer.aiter_lines()
         yield (json.loads(line[6:]) async for line in lines if line.startswith("data: "))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 
 from tests.support.publishing import NOW, publish
-from tests.support.serving import PROJECT, Served, netota, served, until
+from tests.support.serving import PATIENCE_S, PROJECT, Served, netota, served, until
 
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
@@ -23,7 +23,7 @@ BIND = ("--bind", "127.0.0.1:0")
 async def second_uri(server: Served) -> str:
     """Return the other one that is listened on."""
     assert server.process.stdout
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         return (await server.process.stdout.readline()).decode().split()[-1]
 
 
@@ -62,7 +62,7 @@ def test_http_is_an_extra(sample: Path) -> None:
     """Without what HTTP takes, the service says how to get it."""
     child = "import sys; sys.modules['starlette'] = None; import netota_coap.cli as c; c.main()"
     command = [sys.executable, "-c", child, "serve", sample, *BIND, "--http", "127.0.0.1:0"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 2
     assert "error: HTTP takes what is not installed: starlette" in done.stderr

@@ -21,10 +21,10 @@ from netota_coap.coap import options as coap
 from netota_coap.errors import ConfigError
 from netota_coap.service import systemd
 from netota_coap.service.systemd import UNIT, Manager
-from tests.environment import needs
 from tests.support.device import device
+from tests.support.environment import needs
 from tests.support.publishing import NOW, publish
-from tests.support.serving import COMMAND, PROJECT, netota, run, served, until
+from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, run, served, until
 
 PATH = "p/sensor-node/s/stable"
 FILE = "packages/sensor-node/streams/stable.toml"
@@ -152,7 +152,7 @@ async def test_waiting_for_a_repository(tmp_path: Path, sample: Path, listener: 
         beats = len(listener.all("WATCHDOG"))
         await until(lambda: len(listener.all("WATCHDOG")) > beats)
         sample.rename(root)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             uri = (await process.stdout.readline()).decode().split()[-1]
         async with device(uri) as it:
             assert (await it.observe(PATH)).uint(coap.OBSERVE)
@@ -175,7 +175,7 @@ async def test_stopped_while_it_waits(tmp_path: Path) -> None:
         stderr=subprocess.PIPE, cwd=PROJECT,
     )  # fmt: skip
     assert process.stderr
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while b"is not a directory" not in await process.stderr.readline():
             pass
         process.terminate()
@@ -278,7 +278,7 @@ async def test_the_command_of_the_unit(unit: Path, sample: Path) -> None:
     )  # fmt: skip
     assert process.stdout
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             line = (await process.stdout.readline()).decode()
         async with device(line.split()[-1]) as it:
             assert (await it.observe(PATH)).uint(coap.OBSERVE)

@@ -25,6 +25,8 @@ from tools.bench.bench_gateway import CACHES, NAME, Bench
 from tools.bench.devices import BLOCK, Devices, Image
 from tools.bench.uplink import Uplink
 
+pytestmark = pytest.mark.bench
+
 DEVICES = 40
 KILOBYTES = 60
 BYTES_S = 150_000

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.serving import PROJECT, run
 from tools.bench import bench_get
 from tools.bench.bench_get import ADDED, PEERS, ROWS, Bench, Running
 from tools.bench.peers import together, until
+
+pytestmark = pytest.mark.bench
 
 SMALL = ("--runs", "1", "--seconds", "0.05", "--archives", "12", "--json")
 pytestmark = needs("cc", "coap-server-notls")
@@ -130,7 +132,7 @@ def test_other_bytes(tmp_path: Path) -> None:
         until(lambda: running.answers(bench), "no answer")
         bench.payloads["large"].write_bytes(b"others")
         with pytest.raises(SystemExit, match="aiocoap: 1024 bytes came, not 6"):
-            bench_get._measure(bench, ROWS["full_8"], running, 0.1)
+            bench_get.measure(bench, ROWS["full_8"], running, 0.1)
 
 
 def test_narrowings_differ() -> None:

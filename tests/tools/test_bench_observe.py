@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from netota_coap.coap import options as coap
-from tests.environment import needs
+from tests.support.environment import needs
 from tools.bench import bench_observe, peers
 from tools.bench.bench_observe import (
     ADDED,
@@ -29,7 +29,7 @@ from tools.bench.bench_observe import (
 )
 from tools.bench.peers import together
 
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 CON, NON, ACK = range(3)
 OBSERVERS = 60

@@ -10,6 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from netota_coap.cli import cli
@@ -48,7 +49,9 @@ def test_commands_of_the_readme() -> None:
     shown = re.findall(r"^\$ netota-coap (\S+)(.*)$", README, re.MULTILINE)
     assert len(shown) >= 6
     for name, rest in shown:
-        options = {option for param in cli.commands[name].params for option in param.opts}
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        options = {option for param in command.params for option in param.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= options
 
 

@@ -297,7 +297,7 @@ ADDED = ("failed", "refused")
 """Figures that no median may hide."""
 
 
-def _measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figures:
+def measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figures:
     """Look at what comes, warm up, and measure."""
     running.fill(bench.payloads[row.stream])
     asking = bench.load(row, running.peer)
@@ -348,7 +348,7 @@ def _run(bench: Bench, keys: Sequence[str], seconds: float, run: int) -> dict[st
             until(functools.partial(running.answers, bench), f"{running.peer.what}: no answer")
         for name, row in ROWS.items():
             for key, running in servers.items():
-                figures[name][key] = _measure(bench, row, running, seconds)
+                figures[name][key] = measure(bench, row, running, seconds)
         reloading = [key for key, running in servers.items() if running.peer.reloads]
         for index, key in enumerate(reloading):
             version = f"2.{run}.{index}"

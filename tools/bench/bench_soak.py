@@ -284,7 +284,7 @@ class Soak:
         with Served.serve(publisher.root, directory / "mutated") as served:
             rss = [self._mutated(served, self.seed + each) for each in range(1, WARM + 2)]
             before, after = rss[-2:]
-            figures["mutated"] = {"rss": _row(before, after, max(before, after))}
+            figures["mutated"] = {"rss": row_of(before, after, max(before, after))}
             log["mutated"] = errors_of(served.said)
         figures = {"asked": attrs.asdict(self), **figures, "log": log}
         return figures | {"over": judge(figures)}
@@ -349,7 +349,7 @@ def summary(samples: Sequence[Sample], first_s: float) -> dict[str, Row]:
     span = max(1, min(SPAN, len(samples) // 10))
     settled = [each for each in samples if each["at_s"] >= first_s] or samples[-1:]
     return {
-        key: _row(
+        key: row_of(
             statistics.median(each[key] for each in settled[:span]),
             statistics.median(each[key] for each in settled[-span:]),
             max(each[key] for each in settled),
@@ -358,7 +358,7 @@ def summary(samples: Sequence[Sample], first_s: float) -> dict[str, Row]:
     }
 
 
-def _row(first: float, end: float, largest: float) -> Row:
+def row_of(first: float, end: float, largest: float) -> Row:
     ratio = end / first if first else None
     return {"first": first, "end": end, "largest": largest, "ratio": ratio}
 

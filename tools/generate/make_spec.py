@@ -50,7 +50,7 @@ from tools.generate import spec_cli, spec_http, spec_operation
 
 SPEC = Path(__file__).parents[2] / "netota_coap" / "spec"
 
-_PART = re.compile(r"(<!-- ((?:table|example):[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- ((?:table|example):[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # ----------------------------------------------------------------------------------------------
 # The repository of the examples
@@ -395,7 +395,7 @@ def render(document: str) -> tuple[str, list[str]]:
             stale.append(match[2])
         return fresh
 
-    return _PART.sub(part, document), stale
+    return PART.sub(part, document), stale
 
 
 def main(arguments: Sequence[str] | None = None, spec: Path = SPEC) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from netota_coap.monitoring import METRICS
-from netota_coap.service.config import SETTINGS, Config, Setting
+from netota_coap.service.config import SETTINGS, Command, Setting
 
 
 def settings() -> str:
@@ -17,17 +18,18 @@ def settings() -> str:
         for row in SETTINGS
     )
     return (
-        "| key | option of `serve` | values | default | takes effect at | meaning |\n"
+        "| key | option | values | default | takes effect at | meaning |\n"
         f"| --- | --- | --- | --- | --- | --- |\n{rows}"
     )
 
 
 def _option(row: Setting) -> str:
-    return f"`{row.option}`" if row.option else ""
+    options = [f"{name} {row.option(name)}" for name in get_args(Command) if row.option(name)]
+    return ", ".join(f"`{option}`" for option in options)
 
 
 def _default(row: Setting) -> str:
-    return "" if row.example else f"`{json.dumps(row.plain(Config()))}`"
+    return "" if row.default is None else f"`{json.dumps(row.default)}`"
 
 
 def metrics() -> str:
