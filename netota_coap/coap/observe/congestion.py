@@ -10,7 +10,7 @@ from collections import deque
 
 import attrs
 
-from netota_coap.coap.observe.entries import Exchange
+from netota_coap.coap.observe.entries import NotificationExchange
 from netota_coap.coap.protocol import RoundTripTime, Timing
 
 MOST_IN_FLIGHT = 128
@@ -47,7 +47,7 @@ class CongestionWindow:
     _threshold: float = attrs.field(init=False, default=math.inf)
     _shortest_s: float = attrs.field(init=False, default=math.inf)
     _halved_s: float = attrs.field(init=False, default=-math.inf)
-    _exchanges: deque[Exchange] = attrs.field(init=False, factory=deque)
+    _exchanges: deque[NotificationExchange] = attrs.field(init=False, factory=deque)
 
     @round_trip.default
     def _unmeasured(self) -> RoundTripTime:
@@ -67,12 +67,12 @@ class CongestionWindow:
             return -math.inf
         return self._exchanges[0].sent_s + self.round_trip.timeout_s
 
-    def add(self, exchange: Exchange) -> None:
+    def add(self, exchange: NotificationExchange) -> None:
         """Count an exchange whose notification is about to be sent."""
         self._exchanges.append(exchange)
         self.in_flight += 1
 
-    def remove(self, exchange: Exchange) -> None:
+    def remove(self, exchange: NotificationExchange) -> None:
         """Count an exchange no more; it may be removed already."""
         self.in_flight -= exchange.in_flight
         exchange.in_flight = False

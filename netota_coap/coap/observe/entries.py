@@ -123,7 +123,7 @@ class Peer:
     endpoint: Endpoint
     last_id: int
     registration_id: int = 0
-    exchange: Exchange | None = attrs.field(init=False, default=None)
+    exchange: NotificationExchange | None = attrs.field(init=False, default=None)
     waiting: deque[Observation] | None = attrs.field(init=False, default=None)
     _only: Observation | None = attrs.field(init=False, default=None)
     # Keys are the tokens, and the message IDs of the last two notifications of each.
@@ -222,7 +222,7 @@ class Observation:
 
 
 @attrs.define(eq=False, weakref_slot=False)
-class Exchange:
+class NotificationExchange:
     """A notification that is not acknowledged yet.
 
     Attributes:

@@ -41,7 +41,7 @@ from netota_coap.coap.observe.congestion import MOST_IN_FLIGHT, CongestionWindow
 from netota_coap.coap.observe.entries import (
     FIRST_NOTIFICATION_ID,
     Endpoint,
-    Exchange,
+    NotificationExchange,
     Observation,
     Peer,
     Request,
@@ -113,7 +113,7 @@ class Observers:
     _subject_number: int = attrs.field(init=False, default=0)
     _changed: dict[Subject, None] = attrs.field(init=False, factory=dict)
     _queue: deque[Observation] = attrs.field(init=False, factory=deque)
-    _wheel: dict[int, list[Exchange]] = attrs.field(init=False, factory=dict)
+    _wheel: dict[int, list[NotificationExchange]] = attrs.field(init=False, factory=dict)
     _tick_s: float = attrs.field(init=False)
     _number: int = attrs.field(init=False, default=_FIRST_NUMBER - 1)
     _numbers_left: int = attrs.field(init=False, default=0)
@@ -334,11 +334,11 @@ class Observers:
                 observation.queued = True
             return
         factor = random.uniform(1, self.timing.ack_random_factor)  # noqa: S311 - no secret
-        peer.exchange = Exchange(observation, self.timing.ack_timeout_s * factor, now)
+        peer.exchange = NotificationExchange(observation, self.timing.ack_timeout_s * factor, now)
         self.window.add(peer.exchange)
         self._transmit(now, peer.exchange)
 
-    def _transmit(self, now: float, exchange: Exchange) -> None:
+    def _transmit(self, now: float, exchange: NotificationExchange) -> None:
         """Send a notification of the newest state, for the first time or again."""
         observation = exchange.observation
         peer = observation.peer

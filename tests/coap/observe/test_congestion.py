@@ -6,7 +6,7 @@ import pytest
 
 from netota_coap.coap.observe.congestion import CongestionWindow
 from netota_coap.coap.observe.entries import (
-    Exchange,
+    NotificationExchange,
     Observation,
     Peer,
     ResponseTemplate,
@@ -18,8 +18,8 @@ RESPONSE = ResponseTemplate.of(True, 0x45, b"")
 OBSERVATION = Observation(Peer(b"", 0), b"", Subject(1, b"", (), b"", RESPONSE), b"")
 
 
-def opened(window: CongestionWindow, now: float) -> Exchange:
-    exchange = Exchange(OBSERVATION, 2.0, now)
+def opened(window: CongestionWindow, now: float) -> NotificationExchange:
+    exchange = NotificationExchange(OBSERVATION, 2.0, now)
     window.add(exchange)
     return exchange
 
