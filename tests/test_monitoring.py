@@ -1,4 +1,4 @@
-"""metrics.py and status.py: what is counted, and how it is told."""
+"""monitoring.py: what is counted, and how it is shown."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from netota_coap.coap.site import CoapSite
 from netota_coap.model.values import Repository
 from netota_coap.monitoring import (
     METRICS,
+    Exchange,
     FanOut,
-    Heard,
     Metrics,
     Status,
     UpstreamStatus,
@@ -95,7 +95,7 @@ async def test_requests_and_notifications_are_counted() -> None:
 @needs_ipv6
 async def test_requests_are_heard() -> None:
     """Each as often as it comes, by whichever way it is answered."""
-    heard: list[Heard] = []
+    heard: list[Exchange] = []
     site = CoapSite(Responder(Catalog.of(Repository(format=1))), metrics=Metrics(heard.append))
     door = await FrontDoor.open(site, ["[::]:0"])
     port = door.uris[0].rsplit(":", 1)[1]

@@ -149,10 +149,12 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
 
 def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
     """Stored files; `path` is the path of the URL, `damaged` ones are set aside."""
+    from netota_coap.model.values import BLOBS_PATH
+
     return [
         {
             "sha256": each.sha256.hex(),
-            "path": f"/b/{blob_name(each.sha256)}",
+            "path": BLOBS_PATH + blob_name(each.sha256),
             "size": each.size,
             "since": time_text(datetime.fromtimestamp(int(each.since), UTC)),
             "damaged": each.damaged,

@@ -51,7 +51,7 @@ class BlobBlocks:
             return None
         try:
             sha256, head = self._blobs.get(key[:_END]) or self._learn(key)
-            part, more = files.piece(sha256, value >> 4 << szx + 4, 16 << szx)
+            part, more = files.block(sha256, value >> 4 << szx + 4, 16 << szx)
         except NetotaError:
             return None
         if not part:

@@ -9,8 +9,8 @@ import attrs
 from aiocoap.numbers.codes import Code
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.resources import Representation, Resource, ResourcePath, StreamResource
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block, Option
 from netota_coap.encoding.content_formats import ContentFormat
@@ -51,7 +51,7 @@ CODES: dict[type[NetotaError], Code] = {
 class _Request:
     """The options of a request, decoded."""
 
-    path: Path
+    path: ResourcePath
     query: tuple[str, ...]
     etags: tuple[bytes, ...]
     observe: int | None
@@ -123,7 +123,7 @@ class Responder:
         except NetotaError as error:
             return problem(error)
 
-    def observed(self, options: tuple[Option, ...]) -> Path | None:
+    def observed(self, options: tuple[Option, ...]) -> ResourcePath | None:
         """Return the path that a request would observe; None if it cannot be observed."""
         try:
             request = _Request.of(options)
@@ -170,7 +170,7 @@ def _represent(request: _Request, resource: Resource, payload: bytes | None) -> 
         detail = f"a selection has at most {bound} bytes, not {len(payload)}"
         raise ResponseCodeError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
     fmt = _accepted(request, (ContentFormat.CBOR,))
-    return resource.view(View.from_fetch(payload), fmt, SCHEME)
+    return resource.answer(StreamQuery.from_fetch(payload), fmt, SCHEME)
 
 
 def _accepted(request: _Request, formats: tuple[ContentFormat, ...]) -> ContentFormat:

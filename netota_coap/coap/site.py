@@ -13,7 +13,7 @@ from aiocoap.pipe import Pipe
 from aiocoap.util import hostportsplit
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.catalog.resources import Representation, Resource, etag_of
 from netota_coap.coap import options as coap
 from netota_coap.coap.observe.entries import Request
@@ -76,13 +76,13 @@ class CoapSite:
             return None
         formats = (ContentFormat.JSON, ContentFormat.CBOR)
         resource = StatusResource(STATUS_PATH, "netota.status", formats, status=self.status)
-        return Responder(Catalog({STATUS_PATH: resource}, Shelf()), max_age_s=0)
+        return Responder(Catalog({STATUS_PATH: resource}, RenderCache()), max_age_s=0)
 
     def swap(self, catalog: Catalog) -> None:
         """Serve another catalog from now on, and notify the observers of what differs."""
         differing = catalog.differing(self.responder.catalog)
         self.responder = attrs.evolve(self.responder, catalog=catalog)
-        catalog.tidy()
+        catalog.trim_cache()
         self.observers.notify(differing)
 
     def answer(self, request: Request) -> tuple[bool, int, bytes]:
@@ -119,7 +119,7 @@ class CoapSite:
         else:
             code, tail = self.responder.answer(options, payload)
         self.metrics.answered(SCHEME, resource_class(path), code.dotted, len(tail))
-        self.metrics.heard(
+        self.metrics.exchanged(
             SCHEME,
             Code(int(request.code or 0)).name,
             path,

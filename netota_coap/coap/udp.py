@@ -232,7 +232,7 @@ class Interface(MessageInterfaceUDP6):
             raise KeyError(key)
         tally = self._tallies.get(len(tail))
         if tally is None:
-            tally = self._tallies[len(tail)] = metrics.ready("blob", "2.05", len(tail))
+            tally = self._tallies[len(tail)] = metrics.tally("blob", "2.05", len(tail))
         return _BLOCK_HEADS, tail, tally
 
     def _answer_discovery(self, vetted: bytes, ancillary: Ancillary, address: Address) -> None:
@@ -339,7 +339,7 @@ class Interface(MessageInterfaceUDP6):
         # Blobs are large, and each device asks for each block once.
         as_plain = options == plain.options and not plain.payload and plain.resource != "blob"
         if code in HEADS and not is_fetch and as_plain and not self._site.metrics.listener:
-            tally = self._site.metrics.ready(plain.resource, code.dotted, len(tail))
+            tally = self._site.metrics.tally(plain.resource, code.dotted, len(tail))
             self._cache.put(data[4 + (data[0] & 15) :], code, tail, tally)
         return code, tail
 
@@ -367,7 +367,7 @@ class Interface(MessageInterfaceUDP6):
         metrics = self._site.metrics
         metrics.answered(SCHEME, plain.resource if plain else "other", code.dotted, size)
         if metrics.listener and plain:
-            metrics.heard(
+            metrics.exchanged(
                 SCHEME,
                 Code(request[1]).name,
                 _texts(plain.options, coap.URI_PATH),

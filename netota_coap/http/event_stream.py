@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 from starlette.types import Receive, Scope, Send
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_S = 15.0
@@ -74,7 +74,7 @@ class Events:
     most: int = 4_096
     beat_s: float = BEAT_S
     ended: bool = attrs.field(init=False, default=False)
-    _followers: dict[Path, dict[_Follower, None]] = attrs.field(init=False, factory=dict)
+    _followers: dict[ResourcePath, dict[_Follower, None]] = attrs.field(init=False, factory=dict)
     _count: int = attrs.field(init=False, default=0)
     _due: dict[_Follower, None] = attrs.field(init=False, factory=dict)
     _beating: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
@@ -87,7 +87,7 @@ class Events:
         """Whether no more are taken."""
         return self._count >= self.most
 
-    def notify(self, paths: Iterable[Path]) -> None:
+    def notify(self, paths: Iterable[ResourcePath]) -> None:
         """Learn which resources changed, appeared or vanished."""
         for path in paths:
             self._wake(self._followers.get(path, ()))
@@ -98,7 +98,7 @@ class Events:
         self.notify(tuple(self._followers))
 
     @contextlib.contextmanager
-    def following(self, path: Path) -> Iterator[_Follower]:
+    def following(self, path: ResourcePath) -> Iterator[_Follower]:
         """Be one of those who follow a resource, for as long as the block takes."""
         follower = _Follower()
         self._followers.setdefault(path, {})[follower] = None
@@ -153,7 +153,7 @@ class EventStream:
     """
 
     events: Events
-    path: Path
+    path: ResourcePath
     state: Callable[[], Event]
     seen: str
 

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import attrs
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from netota_coap.catalog.resources import Path, Resource, StreamResource, etag_of
+from netota_coap.catalog.resources import Resource, ResourcePath, StreamResource, etag_of
 from netota_coap.http.event_stream import Event
 from netota_coap.http.site import Site
 from netota_coap.monitoring import Status
@@ -40,7 +40,7 @@ class _Look:
         counts: Observers, in all and by stream; and how many were told of the last change.
     """
 
-    resources: Mapping[Path, Resource]
+    resources: Mapping[ResourcePath, Resource]
     troubles: tuple[str, ...]
     counts: Mapping[str, int]
 
@@ -63,7 +63,7 @@ class Live:
     # Another process must not use the same marks for other states.
     _numbers: Iterator[int] = attrs.field(init=False, factory=lambda: count(time.time_ns()))
 
-    def mark(self, path: Path, troubles: tuple[str, ...]) -> str:
+    def mark(self, path: ResourcePath, troubles: tuple[str, ...]) -> str:
         """Return by what a page is known for as long as it shows the same, counts and ages aside.
 
         Args:
@@ -79,7 +79,7 @@ class Live:
         about = repr((package and package.title, troubles))
         return f"{number:x}-{etag_of(about.encode()).hex()}"
 
-    def follow(self, path: Path) -> ASGIApp:
+    def follow(self, path: ResourcePath) -> ASGIApp:
         """Return the answer to a page that is open: events that say what changed since the last.
 
         Args:

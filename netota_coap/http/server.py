@@ -27,7 +27,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from netota_coap.catalog.resources import BlobRepresentation, Path, Representation, Resource
+from netota_coap.catalog.resources import (
+    BlobRepresentation,
+    Representation,
+    Resource,
+    ResourcePath,
+)
 from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
@@ -103,7 +108,7 @@ class HttpSite(Site):
             return _OWN[path](self, request)
         return self._of_catalog(request, path)
 
-    def _of_catalog(self, request: Request, path: Path) -> ASGIApp:
+    def _of_catalog(self, request: Request, path: ResourcePath) -> ASGIApp:
         found = self.catalog.find(path)
         formats = {fmt.media_type: fmt for fmt in _FORMATS if fmt in found.formats}
         offered = [*formats, *[event_stream.MEDIA_TYPE] * found.observable]
@@ -146,7 +151,7 @@ class HttpSite(Site):
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
             if self.metrics.listener:
-                _heard(self.metrics, request, message["status"], headers, came_ns)
+                _report(self.metrics, request, message["status"], headers, came_ns)
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
         # uvicorn has answered a request that turned out to be malformed.
@@ -154,11 +159,11 @@ class HttpSite(Site):
             await send(message)
 
 
-def _heard(
+def _report(
     metrics: Metrics, request: Request, status: int, headers: MutableHeaders, came_ns: int
 ) -> None:
     parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
-    metrics.heard(
+    metrics.exchanged(
         "http",
         request.method,
         unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
@@ -214,7 +219,7 @@ def _metrics(site: HttpSite, request: Request) -> Response:
     return Response(payload, headers={"Content-Type": content_type})
 
 
-_OWN: Mapping[Path, Callable[[HttpSite, Request], Response]] = {
+_OWN: Mapping[ResourcePath, Callable[[HttpSite, Request], Response]] = {
     (): _root,
     ("healthz",): _healthz,
     ("readyz",): _readyz,

@@ -15,8 +15,17 @@ from pathlib import Path
 import attrs
 
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
-from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream, StreamName
-from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress, describe
+from netota_coap.model.values import (
+    URL_METRIC,
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    Stream,
+    StreamName,
+)
+from netota_coap.publishing.archives import ArchiveSource, Progress, describe
 from netota_coap.publishing.diff import lost
 from netota_coap.repository import changes, history, loading
 from netota_coap.repository.blobs import Blobs
@@ -391,5 +400,5 @@ def _sample_archive(version: str, board: str) -> Archive:
             type=DEFAULT_MEDIA_TYPE, size=len(image), sha256=hashlib.sha256(image).digest()
         ),
         content=Content(type="zephyr-image", arch="arm", machine=board, debug=False),
-        offers=(Offer(url=url, metric=DEFAULT_METRIC),),
+        offers=(Offer(url=url, metric=URL_METRIC),),
     )

@@ -17,6 +17,7 @@ from netota_coap.encoding.schema import Field, Many, One, Table
 from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.model.values import (
     LIMITS,
+    URL_METRIC,
     Content,
     Envelope,
     Offer,
@@ -29,7 +30,7 @@ from netota_coap.model.values import (
     text,
 )
 from netota_coap.publishing import inspection
-from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress
+from netota_coap.publishing.archives import ArchiveSource, Progress
 
 _DISK = frozenset({Format.TOML})
 _DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"
@@ -198,7 +199,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
         for path, artefact in read_
     )
     told = all(artefact.version for _, artefact in read_)
-    release = Release(archives=archives, offers=(Offer(url=_DRAFT_OFFER, metric=DEFAULT_METRIC),))
+    release = Release(archives=archives, offers=(Offer(url=_DRAFT_OFFER, metric=URL_METRIC),))
     head = _DRAFT_HEAD.format(file=file)
     if not told:
         head += "# Not all files tell their version: give it here, or to the command.\n"

@@ -17,8 +17,8 @@ import attrs
 
 from netota_coap import __version__
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.local_blobs import Holding, OpenBlobs
-from netota_coap.catalog.resources import Path as ResourcePath
+from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observe.journal import JournalFile, Record, open_journal
 from netota_coap.coap.responder import Responder
@@ -271,7 +271,7 @@ class Service:
             files.refresh((each.sha256, each.size) for each in envelopes_of(repository))
             fetchable = gateway.fetchable(repository) if gateway else {}
             offered = files.blobs.present(repository) | fetchable.keys()
-            catalog = Catalog.of(repository, previous, Holding(offered, files, metric))
+            catalog = Catalog.of(repository, previous, LocalBlobs(offered, files, metric))
             return catalog, keeper.review(repository), fetchable
 
         catalog, learned, fetchable = await asyncio.to_thread(load)
@@ -290,7 +290,7 @@ class Service:
     def _unpin(self, site: CoapSite) -> None:
         """Let transfers that a swap overtook end, and look again when the next have to."""
         now_s = time.monotonic()
-        some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
+        some, oldest_s = site.responder.catalog.forget_previous(now_s - _PINNED_S)
         if some:
             site.responder = attrs.evolve(site.responder)  # what is ready is thrown away, too
         self._pins = None

@@ -412,7 +412,7 @@ async def test_a_file_that_was_changed_here(
         publishing.publish(upstream.root, ("sensor-node", "edge"), "1", [])
         await until(lambda: reloads["taken"] > before)
         await client.block(here.path(archive), 0)
-    assert len([line for line in caplog.messages if "changed while it was served" in line]) == 1
+    assert len([line for line in caplog.messages if "changed while served" in line]) == 1
     assert upstream.asked("1.0") == 1
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap import options as coap
 
 Endpoint = bytes
@@ -103,7 +103,7 @@ class Subject:
 
     number: int
     request: Request
-    path: Path
+    path: ResourcePath
     digest: bytes
     response: ResponseTemplate | None
     observations: dict[Observation, None] = attrs.field(init=False, factory=dict)

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap import options as coap
 from netota_coap.coap.observe.congestion import MOST_IN_FLIGHT, CongestionWindow
 from netota_coap.coap.observe.entries import (
@@ -107,8 +107,8 @@ class Observers:
     metrics: Metrics = attrs.field(factory=Metrics)
     _peers: dict[Endpoint, Peer] = attrs.field(init=False, factory=dict)
     _subjects: dict[Request, Subject] = attrs.field(init=False, factory=dict)
-    _by_path: dict[Path, dict[Subject, None]] = attrs.field(init=False, factory=dict)
-    _counts: Counter[bytes | Path] = attrs.field(init=False, factory=Counter)
+    _by_path: dict[ResourcePath, dict[Subject, None]] = attrs.field(init=False, factory=dict)
+    _counts: Counter[bytes | ResourcePath] = attrs.field(init=False, factory=Counter)
     _total: int = attrs.field(init=False, default=0)
     _subject_number: int = attrs.field(init=False, default=0)
     _changed: dict[Subject, None] = attrs.field(init=False, factory=dict)
@@ -135,7 +135,7 @@ class Observers:
     def __len__(self) -> int:
         return self._total
 
-    def of(self, path: Path) -> int:
+    def of(self, path: ResourcePath) -> int:
         """Return the number of observations of a resource."""
         return self._counts[path]
 
@@ -232,7 +232,7 @@ class Observers:
             self._remove(observation)
             self._wake()
 
-    def notify(self, paths: Iterable[Path]) -> None:
+    def notify(self, paths: Iterable[ResourcePath]) -> None:
         """Notify the observers of resources that changed, appeared or vanished."""
         for path in paths:
             for subject in self._by_path.get(path, ()):
@@ -389,14 +389,16 @@ class Observers:
                 self.journal.append(RecordKind.STATE, subject.number, 0, subject.digest)
         return subject.response
 
-    def _is_full(self, path: Path, endpoint: Endpoint) -> bool:
+    def _is_full(self, path: ResourcePath, endpoint: Endpoint) -> bool:
         return (
             self._total >= self.caps.total
             or self._counts[path] >= self.caps.path
             or self._counts[address_of(endpoint)] >= self.caps.address
         )
 
-    def _new_subject(self, request: Request, path: Path, response: ResponseTemplate) -> Subject:
+    def _new_subject(
+        self, request: Request, path: ResourcePath, response: ResponseTemplate
+    ) -> Subject:
         self._subject_number = self._subject_number + 1 & 0xFFFFFFFF
         number = self._subject_number
         self.journal.append(RecordKind.SUBJECT, number, 0, response.digest, request)
@@ -478,7 +480,7 @@ class Observers:
         self.journal.append(RecordKind.NUMBER, (self._number + 2 * _RESERVED) % _NUMBERS)
 
 
-def _path_of(request: Request) -> Path:
+def _path_of(request: Request) -> ResourcePath:
     options, _ = coap.decode(request[1:])
     return tuple(value.decode() for number, value in options if number == coap.URI_PATH)
 
