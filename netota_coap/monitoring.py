@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -155,6 +156,22 @@ class Metrics:
         """Count one request."""
         self.requests[transport, resource, code] += 1
         self.sent_bytes[transport] += size
+
+    def exchanged(
+        self,
+        transport: str,
+        method: str,
+        path: Sequence[str],
+        query: Sequence[str],
+        code: str,
+        size: int,
+        who: str,
+        start_ns: int,
+    ) -> None:
+        """Pass an `Exchange` to the listener, if any; `start_ns` is of `time.perf_counter_ns`."""
+        if self.listener:
+            took_us = (time.perf_counter_ns() - start_ns) / 1_000
+            self.listener(Exchange(transport, method, path, query, code, size, who, took_us))
 
     def tally(self, resource: str, code: str, size: int) -> Tally:
         """Return the counter of responses from the response cache; one per distinct size."""

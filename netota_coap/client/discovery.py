@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.multicast import GROUPS, LEISURE_S, interface_index
-from netota_coap.coap.sockets import DEFAULT_PORT
+from netota_coap.coap.protocol import DEFAULT_PORT, GROUPS, LEISURE_S, interface_index
 
 WAIT_S = LEISURE_S + 1
 """Until the last server has answered, which takes its leisure."""

@@ -42,7 +42,7 @@ from netota_coap.http.page import Page
 from netota_coap.http.prometheus import MetricsCollector
 from netota_coap.http.ranges import respond
 from netota_coap.http.site import HttpError, Site, problem, problem_of
-from netota_coap.monitoring import Exchange, resource_class
+from netota_coap.monitoring import Metrics, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
@@ -144,8 +144,7 @@ class HttpSite(Site):
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
             if self.metrics.listener:
-                took_us = (time.perf_counter_ns() - start_ns) / 1_000
-                self.metrics.listener(_heard(request, message["status"], headers, took_us))
+                _report(self.metrics, request, message["status"], headers, start_ns)
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
         # uvicorn itself has already answered a request whose rest is malformed.
@@ -153,9 +152,11 @@ class HttpSite(Site):
             await send(message)
 
 
-def _heard(request: Request, status: int, headers: MutableHeaders, took_us: float) -> Exchange:
+def _report(
+    metrics: Metrics, request: Request, status: int, headers: MutableHeaders, start_ns: int
+) -> None:
     parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
-    return Exchange(
+    metrics.exchanged(
         "http",
         request.method,
         unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
@@ -163,7 +164,7 @@ def _heard(request: Request, status: int, headers: MutableHeaders, took_us: floa
         str(int(status)),
         int(headers.get("content-length", 0)),
         ":".join(map(str, request.client or ())),
-        took_us,
+        start_ns,
     )
 
 

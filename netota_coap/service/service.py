@@ -20,9 +20,9 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs
 from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.observe.journal import Keeper, Record, keeping
+from netota_coap.coap.observe.journal import JournalFile, Record, open_journal
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.monitoring import Metrics, Status
@@ -67,9 +67,9 @@ class Service:
     metrics: Metrics = attrs.field(factory=Metrics)
     _started_s: float = attrs.field(init=False, factory=time.monotonic)
     _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _site: Site | None = attrs.field(init=False, default=None)
+    _site: CoapSite | None = attrs.field(init=False, default=None)
     _http: HttpSite | None = attrs.field(init=False, default=None)
-    _keeper: Keeper | None = attrs.field(init=False, default=None)
+    _keeper: JournalFile | None = attrs.field(init=False, default=None)
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
     _is_reloading: bool = attrs.field(init=False, default=False)
@@ -101,7 +101,7 @@ class Service:
                 signal.SIGHUP: lambda: self._reload_all(watcher),
             }
             with short_pauses(), _signals(handlers):
-                async with keeping(self.config.state) as self._keeper:
+                async with open_journal(self.config.state) as self._keeper:
                     await self._until_stopped(watcher, self._keeper)
 
     @property
@@ -159,7 +159,7 @@ class Service:
         troubles = [str(each) for each in self._gateway.upstreams] if self._gateway else []
         return f"waiting for upstreams: {'; '.join(troubles)}" if troubles else "starting"
 
-    async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _until_stopped(self, watcher: Watcher, keeper: JournalFile) -> None:
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
@@ -178,13 +178,13 @@ class Service:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _serve(self, watcher: Watcher, keeper: JournalFile) -> None:
         loader = Loader(self.root)
         catalog = await self._load_first(watcher, loader, keeper)
-        site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
+        site = CoapSite(Responder(catalog), keeper.journal, self.metrics, self.status)
         self._site = site
         self._configure(site)
-        site.observers.restore(keeper.kept)
+        site.observers.restore(keeper.stored)
         async with contextlib.AsyncExitStack() as stack:
             bind, multicast = self.config.coap_bind, self.config.coap_multicast
             door = await FrontDoor.open(site, bind, multicast=multicast)
@@ -200,7 +200,7 @@ class Service:
             self._notify(done=True)
             await self._reload(watcher, loader, keeper, site)
 
-    async def _load_first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+    async def _load_first(self, watcher: Watcher, loader: Loader, keeper: JournalFile) -> Catalog:
         """Load the first catalog; wait for it with `keep_trying`, or while upstreams have none."""
         while True:
             retry_s = _RETRY_S
@@ -229,7 +229,9 @@ class Service:
         is_adopted = any(each.last_contact and not each.behind for each in upstreams)
         return is_empty and bool(upstreams) and not is_adopted
 
-    async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
+    async def _reload(
+        self, watcher: Watcher, loader: Loader, keeper: JournalFile, site: CoapSite
+    ) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
@@ -250,7 +252,7 @@ class Service:
             self._notify(done=done)
 
     async def _load(
-        self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
+        self, loader: Loader, keeper: JournalFile, previous: Catalog | None = None
     ) -> Catalog:
         """Load a catalog in another thread, and record the new sequences."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
@@ -269,14 +271,14 @@ class Service:
             gateway.on_demand.offer(fetchable)
         return catalog
 
-    def _swap(self, site: Site, catalog: Catalog) -> None:
+    def _swap(self, site: CoapSite, catalog: Catalog) -> None:
         site.swap(catalog)
         if self._http:
             self._http.swap(catalog)
         if self._unpin_timer is None:
             self._unpin(site)
 
-    def _unpin(self, site: Site) -> None:
+    def _unpin(self, site: CoapSite) -> None:
         """End transfers that outlived `_PINNED_S` after a swap, and schedule the next check."""
         now_s = time.monotonic()
         some, oldest_s = site.responder.catalog.forget_previous(now_s - _PINNED_S)
@@ -329,7 +331,7 @@ class Service:
                     self._configure(self._site)
         watcher.poke()
 
-    def _configure(self, site: Site) -> None:
+    def _configure(self, site: CoapSite) -> None:
         """Apply the settings that do not need a restart."""
         site.observers.caps = self.config.caps
         site.status_readers = self.config.status_readers

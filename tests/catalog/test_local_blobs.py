@@ -18,7 +18,7 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs, prefix_own_offers
 from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.coap import options as coap
-from netota_coap.coap.blob_blocks import Pieces
+from netota_coap.coap.blob_blocks import BlobBlocks
 from netota_coap.coap.options import Block
 from netota_coap.coap.responder import Responder
 from netota_coap.encoding.codecs import Format
@@ -187,7 +187,7 @@ def test_pieces_are_what_the_responder_answers(number: int, szx: int, more: bool
     responder = Responder(Catalog({}, RenderCache(), files))
     block = coap.encode_uint(number << 4 | more << 3 | szx)
     options = (*FILE, (coap.BLOCK2, block))
-    found = Pieces().find(files, coap.encode(options))
+    found = BlobBlocks().find(files, coap.encode(options))
     code, tail = responder.answer(options, None)
     expected = tail if number and szx < 7 and not more and code == Code.CONTENT else None
     assert expected == found
@@ -229,8 +229,8 @@ BLOCK_1 = (coap.BLOCK2, b"\x16")
 def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
     """The responder is asked; so it is where nothing is held."""
     key = coap.encode(options)
-    assert Pieces().find(_Memory(), key) is None
-    assert Pieces().find(None, key) is None
+    assert BlobBlocks().find(_Memory(), key) is None
+    assert BlobBlocks().find(None, key) is None
 
 
 @pytest.mark.parametrize(
