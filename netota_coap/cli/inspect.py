@@ -23,7 +23,7 @@ from netota_coap.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
     from netota_coap.model.values import Envelope, Repository, Stream, StreamName
 
 
@@ -59,7 +59,7 @@ def _ask_offers(
     """Ask each offer; return which archive it is of, and what came of it."""
     import asyncio
 
-    from netota_coap.client.download import Report, check_offers, resolve
+    from netota_coap.client.downloads import Report, check_offers, resolve
     from netota_coap.errors import ConfigError
 
     offers = [

@@ -17,7 +17,7 @@ from netota_coap.errors import Issue
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
     from netota_coap.model.values import Archive, Offer, Stream
     from netota_coap.publishing.diff import Difference, Got
     from netota_coap.publishing.inspection.artefact import Artefact

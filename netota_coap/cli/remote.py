@@ -237,7 +237,7 @@ def download(
     import asyncio
 
     from netota_coap.cli import json_output
-    from netota_coap.client.download import download as fetch
+    from netota_coap.client.downloads import download as fetch
 
     def trouble(error: TransferError) -> None:
         say(f"waiting: {error.detail}")

@@ -15,7 +15,7 @@ from netota_coap.model.selection import text_form
 from netota_coap.publishing.diff import describe
 
 if TYPE_CHECKING:
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
     from netota_coap.errors import Issue
     from netota_coap.model.values import Stream
     from netota_coap.publishing.diff import Difference, Got

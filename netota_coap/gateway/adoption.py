@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from netota_coap.client.download import resolve
+from netota_coap.client.downloads import resolve
 from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,

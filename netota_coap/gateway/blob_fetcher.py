@@ -19,9 +19,9 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap.client.download import Limit, Progress, download
+from netota_coap.client.downloads import RateLimit, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
-from netota_coap.files import at_once, writing
+from netota_coap.files import Progress, at_once, writing
 from netota_coap.model.values import Archive, Envelope, Stream
 from netota_coap.repository.blobs import INCOMING, Blobs
 from netota_coap.repository.lock import require_repository
@@ -60,7 +60,7 @@ class Incoming:
     size_cap: int | None = None
     in_flight: int = 1
     received: int = attrs.field(init=False, default=0)
-    _limit: Limit | None = attrs.field(init=False)
+    _limit: RateLimit | None = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(
         init=False, factory=lambda: asyncio.Semaphore(_AT_ONCE)
     )
@@ -75,8 +75,8 @@ class Incoming:
     _expected: int = attrs.field(init=False, default=0)  # bytes of those that are under way
 
     @_limit.default
-    def _limited(self) -> Limit | None:
-        return Limit(self.limit_bytes_s) if self.limit_bytes_s else None
+    def _limited(self) -> RateLimit | None:
+        return RateLimit(self.limit_bytes_s) if self.limit_bytes_s else None
 
     @contextlib.asynccontextmanager
     async def fetched(

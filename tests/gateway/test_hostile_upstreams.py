@@ -400,7 +400,7 @@ async def test_what_the_environment_says(root: Path, monkeypatch: pytest.MonkeyP
     """A proxy that cannot be used ends a gateway as what it is."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     it = Gateway.of(Incoming(root), ("http://127.0.0.1:1",), Choice(), Terms())
-    with pytest.raises(ConfigError, match="the proxy of the environment cannot be used"):
+    with pytest.raises(ConfigError, match="the proxy settings of the environment are invalid"):
         await it.run()
 
 

@@ -583,4 +583,4 @@ async def test_a_place_that_cannot_be_written(upstream: Origin, root: Path) -> N
         (root / "blobs" / ".incoming" / digest).mkdir(parents=True)
         status = await mirror(root, uris["coap"]).once()
     assert (present(root), status.behind) == (None, 1)
-    assert "no regular file" in status.error
+    assert "not a regular file" in status.error

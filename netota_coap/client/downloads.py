@@ -1,8 +1,7 @@
-"""Asks offers whether they hold what they promise, and downloads archives: CoAP, HTTP, HTTPS.
+"""Downloads archives over CoAP, HTTP and HTTPS, and checks whether offers are as promised.
 
-A source (`transports.py`) speaks a protocol; a sink takes what comes, to a file or to nowhere.
-Between them stands the one loop that resumes, starts over and verifies, so that a check with
-digest takes the way that a download takes. What is kept of a file in memory is its size and hash.
+One loop resumes, restarts and verifies; a check with digest is a download that stores nothing.
+Memory does not grow with the file, of which only size and hash are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +18,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from netota_coap.client.transports import ChangedError, Source, sources_of, spoken
+from netota_coap.client.back_off import jittered
+from netota_coap.client.coap_client import ChangedError
+from netota_coap.client.transports import Source, source_for, sources_of
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -29,32 +29,29 @@ from netota_coap.errors import (
     TransferError,
     printable,
 )
-from netota_coap.files import sync_directory
+from netota_coap.files import Progress, sync_directory
 from netota_coap.model.values import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
-_PATIENCE_S = 600.0  # in all, with the server of one offer
-_AT_IT_S = 60.0  # a server that says at most that is fetching the file: M-41
-_PATIENCE_AT_IT_S = 86_400.0  # with such a one
-_PROGRESS = 1024  # what counts as progress: fewer bytes at a time would take for ever
-_SHORTEST_WAIT_S = 1.0  # whatever a server says
-_CREDIT_S = 0.5  # that a limit makes up for: the time until a server answers
-_STARTS = 3  # from the first byte, at a file that changes while it is downloaded
+_PATIENCE_S = 600.0  # in total, with the server of one offer
+_FETCHING_S = 60.0  # a server that asks for at most this wait is fetching the file: M-41
+_PATIENCE_FETCHING_S = 86_400.0  # with such a server
+_PROGRESS = 1024  # bytes that count as progress: with fewer at a time it might never end
+_SHORTEST_WAIT_S = 1.0  # even if a server says less
+_CREDIT_S = 0.5  # idle time that a rate limit makes up for: a server's response time
+_STARTS = 3  # of the download of a file that changes meanwhile
 
-Progress = Callable[[int], object]
 Pace = Callable[[int], Awaitable[object]]
-"""Called with each number of bytes received, and with 0 after a wait for the server; nothing more
-is asked for until it returns, but for the blocks in flight."""
+"""Called with each number of bytes received, and with 0 after a wait for the server. Until it
+returns, nothing is requested except the blocks in flight."""
 Idle = Callable[[float], Awaitable[object]]
-"""Called with the seconds to wait for a server; that is asked again when it returns. What it
-raises ends the download; a `NetotaError` only goes on to the next offer."""
+"""Waits the given seconds before a server is asked again. An exception that it raises ends the
+download, except that after a `NetotaError` the next offer is tried."""
 
 
 @attrs.define
-class Limit:
-    """A pace of so many bytes a second, of all downloads together that keep it.
-
-    Time in which nothing came is made up for, as far as it was short.
+class RateLimit:
+    """A `Pace` that bounds the total rate of all downloads that share it.
 
     Attributes:
         bytes_s: Bytes per second, above 0.
@@ -64,7 +61,7 @@ class Limit:
     _due_s: float | None = attrs.field(init=False, default=None)
 
     async def __call__(self, count: int) -> None:
-        """Wait until so many bytes may have come."""
+        """Wait as long as the rate with these bytes would be too high."""
         now = asyncio.get_running_loop().time()
         before_s = now if self._due_s is None else max(self._due_s, now - _CREDIT_S)
         self._due_s = before_s + count / self.bytes_s
@@ -74,13 +71,13 @@ class Limit:
 
 @attrs.frozen
 class Report:
-    """What one offer turned out to be.
+    """The result of checking one offer.
 
     Attributes:
-        url: Absolute, as asked.
-        envelope: What it promises.
-        size: What its server told, bytes; None if it did not.
-        problem: "" if it is fine; else what is wrong, one line.
+        url: Absolute.
+        envelope: The promised size and digest.
+        size: Bytes according to the server; None if it sent no size.
+        problem: One line; "" if the offer is as promised.
     """
 
     url: str
@@ -93,22 +90,22 @@ def resolve(url: str, server: str | None) -> str:
     """Return the absolute form of an offer's URL.
 
     Args:
-        url: Of the offer.
-        server: URI of the server that a relative reference (`/…`) means; its path is ignored.
+        url: Absolute, or a path on `server` (`/…`).
+        server: URI of the server; its path is ignored.
 
     Raises:
-        ConfigError: The URL is relative, and the server is not given or no URI.
+        ConfigError: The URL is relative, and `server` is None or not a URI.
     """
     if not url.startswith("/"):
         return url
     if server is None:
-        raise ConfigError(f"{url}: relative to a server", hint="Say which: --server URI")
+        raise ConfigError(f"{url}: relative to a server", hint="Name the server: --server URI")
     try:
         parts = urlsplit(server)
     except ValueError:
         parts = urlsplit("")
     if not parts.scheme or not parts.netloc:
-        raise ConfigError(f"{server}: not the URI of a server", hint="As in coap://[::1]")
+        raise ConfigError(f"{server}: not the URI of a server", hint="Example: coap://[::1]")
     return f"{parts.scheme}://{parts.netloc}{url}"
 
 
@@ -121,18 +118,17 @@ async def check_offers(
     on_report: Callable[[Report], object] = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> list[Report]:
-    """Ask offers whether they exist, and have the size or the bytes that they promise.
+    """Check whether offers exist with the size, or the bytes, that they promise.
 
-    Without `digest`, a server that tells no size passes: `Report.size` is None then.
+    Without `digest` an offer whose server sends no size passes, with `Report.size` None.
 
     Args:
-        wanted: Absolute URLs and what they promise; those that are there twice are asked once.
-        digest: Whether to download each, and compare SHA-256. Nothing is stored.
-        concurrency: How many to ask at a time.
-        timeout_s: How long to wait for an answer, and for each next KiB of it, seconds.
-        on_report: Called with each report as it comes.
-        progress: Called with the number of bytes received, again and again; below 0 where an
-            offer is begun anew.
+        wanted: Absolute URLs and what they promise; duplicates are checked once.
+        digest: Whether to download each file, without storing it, and compare its SHA-256.
+        concurrency: How many are checked at a time.
+        timeout_s: How long to wait for a response, and for each next KiB, seconds.
+        on_report: Called with each report as soon as it is known.
+        progress: Called with each number of bytes received; negative at a restart.
 
     Returns:
         One report per distinct pair, in the order given.
@@ -143,7 +139,7 @@ async def check_offers(
 
     async def work(sources: Mapping[str, Source]) -> None:
         for index, (url, envelope) in todo:
-            report = await _checked(sources, url, envelope, digest, timeout_s, progress)
+            report = await _check(sources, url, envelope, digest, timeout_s, progress)
             reports[index] = report
             on_report(report)
 
@@ -157,7 +153,7 @@ async def check_offers(
     return [reports[index] for index in range(len(distinct))]
 
 
-async def _checked(
+async def _check(
     sources: Mapping[str, Source],
     url: str,
     envelope: Envelope,
@@ -165,21 +161,21 @@ async def _checked(
     timeout_s: float,
     progress: Progress,
 ) -> Report:
-    sink = _Sink(envelope, progress)
+    received = _Received(envelope, progress)
     try:
-        source = spoken(sources, url)
+        source = source_for(sources, url)
         if digest:
-            await _fetch(source, url, sink, timeout_s, _Patience(0.0))
+            await _fetch(source, url, received, timeout_s, _Patience(0.0))
         else:
             try:
                 async with asyncio.timeout(timeout_s):
-                    sink.told = await source.size(url, envelope.size)
+                    received.sent_size = await source.size(url, envelope.size)
             except TimeoutError:
                 raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
-            _require_size(url, sink)
+            _require_size(url, received)
     except NetotaError as error:
-        return Report(url, envelope, sink.told, _reason(url, error))
-    return Report(url, envelope, sink.told)
+        return Report(url, envelope, received.sent_size, _reason(url, error))
+    return Report(url, envelope, received.sent_size)
 
 
 async def download(
@@ -195,42 +191,42 @@ async def download(
     on_trouble: Callable[[TransferError], object] = lambda _: None,
     idle: Idle = asyncio.sleep,
 ) -> Offer | None:
-    """Download an archive from the first of its offers that holds what it promises.
+    """Download an archive from the first of its offers that is as promised.
 
-    What has arrived is kept beside the target, as `.NAME.<16 digits of SHA-256>.part`; the next
-    call, or the next offer, goes on from there. The target is put in place in one step, when its
-    size and SHA-256 are right, and is never anything else.
+    A partial download is kept beside the target as `.NAME.<16 digits of SHA-256>.part`, and
+    resumed by the next offer or the next call. The target appears or is replaced in one step,
+    after its size and SHA-256 were verified.
 
     A server that says when it will have the file (5.03 with Max-Age, 503 with Retry-After) is
-    waited for: it fetches the file itself, and to go round it would be to ask for it twice.
+    waited for, because it is fetching the file: another offer would have it sent twice.
 
     Args:
-        archive: What to download.
+        archive: Its offers are tried in the order of their metric.
         target: The file to make or to replace.
-        server: URI of the server that relative offers mean.
-        timeout_s: How long to wait for an answer, and for each next KiB of it, seconds.
-        progress: Called with the number of bytes by which the file grew, again and again; the
-            first time with those that were there, below 0 where it is begun anew.
-        pace: Keeps the sources waiting; None: all comes as fast as it can.
-        in_flight: Blocks that are asked for at a time over CoAP, 1 to 64.
-        patience_s: How long to wait in all for the server of one offer, seconds; None: a day for
-            one that says each time that it takes a minute at most, and so is at it; 10 minutes for
-            one that says more.
-        on_trouble: Called with each answer that makes it wait.
-        idle: Waits, in whatever way.
+        server: URI of the server for offers that begin with `/`.
+        timeout_s: How long to wait for a response, and for each next KiB, seconds.
+        progress: Called with each number of bytes by which the file grew: first with those of a
+            partial download, negative at a restart.
+        pace: Delays further requests; None: unlimited.
+        in_flight: Blocks requested at a time over CoAP, 1 to 64.
+        patience_s: How long to wait in total for the server of one offer, seconds. None: a day
+            if it asks for waits of a minute at most, which means that it is fetching the file;
+            else 10 minutes.
+        on_trouble: Called with each response that causes a wait.
+        idle: Waits for a server.
 
     Returns:
-        The offer that the last bytes came from; None if all of them were there already.
+        The offer that completed the file; None if there was nothing left to download.
 
     Raises:
-        ConfigError: The target is there, and no regular file.
-        IntegrityError: No offer worked, and at least one holds something else.
-        TransferError: No offer worked; or another process downloads the same to the same place.
+        ConfigError: The target exists and is not a regular file.
+        IntegrityError: No offer worked, and at least one is not as promised.
+        TransferError: No offer worked, or another process downloads the same file to `target`.
         OSError: The file cannot be written.
     """
-    if await asyncio.to_thread(_holds, target, archive.envelope):
+    if await asyncio.to_thread(_is_complete, target, archive.envelope):
         return None
-    part = await _opened(target, archive.envelope, progress, pace)
+    part = await _open_part(target, archive.envelope, progress, pace)
     with contextlib.closing(part):
         progress(part.size)
         offer = None
@@ -241,15 +237,15 @@ async def download(
             paced = pace is not None
             async with sources_of(urls, timeout_s, paced=paced, in_flight=in_flight) as sources:
                 patience = _Patience(patience_s, on_trouble, idle)
-                offer = await _first(archive, part, server, sources, timeout_s, patience)
+                offer = await _download(archive, part, server, sources, timeout_s, patience)
         await asyncio.to_thread(part.finish, target)
     return offer
 
 
-async def _opened(
+async def _open_part(
     target: Path, envelope: Envelope, progress: Progress, pace: Pace | None
 ) -> _Part:
-    """Open a part; who stops meanwhile does not keep it locked."""
+    """Open a partial download in another thread; a cancellation does not leave it locked."""
     loop = asyncio.get_running_loop()
     opening = loop.run_in_executor(None, _Part.open, target, envelope, progress, pace)
 
@@ -265,7 +261,7 @@ async def _opened(
     return opening.result()
 
 
-async def _first(
+async def _download(
     archive: Archive,
     part: _Part,
     server: str | None,
@@ -273,14 +269,14 @@ async def _first(
     timeout_s: float,
     patience: _Patience,
 ) -> Offer:
-    """Complete a part from the first offer that can; return that."""
+    """Complete a partial download, and return the offer that did it."""
     failed: list[NetotaError] = []
     reasons: list[str] = []
     for offer in sorted(archive.offers, key=lambda offer: offer.metric):
         url = offer.url
         try:
             url = resolve(url, server)
-            source, its_own = spoken(sources, url), attrs.evolve(patience)
+            source, its_own = source_for(sources, url), attrs.evolve(patience)
             await _fetch(source, url, part, timeout_s, its_own)
         except NetotaError as error:
             failed.append(error)
@@ -300,18 +296,12 @@ def _reason(url: str, error: NetotaError) -> str:
 
 
 # ----------------------------------------------------------------------------------------------
-# From a source to a sink
+# Receiving
 
 
 @attrs.define
 class _Patience:
-    """With the server of one offer, which says when it will have the file.
-
-    Attributes:
-        bound_s: For how long it is waited for in all, seconds; None: depends on what it says.
-        on_wait: Called with what it says each time.
-        idle: Waits.
-    """
+    """Waits for the server of one offer, within `patience_s` of `download`."""
 
     bound_s: float | None
     on_wait: Callable[[TransferError], object] = lambda _: None
@@ -319,126 +309,120 @@ class _Patience:
     _waited_s: float = attrs.field(init=False, default=0.0)
 
     async def wait(self, error: PeerError) -> None:
-        """Wait for as long as an answer says; raise that if it does not, or for too long."""
+        """Wait as long as an error asks for; raise it if it asks for no wait or too long a wait."""
         if error.retry_after_s is None:
             raise error
         wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S)
         bound_s = self.bound_s
         if bound_s is None:
-            bound_s = _PATIENCE_AT_IT_S if wait_s <= _AT_IT_S else _PATIENCE_S
+            bound_s = _PATIENCE_FETCHING_S if wait_s <= _FETCHING_S else _PATIENCE_S
         if self._waited_s + wait_s > bound_s:
             raise error
-        # All that wait for one file would else come back at one moment.
-        wait_s *= random.uniform(1.0, 1.1)  # noqa: S311
+        wait_s = jittered(wait_s, share=0.1)
         self._waited_s += wait_s
         self.on_wait(error)
         await self.idle(wait_s)
 
 
 async def _fetch(
-    source: Source, url: str, sink: _Sink, timeout_s: float, patience: _Patience
+    source: Source, url: str, received: _Received, timeout_s: float, patience: _Patience
 ) -> None:
-    """Complete a sink from one URL, and verify it."""
-    sink.tag = None
+    """Receive and verify what is missing from one URL; restart if the file changes meanwhile."""
+    received.tag = None
     for _ in range(_STARTS):
         with contextlib.suppress(ChangedError):
-            return await _complete(source, url, sink, timeout_s, patience)
-        sink.restart()
+            return await _complete(source, url, received, timeout_s, patience)
+        received.restart()
     raise IntegrityError("changed again and again while it was downloaded", uri=url)
 
 
 async def _complete(
-    source: Source, url: str, sink: _Sink, timeout_s: float, patience: _Patience
+    source: Source, url: str, received: _Received, timeout_s: float, patience: _Patience
 ) -> None:
-    """Receive until nothing is missing; resume as long as each time brings something new."""
-    furthest = sink.size
+    """Receive until nothing is missing; resume as long as each attempt makes progress."""
+    furthest = received.size
     while True:
         try:
-            start = await _receive(source, url, sink, timeout_s)
+            start = await _receive(source, url, received, timeout_s)
         except PeerError as error:
             await patience.wait(error)
-            if sink.pace:
-                await sink.pace(0)
+            if received.pace:
+                await received.pace(0)
         except IntegrityError:
             raise
         except TransferError:
-            if sink.size < furthest + _PROGRESS:
+            if received.size < furthest + _PROGRESS:
                 raise
-            furthest = sink.size
+            furthest = received.size
         else:
-            return _verify(url, sink, start)
+            return _verify(url, received, start)
 
 
-def _verify(url: str, sink: _Sink, start: int) -> None:
-    """Refuse what is wrong; `start` is where the last piece of it began."""
-    if sink.is_right():
+def _verify(url: str, received: _Received, start: int) -> None:
+    """Raise if the file is wrong, which was received from offset `start` on."""
+    if received.is_right():
         return
     if start > 0:
-        # What was there before may be the wrong half, and somebody else's.
+        # The bytes before `start` may be the wrong ones, and from another server.
         raise ChangedError
-    digest = sink.digest().hex()
-    sink.restart()
-    raise IntegrityError(f"SHA-256 is {digest}, not {sink.envelope.sha256.hex()}", uri=url)
+    digest = received.digest().hex()
+    received.restart()
+    raise IntegrityError(f"SHA-256 is {digest}, not {received.envelope.sha256.hex()}", uri=url)
 
 
-async def _receive(source: Source, url: str, sink: _Sink, timeout_s: float) -> int:
-    """Receive what is missing; return the offset that the source began at."""
+async def _receive(source: Source, url: str, received: _Received, timeout_s: float) -> int:
+    """Receive what is missing, and return the offset at which the source began."""
     now, awaited = asyncio.get_running_loop().time, "answer"
     deadline = now() + timeout_s
     try:
         async with (
             asyncio.timeout_at(deadline) as patience,
-            source.open(url, sink.size, sink.tag, sink.envelope.size) as body,
+            source.open(url, received.size, received.tag, received.envelope.size) as body,
             contextlib.aclosing(body.chunks),
         ):
-            awaited, sink.told = "progress", body.size
-            _require_size(url, sink)
-            if body.start != sink.size:
-                sink.restart()
-            sink.tag = body.tag
-            last = sink.size
+            awaited, received.sent_size = "progress", body.size
+            _require_size(url, received)
+            if body.start != received.size:
+                received.restart()
+            received.tag = body.tag
+            last = received.size
             async for chunk in body.chunks:
-                if sink.size + len(chunk) > sink.envelope.size:
-                    sink.restart()
-                    raise IntegrityError(f"has more than {sink.envelope.size} bytes", uri=url)
-                sink.write(chunk)
-                if sink.pace:
+                if received.size + len(chunk) > received.envelope.size:
+                    received.restart()
+                    detail = f"has more than {received.envelope.size} bytes"
+                    raise IntegrityError(detail, uri=url)
+                received.write(chunk)
+                if received.pace:
                     begun = now()
                     patience.reschedule(None)
-                    await sink.pace(len(chunk))
-                    deadline += now() - begun  # that wait was not the server's
+                    await received.pace(len(chunk))
+                    deadline += now() - begun  # the server is not to blame for this wait
                     patience.reschedule(deadline)
-                if sink.size >= last + _PROGRESS:
-                    last, deadline = sink.size, now() + timeout_s
+                if received.size >= last + _PROGRESS:
+                    last, deadline = received.size, now() + timeout_s
                     patience.reschedule(deadline)
     except TimeoutError:
         raise TransferError(f"no {awaited} in {timeout_s:g} s", uri=url) from None
-    if sink.size < sink.envelope.size:
-        detail = f"ended after {sink.size} of {sink.envelope.size} bytes"
+    if received.size < received.envelope.size:
+        detail = f"ended after {received.size} of {received.envelope.size} bytes"
         raise TransferError(detail, uri=url)
     return body.start
 
 
-def _require_size(url: str, sink: _Sink) -> None:
-    if sink.told not in (None, sink.envelope.size):
-        raise IntegrityError(f"has {sink.told} bytes, not {sink.envelope.size}", uri=url)
-
-
-# ----------------------------------------------------------------------------------------------
-# Sinks
+def _require_size(url: str, received: _Received) -> None:
+    if received.sent_size not in (None, received.envelope.size):
+        detail = f"has {received.sent_size} bytes, not {received.envelope.size}"
+        raise IntegrityError(detail, uri=url)
 
 
 @attrs.define
-class _Sink:
-    """Counts and hashes what arrives.
+class _Received:
+    """Counts and hashes the bytes of one file.
 
     Attributes:
-        envelope: What is to arrive.
-        progress: Called with the change of `size`.
-        pace: Keeps the source waiting, or None.
-        size: Bytes that have arrived.
-        tag: ETag of the file that they are of, by the server that is asked; None: not known.
-        told: Size of the whole that the server told last, bytes.
+        size: Bytes received.
+        tag: Their ETag on the present server; None if unknown.
+        sent_size: Bytes of the whole file, as the server sent it last.
     """
 
     envelope: Envelope
@@ -446,33 +430,29 @@ class _Sink:
     pace: Pace | None = None
     size: int = 0
     tag: bytes | None = None
-    told: int | None = None
+    sent_size: int | None = None
     _hash: Any = attrs.field(factory=hashlib.sha256)
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes."""
         self._hash.update(chunk)
         self.size += len(chunk)
         self.progress(len(chunk))
 
     def restart(self) -> None:
-        """Forget what has arrived."""
         self.progress(-self.size)
         self.size, self.tag, self._hash = 0, None, hashlib.sha256()
 
     def digest(self) -> bytes:
-        """Return SHA-256 of what has arrived."""
         digest: bytes = self._hash.digest()
         return digest
 
     def is_right(self) -> bool:
-        """Tell whether all has arrived, and nothing else."""
         return self.size == self.envelope.size and self.digest() == self.envelope.sha256
 
 
 @attrs.define(kw_only=True)
-class _Part(_Sink):
-    """A sink that keeps what arrives in a file beside the target."""
+class _Part(_Received):
+    """A partial download, stored in a locked file beside the target."""
 
     _path: Path
     _stream: BinaryIO
@@ -481,11 +461,11 @@ class _Part(_Sink):
     def open(
         cls, target: Path, envelope: Envelope, progress: Progress, pace: Pace | None
     ) -> _Part:
-        """Open the file, with what is there of an earlier time, and let nobody else do so."""
+        """Open and lock the file, and read what an earlier download left in it."""
         path = target.with_name(f".{target.name}.{envelope.sha256.hex()[:16]}.part")
         with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(open(path, "r+b", opener=_made))
-            if not _is_ours(stream, path):
+            stream = stack.enter_context(open(path, "r+b", opener=_create))
+            if not _lock(stream, path):
                 detail = "is being downloaded by another process"
                 raise TransferError(detail, uri=str(target))
             if os.fstat(stream.fileno()).st_size > envelope.size:
@@ -496,37 +476,36 @@ class _Part(_Sink):
         return cls(envelope, progress, pace, size, hash=hashed, path=path, stream=stream)
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes; they are there after this process is killed."""
+        """Write bytes so that they are kept if this process is killed."""
         self._stream.write(chunk)
         self._stream.flush()
         super().write(chunk)
 
     def restart(self) -> None:
-        """Forget what has arrived."""
         self._stream.seek(0)
         self._stream.truncate()
         super().restart()
 
     def finish(self, target: Path) -> None:
-        """Put the file in place, to stay."""
+        """Move the file to the target, durably."""
         os.fsync(self._stream.fileno())
         self._path.replace(target)
         sync_directory(target.parent)
 
     def close(self) -> None:
-        """Let others have the file; one without bytes is of no use to them."""
+        """Unlock the file, and remove it if it is empty."""
         if self.size == 0:
             self._path.unlink(missing_ok=True)
         self._stream.close()
 
 
-def _made(path: str, flags: int) -> int:
-    # Its name can be guessed: somebody else's link must not lead elsewhere.
+def _create(path: str, flags: int) -> int:
+    # The name can be guessed, so somebody else's link must not be followed.
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
-def _is_ours(stream: BinaryIO, path: Path) -> bool:
-    """Lock a file, unless somebody else has it, or has put it in place just now."""
+def _lock(stream: BinaryIO, path: Path) -> bool:
+    """Lock a file; False if another process has locked, moved or removed it."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(stream.fileno()).st_ino == path.stat().st_ino
@@ -534,12 +513,11 @@ def _is_ours(stream: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _holds(target: Path, envelope: Envelope) -> bool:
-    """Tell whether the target is what is wanted already."""
+def _is_complete(target: Path, envelope: Envelope) -> bool:
     if not target.exists():
         return False
     if not target.is_file():
-        raise ConfigError(f"{target}: is there, and no regular file", hint="Name another file.")
+        raise ConfigError(f"{target}: exists and is not a regular file", hint="Name another file.")
     if target.stat().st_size != envelope.size:
         return False
     with target.open("rb") as stream:
