@@ -309,7 +309,7 @@ class _Patience:
     _waited_s: float = attrs.field(init=False, default=0.0)
 
     async def wait(self, error: PeerError) -> None:
-        """Wait as long as an error asks for; raise it if it asks for no wait or too long a wait."""
+        """Wait as long as an error asks for; raise it if it asks for nothing or for too long."""
         if error.retry_after_s is None:
             raise error
         wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S)

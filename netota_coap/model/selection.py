@@ -36,6 +36,12 @@ class Selection:
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     schemes: tuple[str, ...] = ()
 
+    def __attrs_post_init__(self) -> None:
+        # Each character of a text would count as a value, and nothing would suit.
+        values = (self.schemes, *(texts for _, texts in self.attributes))
+        if not all(isinstance(texts, tuple) for texts in values):
+            raise TypeError("use Selection.of({name: value or values}), also for schemes")
+
     @classmethod
     def of(cls, wanted: Mapping[str, SelectionValue]) -> Selection:
         """Build a selection from attribute to one value or several, first preferred.

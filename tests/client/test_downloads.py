@@ -1,4 +1,4 @@
-"""download/: offers are asked, archives downloaded, over HTTP and HTTPS; lies are found out."""
+"""client/downloads.py over HTTP and HTTPS: checks and downloads; lies are found out."""
 
 from __future__ import annotations
 
