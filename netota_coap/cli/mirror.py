@@ -82,14 +82,14 @@ def mirror(
     import os
 
     from netota_coap.gateway.adoption import EVERYTHING, Choice
-    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.blob_fetcher import BlobFetcher
     from netota_coap.gateway.mirror import Mirror, Terms
     from netota_coap.repository.scaffold import init
     from netota_coap.service import logs
 
     choice = Choice(tuple(packages) or EVERYTHING, tuple(streams) or EVERYTHING, selection)
-    incoming = Incoming(directory, limit_bytes_s, keep_free, size_cap, in_flight)
-    it = Mirror(incoming, upstream, choice, Terms(announce_at_once=announce == "at-once"))
+    fetcher = BlobFetcher(directory, limit_bytes_s, keep_free, size_cap, in_flight)
+    it = Mirror(fetcher, upstream, choice, Terms(announce_at_once=announce == "at-once"))
     if not (directory / "repository.toml").exists():
         init(directory)
     logs.configure("info", "auto", os.environ)
