@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import aiocoap.error
@@ -94,7 +93,7 @@ class ChangedError(Exception):
 
 @attrs.define
 class Client:
-    """A CoAP client for any number of servers; use it as an async context manager.
+    """A CoAP client for any number of `coap://` servers; use it as an async context manager.
 
     It remembers the highest sequence of each stream and refuses a lower one.
 
@@ -118,12 +117,7 @@ class Client:
         )
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._context:
             await self._context.shutdown()
 
@@ -131,11 +125,6 @@ class Client:
         self, uri: str, query: Iterable[str] = (), accept: ContentFormat | None = None
     ) -> Fetched:
         """Get a resource, block by block if need be.
-
-        Args:
-            uri: `coap://…`.
-            query: Parameters to add to those of the URI.
-            accept: The wanted format; None lets the server choose.
 
         Raises:
             PeerError: The server answered with an error.
@@ -159,7 +148,7 @@ class Client:
         """Get one block of a resource.
 
         Args:
-            uri: `coap://…`.
+            uri: Of the resource.
             offset: A multiple of the block's size, bytes.
             exponent: Of the block's size, 0 to 6: 2^(exponent+4) bytes. The server may choose a
                 smaller one.
@@ -192,7 +181,7 @@ class Client:
         servers can do no more. The caller compares ETags to notice a change of the resource.
 
         Args:
-            uri: `coap://…`.
+            uri: Of the resource.
             offset: Where to begin: a multiple of 1,024 bytes.
             size: Expected size of the resource, bytes, if the server sends none; 0: unknown.
             in_flight: Blocks requested ahead of the one yielded last, 1 to 64.
@@ -233,8 +222,7 @@ class Client:
         """Get a resource as text (link-format) or plain data (the other formats).
 
         Raises:
-            IntegrityError: The response is malformed or in another format.
-            TransferError: As for `get`.
+            TransferError: As for `get`, or the response is malformed or in another format.
         """
         fetched = await self.get(uri, query, accept)
         if fetched.format != accept:
@@ -262,7 +250,7 @@ class Client:
             selection: What the device says about itself.
 
         Returns:
-            Its archives are sorted, the preferred one first.
+            The state; its archives are sorted, the preferred one first.
 
         Raises:
             IntegrityError: The response is malformed.
@@ -289,8 +277,7 @@ class Client:
 
         Raises:
             PeerError: The server refuses; the stream was removed, say.
-            IntegrityError: As for `stream`.
-            RollbackError: As for `stream`.
+            TransferError: As for `stream`, except that an unreachable server is waited for.
         """
         query = selection_to_query(selection)
         last: Stream | None = None
@@ -413,11 +400,7 @@ class Client:
     async def _rest(
         self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
     ) -> Fetched:
-        """Fetch the blocks after the first.
-
-        Raises:
-            ChangedError: A block has another ETag than the first.
-        """
+        """Fetch the blocks after the first; raise `ChangedError` if their ETags differ."""
         try:
             async with asyncio.timeout(self.transfer_s):
                 payload, response = bytearray(), first

@@ -127,7 +127,7 @@ async def check_offers(
         digest: Whether to download each file, without storing it, and compare its SHA-256.
         concurrency: How many are checked at a time.
         timeout_s: How long to wait for a response, and for each next KiB, seconds.
-        on_report: Called with each report as soon as it is known.
+        on_report: Called as soon as a report is known.
         progress: Called with each number of bytes received; negative at a restart.
 
     Returns:
@@ -137,11 +137,27 @@ async def check_offers(
     reports: dict[int, Report] = {}
     todo = enumerate(distinct)
 
+    async def check(sources: Mapping[str, Source], url: str, envelope: Envelope) -> Report:
+        received = _Received(envelope, progress)
+        try:
+            source = source_for(sources, url)
+            if digest:
+                await _fetch(source, url, received, timeout_s, _Patience(0.0))
+            else:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        received.sent_size = await source.size(url, envelope.size)
+                except TimeoutError:
+                    raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
+                _require_size(url, received)
+        except NetotaError as error:
+            return Report(url, envelope, received.sent_size, _reason(url, error))
+        return Report(url, envelope, received.sent_size)
+
     async def work(sources: Mapping[str, Source]) -> None:
         for index, (url, envelope) in todo:
-            report = await _check(sources, url, envelope, digest, timeout_s, progress)
-            reports[index] = report
-            on_report(report)
+            reports[index] = await check(sources, url, envelope)
+            on_report(reports[index])
 
     async with sources_of((url for url, _ in distinct), timeout_s) as sources:
         workers = [asyncio.create_task(work(sources)) for _ in range(concurrency)]
@@ -151,31 +167,6 @@ async def check_offers(
             for worker in workers:
                 worker.cancel()
     return [reports[index] for index in range(len(distinct))]
-
-
-async def _check(
-    sources: Mapping[str, Source],
-    url: str,
-    envelope: Envelope,
-    digest: bool,
-    timeout_s: float,
-    progress: Progress,
-) -> Report:
-    received = _Received(envelope, progress)
-    try:
-        source = source_for(sources, url)
-        if digest:
-            await _fetch(source, url, received, timeout_s, _Patience(0.0))
-        else:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    received.sent_size = await source.size(url, envelope.size)
-            except TimeoutError:
-                raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
-            _require_size(url, received)
-    except NetotaError as error:
-        return Report(url, envelope, received.sent_size, _reason(url, error))
-    return Report(url, envelope, received.sent_size)
 
 
 async def download(
@@ -295,10 +286,6 @@ def _reason(url: str, error: NetotaError) -> str:
     return printable(error.detail.removeprefix(f"{url}: "))
 
 
-# ----------------------------------------------------------------------------------------------
-# Receiving
-
-
 @attrs.define
 class _Patience:
     """Waits for the server of one offer, within `patience_s` of `download`."""
@@ -306,7 +293,7 @@ class _Patience:
     bound_s: float | None
     on_wait: Callable[[TransferError], object] = lambda _: None
     idle: Idle = asyncio.sleep
-    _waited_s: float = attrs.field(init=False, default=0.0)
+    _waited_s: float = 0.0
 
     async def wait(self, error: PeerError) -> None:
         """Wait as long as an error asks for; raise it if it asks for nothing or for too long."""

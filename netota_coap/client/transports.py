@@ -23,6 +23,8 @@ from netota_coap import __version__
 from netota_coap.client.coap_client import ChangedError, Client, ReceivedBlock
 from netota_coap.errors import ConfigError, IntegrityError, PeerError, TransferError
 
+Blocks = AsyncGenerator[ReceivedBlock, None]
+
 _REDIRECTS = 10
 _COAP_BLOCK = 1024
 _PACED_BUFFER = 128 * 1024  # bytes
@@ -50,12 +52,7 @@ class Source(Protocol):
     """A protocol to download files by."""
 
     async def size(self, url: str, wanted: int) -> int | None:
-        """Return the size of a file; None if the server does not send it.
-
-        Args:
-            url: Absolute.
-            wanted: Expected size, for protocols that can only test it.
-        """
+        """Return the size of a file, or None; CoAP may only be able to test the wanted size."""
         ...
 
     def open(
@@ -63,14 +60,8 @@ class Source(Protocol):
     ) -> contextlib.AbstractAsyncContextManager[Body]:
         """Open a file at an offset, or at 0 if the server cannot resume it.
 
-        Args:
-            url: Absolute.
-            start: Offset, bytes.
-            tag: ETag of the bytes before the offset; None if unknown.
-            wanted: Expected size, bytes.
-
         Raises:
-            ChangedError: The file is no longer the one with this ETag.
+            ChangedError: The file is no longer the one with the ETag `tag`.
         """
         ...
 
@@ -83,7 +74,7 @@ async def sources_of(
 
     Args:
         urls: All URLs that will be opened.
-        timeout_s: How long to wait for one response over CoAP, seconds.
+        timeout_s: For one response over CoAP; the caller bounds the time of HTTP.
         paced: Whether a rate limit applies, so that receive buffers are kept small.
         in_flight: Blocks requested at a time over CoAP, 1 to 64.
     """
@@ -187,11 +178,7 @@ class _CoapSource:
             yield Body(start, _size_from(first), first.etag, chunks)
 
     async def _chunks(
-        self,
-        url: str,
-        first: ReceivedBlock,
-        others: AsyncGenerator[ReceivedBlock, None],
-        skip: int,
+        self, url: str, first: ReceivedBlock, others: Blocks, skip: int
     ) -> AsyncGenerator[bytes, None]:
         yield first.payload[skip:]
         skip = max(skip - len(first.payload), 0)
@@ -260,7 +247,7 @@ class _HttpSource:
                 start = 0
             elif tag is not None and found != tag:
                 raise ChangedError
-            elif _range_start(response) != start:
+            elif _range(response)[0] != start:
                 raise IntegrityError("answers with another range than was asked for", uri=url)
             yield Body(start, _whole_size(response), found, _chunks(url, response))
 
@@ -333,17 +320,18 @@ def _shown(message: httpx2.Request | httpx2.Response) -> str:
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d{1,19}|\*)/(?:(\d{1,19})|\*)", re.ASCII)
 
 
-def _range_start(response: httpx2.Response) -> int | None:
+def _range(response: httpx2.Response) -> tuple[int | None, int | None]:
+    """Return the offset of a response in the file, and the size of the file."""
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return int(found[1]) if found and found[1] else None
+    start, size = found.groups() if found else (None, None)
+    return int(start) if start else None, int(size) if size else None
 
 
 def _whole_size(response: httpx2.Response) -> int | None:
     if response.status_code == 200:
         length = response.headers.get("Content-Length", "")
         return int(length) if length.isdecimal() else None
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return int(found[2]) if found and found[2] else None
+    return _range(response)[1]
 
 
 def _strong_tag(response: httpx2.Response) -> bytes | None:

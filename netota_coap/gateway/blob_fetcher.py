@@ -63,22 +63,17 @@ class BlobFetcher:
     in_flight: int = 1
     received: int = attrs.field(init=False, default=0)
     _limit: RateLimit | None = attrs.field(init=False)
-    _slots: asyncio.Semaphore = attrs.field(
-        init=False, factory=lambda: asyncio.Semaphore(_AT_ONCE)
-    )
-    _begun: asyncio.Semaphore = attrs.field(
-        init=False, factory=lambda: asyncio.Semaphore(_MOST_BEGUN)
-    )
-    _locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = attrs.field(
-        init=False, factory=weakref.WeakValueDictionary
-    )
+    _slots: asyncio.Semaphore = attrs.field(init=False)
+    _begun: asyncio.Semaphore = attrs.field(init=False)
+    _locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = attrs.field(init=False)
     _needed: Counter[bytes] = attrs.field(init=False, factory=Counter)
     _claimed: set[bytes] = attrs.field(init=False, factory=set)  # not by other processes
     _pending: int = attrs.field(init=False, default=0)  # bytes of all downloads that have begun
 
-    @_limit.default
-    def _limited(self) -> RateLimit | None:
-        return RateLimit(self.limit_bytes_s) if self.limit_bytes_s else None
+    def __attrs_post_init__(self) -> None:
+        self._limit = RateLimit(self.limit_bytes_s) if self.limit_bytes_s else None
+        self._slots, self._begun = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_MOST_BEGUN)
+        self._locks = weakref.WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def fetched(

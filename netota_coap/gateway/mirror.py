@@ -109,9 +109,7 @@ class Mirror:
     uri: str = attrs.field(converter=_without_slash)
     choice: Choice = Choice()
     terms: Terms = Terms()
-    _requests: asyncio.Semaphore = attrs.field(
-        init=False, factory=lambda: asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
-    )
+    _requests: asyncio.Semaphore = attrs.field(init=False)
     _listed: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
     _processed: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
     _updating: dict[StreamName, asyncio.Event] = attrs.field(init=False, factory=dict)
@@ -123,6 +121,7 @@ class Mirror:
     _loader: loading.Loader = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._requests = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
         self._loader = loading.Loader(self.root)
         try:
             canonical(self.uri)
@@ -171,10 +170,7 @@ class Mirror:
             ConfigError: The proxy settings of the environment are invalid.
         """
         back_off, now = self._back_off(), asyncio.get_running_loop().time
-        async with (
-            upstream_of(self.uri, self.terms.timeout_s) as upstream,
-            task_group() as group,
-        ):
+        async with upstream_of(self.uri, self.terms.timeout_s) as upstream, task_group() as group:
             while True:
                 first_s = math.inf  # when this observation yielded its first tag
                 try:
