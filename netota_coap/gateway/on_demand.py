@@ -22,7 +22,7 @@ from netota_coap.repository.blobs import Key, key_of
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("coap://", "http://", "https://")
-_FIRST_S = 1  # until the rate of the download is known
+FIRST_S = 1  # until the rate of the download is known
 _LONGEST_S = 60
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
@@ -74,7 +74,7 @@ class _Fetch:
         before, since_s = self.begun or (0, 0.0)
         gained = self.arrived - before
         if gained <= 0:
-            return _FIRST_S
+            return FIRST_S
         left_s = (self.size - self.arrived) * (time.monotonic() - since_s) / gained
         return min(max(math.ceil(left_s), 1), _LONGEST_S)
 

@@ -18,13 +18,13 @@ from netota_coap.errors import InvalidDataError, Issue, NotFoundError, Repositor
 from netota_coap.model.values import Stream
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import blobs as module
-from netota_coap.repository import loading, lock
+from netota_coap.repository import changes, lock
 from netota_coap.repository.blobs import INCOMING, Blob, Blobs
 from netota_coap.repository.check import check
 from netota_coap.repository.watch import Watcher
 from tests.support.publishing import STABLE, promote, publish, remove, rollback, served
 from tests.support.repositories import stable
-from tests.support.serving import PROJECT
+from tests.support.serving import PATIENCE_S, PROJECT
 from tests.support.storing import (
     ENVELOPE,
     FIRMWARE,
@@ -316,7 +316,7 @@ def test_what_is_removed_before_the_publish_is_stored_again(
         assert len(blobs.gc(0, grace_s=0)) == 1
         return locked(root)
 
-    monkeypatch.setattr(loading, "locked", meanwhile)
+    monkeypatch.setattr(changes, "locked", meanwhile)
     publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
     assert content(blobs) == FIRMWARE
 
@@ -337,7 +337,7 @@ async def test_servers_notice(blobs: Blobs, image: Path, what: str) -> None:
         "another": lambda: blobs.add(PROJECT / "LICENSE"),
         "damaged": blobs.verify,
     }
-    async with Watcher(blobs.root) as watcher, asyncio.timeout(10):
+    async with Watcher(blobs.root) as watcher, asyncio.timeout(PATIENCE_S):
         if what != "first":
             blobs.add(image, ENVELOPE if what != "damaged" else attrs.evolve(ENVELOPE, size=5))
             with pytest.raises(TimeoutError):
