@@ -20,7 +20,7 @@ from netota_coap.repository.changes import Change
 from netota_coap.repository.check import Findings
 
 if TYPE_CHECKING:  # 0.2 s, which most commands do without
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
 
 
 def findings(found: Findings) -> None:

@@ -1,4 +1,4 @@
-"""How long the answers of a server take, and so when it is time to ask again.
+"""Decides from the round-trip times of a server when a request to it is retransmitted.
 
 Source: RFC 6298, section 2; RFC 7252, section 4.2.
 """
@@ -14,15 +14,15 @@ from aiocoap.numbers.constants import TransportTuning
 
 from netota_coap.coap.protocol import RoundTripTime
 
-_SHORTEST_S = 0.2  # the network's jitter and the server's pauses are below that
+_SHORTEST_S = 0.2  # above the jitter of a network and the pauses of a server
 
 
 @attrs.define
-class Peer:
-    """A server that is asked for much.
+class ServerTiming:
+    """The retransmission timer of a server, for several requests in flight.
 
     Attributes:
-        remote: The endpoint that answered, as aiocoap has it; None: not known yet.
+        remote: aiocoap's endpoint that answered; None before the first response.
     """
 
     remote: Any = None
@@ -31,11 +31,11 @@ class Peer:
     )
 
     def repeat_s(self) -> float:
-        """Return how long to wait for an answer before asking again, seconds, with jitter."""
+        """Return how long to wait before a retransmission, seconds, with jitter."""
         factor = random.uniform(1.0, TransportTuning.ACK_RANDOM_FACTOR)  # noqa: S311 - no secret
         return self._round_trip.timeout_s * factor
 
     def answered(self, response: Message, took_s: float) -> None:
-        """Learn from the answer to one transmission, and how long it took, seconds."""
+        """Learn from the response to one transmission and its round-trip time, seconds."""
         self._round_trip.measured(took_s)
         self.remote = response.remote

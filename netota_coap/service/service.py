@@ -37,7 +37,7 @@ from netota_coap.service.systemd import Manager
 
 if TYPE_CHECKING:
     from netota_coap.gateway.gateway import Gateway
-    from netota_coap.gateway.on_demand import Fetchable
+    from netota_coap.gateway.on_demand import RemoteFile
     from netota_coap.http.server import HttpSite
 
 _log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Service:
             fan_out=self._site.observers.fan_out,
             troubles=(self._keeper.trouble,) if self._keeper and self._keeper.trouble else (),
             upstreams=self._gateway.upstreams if self._gateway else (),
-            fetched_bytes=self._gateway.incoming.received if self._gateway else None,
+            fetched_bytes=self._gateway.fetcher.received if self._gateway else None,
         )
 
     def observers(self) -> dict[str, int]:
@@ -257,18 +257,18 @@ class Service:
         """Load a catalog in another thread, and record the new sequences."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
 
-        def load() -> tuple[Catalog, list[Record], Mapping[Key, Fetchable]]:
+        def load() -> tuple[Catalog, list[Record], Mapping[Key, RemoteFile]]:
             repository = loader.load()
             files.refresh((each.sha256, each.size) for each in envelopes_of(repository))
-            fetchable = gateway.fetchable(repository) if gateway else {}
-            offered = files.blobs.present(repository) | fetchable.keys()
+            remote = gateway.remote_files(repository) if gateway else {}
+            offered = files.blobs.present(repository) | remote.keys()
             catalog = Catalog.of(repository, previous, LocalBlobs(offered, files, metric))
-            return catalog, keeper.review(repository), fetchable
+            return catalog, keeper.review(repository), remote
 
-        catalog, learned, fetchable = await asyncio.to_thread(load)
+        catalog, learned, remote = await asyncio.to_thread(load)
         keeper.learn(learned)
         if gateway and gateway.on_demand:
-            gateway.on_demand.offer(fetchable)
+            gateway.on_demand.set_files(remote)
         return catalog
 
     def _swap(self, site: CoapSite, catalog: Catalog) -> None:
@@ -372,13 +372,13 @@ def _gateway_of(config: Config, root: Path) -> Gateway:
     """Return the configured gateway; creates its repository if there is none."""
     # Imported here: other services save the time and the memory.
     from netota_coap.gateway.adoption import Choice
-    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.blob_fetcher import BlobFetcher
     from netota_coap.gateway.gateway import Gateway
     from netota_coap.gateway.mirror import Terms
 
     if config.mirror_upstreams and not (root / "repository.toml").exists():
         init(root)
-    incoming = Incoming(
+    fetcher = BlobFetcher(
         root,
         config.blobs_limit_bytes_s or None,
         config.blobs_keep_free,
@@ -392,7 +392,7 @@ def _gateway_of(config: Config, root: Path) -> Gateway:
         announce_at_once=config.mirror_announce == "at-once",
         ahead=config.blobs_cache == "ahead",
     )
-    return Gateway.of(incoming, config.mirror_upstreams, choice, terms)
+    return Gateway.of(fetcher, config.mirror_upstreams, choice, terms)
 
 
 @contextlib.contextmanager

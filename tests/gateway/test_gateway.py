@@ -429,7 +429,11 @@ async def test_room_is_made_later(upstream: Origin, caplog: pytest.LogCaptureFix
         async with asyncio.timeout(PATIENCE_S):
             while not await _is_served(client, here.path(archive)):
                 pass
-        await until(lambda: [line for line in caplog.messages if "no room was made" in line])
+        await until(
+            lambda: [
+                line for line in caplog.messages if "unused blobs could not be deleted" in line
+            ]
+        )
     assert not [line for line in caplog.messages if "could not be fetched" in line]
 
 
