@@ -159,5 +159,5 @@ async def test_the_names_are_light() -> None:
 @pytest.mark.parametrize("wrong", [{"attributes": [("machine", "x")]}, {"schemes": "coap"}])
 def test_a_selection_of_the_wrong_form(wrong: dict[str, object]) -> None:
     """It would select nothing; it is refused with the right way to write it."""
-    with pytest.raises(TypeError, match=r"use Selection\.of\("):
+    with pytest.raises(TypeError, match=r"Selection\.of\("):
         Selection(**wrong)  # type: ignore[arg-type]
