@@ -23,7 +23,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 HOMES = {"root": "root", "ordinary": "home/ordinary"}
-LAST_LINES = 60
+LAST_LINES = 150
 
 # How this machine reaches registries.
 FILES = (
