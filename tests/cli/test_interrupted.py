@@ -21,7 +21,7 @@ HELD = """
 import resource
 import sys
 from pathlib import Path
-from netota_coap import lock
+from netota_coap.repository import lock
 
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
@@ -33,7 +33,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 TELLING = """
 import sys
 from pathlib import Path
-from netota_coap import lock
+from netota_coap.repository import lock
 
 with lock.locked(Path(sys.argv[1])):
     print((Path(sys.argv[1]) / ".lock").read_text())
@@ -136,10 +136,10 @@ import json
 import random
 import sys
 from pathlib import Path
-from netota_coap import publish
+from netota_coap.publishing import publish
 from netota_coap.errors import NotFoundError, RepositoryConflictError
-from netota_coap.sources import ArchiveSource
-from tests.publishing import NOW
+from netota_coap.publishing.archives import ArchiveSource
+from tests.support.publishing import NOW
 
 root, who, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 choose = random.Random(who)

@@ -292,8 +292,8 @@ PUBLISH = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from netota_coap.sources import ArchiveSource
-from tests.publishing import publish
+from netota_coap.publishing.archives import ArchiveSource
+from tests.support.publishing import publish
 root, image, who = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 print("ready", flush=True)
 sys.stdin.readline()

@@ -103,7 +103,7 @@ def ends_of(
     trouble: str, scenario: str, base: Path, out: Path, *within: str
 ) -> tuple[list[Path], list[End]]:
     """Let a command get into trouble, in a row of places; what is left, and how it ended."""
-    command = [*within, sys.executable, "-m", "tests.crashing", trouble, scenario]
+    command = [*within, sys.executable, "-m", "tests.support.crashing", trouble, scenario]
     done = subprocess.run(
         [*command, str(base), str(out)], check=True, capture_output=True, text=True, cwd=PROJECT
     )

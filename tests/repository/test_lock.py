@@ -16,7 +16,7 @@ SINCE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 HOLD = """
 import sys
 from pathlib import Path
-from netota_coap import lock
+from netota_coap.repository import lock
 with lock.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,6 +1,6 @@
 """Runs what changes a repository again and again, each time into another trouble.
 
-Usage: python -m tests.crashing TROUBLE SCENARIO BASE OUT
+Usage: python -m tests.support.crashing TROUBLE SCENARIO BASE OUT
 For each n a copy of BASE is changed by the command, or call, in a child, and left at OUT/<n>; the
 last one is of the command that came to its end. What became of them is printed as JSON. Troubles
 are
@@ -79,7 +79,13 @@ CALLS: dict[str, Callable[[Path], object]] = {
 }
 """What a mirror does to a repository, for which there is no command of its own."""
 
-_MODULES = ("git", "publish", "release", "cli.plain", "cli.tables")  # not to be read in each child
+_MODULES = (
+    "repository.git",
+    "publishing.publish",
+    "publishing.release_file",
+    "cli.json_output",
+    "cli.text_output",
+)
 
 
 def _fail(number: int) -> None:

@@ -1,6 +1,6 @@
 """Kills `netota-coap mirror` at random, again and again, and counts what its upstream sent.
 
-Usage: python -m tests.killing KILLS [coap|http]
+Usage: python -m tests.support.killing KILLS [coap|http]
 Most kills come once the file is under way, the others while the process starts. New versions are
 published whenever it comes to its end. Over HTTP the file server is throttled; over CoAP the
 upstream holds the files itself.
