@@ -19,9 +19,14 @@ from netota_coap.model.values import Envelope
 _HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, then try again.")
 
 
-def at_once(path: str, flags: int) -> int:
-    """Open without waiting for anybody, as a pipe would that somebody put there."""
+def open_nonblocking(path: str, flags: int) -> int:
+    """Opener for `open`: a pipe in the file's place does not block."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+def open_nofollow(path: str, flags: int) -> int:
+    """Opener for `open`: no link is followed, for it could lead to any file of the user."""
+    return open_nonblocking(path, flags | os.O_NOFOLLOW)
 
 
 @contextlib.contextmanager
@@ -82,6 +87,7 @@ def sync_directory(path: Path) -> None:
 _CHUNK = 256 << 10
 
 Progress = Callable[[int], object]
+"""Called with each number of bytes that were read or received."""
 
 
 class Sink(Protocol):

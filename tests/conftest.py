@@ -15,6 +15,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.store import DirectoryStore
 from tests import environment
 from tests.support import publishing
 from tests.support.mirroring import Origin, origin
@@ -53,7 +54,7 @@ def sample(tmp_path: Path) -> Path:
     """A small repository, as `init --sample` makes it."""
     root = tmp_path / "sample"
     scaffold.init(root)
-    publish.sample(root, NOW)
+    publish.sample(DirectoryStore(root), NOW)
     for path in root.rglob("*.toml"):
         os.utime(path, (1, 1))  # files this young would be read again
     return root

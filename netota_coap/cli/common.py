@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from netota_coap.model.values import StreamName
+    from netota_coap.repository.store import Store
 
 _LARGE = 16 * 2**20  # bytes, over which a progress bar is worth it
 
@@ -28,6 +29,13 @@ Command = click.Command
 def command(example: str, name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
     """Declare a command; the example stands at the end of its help."""
     return click.command(name, epilog=f"Example: netota-coap {example}")
+
+
+def store_of(directory: Path) -> Store:
+    """Return the store behind a command's directory."""
+    from netota_coap.repository.store import DirectoryStore
+
+    return DirectoryStore(directory)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from netota_coap.cli.common import (
     json_option,
     print_json,
     progress,
+    store_of,
     stream_argument,
     total_size,
 )
@@ -151,7 +152,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     elif at is not None:
         stream = history.state_at(Path(source), name, at)
     else:
-        stream = publish.existing(Path(source), name)
+        stream = publish.existing(store_of(Path(source)), name)
     if as_json:
         print_json(json_output.stream(stream))
     else:
@@ -200,7 +201,7 @@ def diff(
     from netota_coap.cli import json_output, text_output
     from netota_coap.publishing.diff import compare
 
-    found = compare(directory, name, other, start=start, end=end)
+    found = compare(store_of(directory), name, other, start=start, end=end)
     if as_json:
         print_json(json_output.difference(found, dry_run=True))
     else:

@@ -19,6 +19,7 @@ from netota_coap.cli.common import (
     print_json,
     progress,
     say,
+    store_of,
     stream_argument,
     total_size,
 )
@@ -26,7 +27,7 @@ from netota_coap.cli.common import (
 if TYPE_CHECKING:
     from netota_coap.model.values import StreamName
     from netota_coap.publishing.publish import Edit
-    from netota_coap.repository.changes import Change
+    from netota_coap.repository.store import Change
 
 
 @command("init fleet --sample")
@@ -42,7 +43,7 @@ def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> Non
 
     scaffold.init(directory, title)
     if sample:
-        publishing.sample(directory, _now())
+        publishing.sample(store_of(directory), _now())
     if as_json:
         print_json(json_output.made(directory))
     else:
@@ -113,7 +114,7 @@ def _tell(
     if stored:
         held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
     else:
-        held = held_after(directory, change)
+        held = held_after(store_of(directory), change)
     found = Difference.of(change, held=held)
     if as_json:
         print_json(json_output.difference(found, dry_run=edit.dry_run))
@@ -209,13 +210,13 @@ def publish(
     total = total_size(source.path for source in sources)
     with progress("reading", total * (2 if store else 1)) as advance:
         return publishing.publish(
-            directory,
+            store_of(directory),
             name,
             version,
             sources,
             templates,
             edit=edit,
-            store=store,
+            store_files=store,
             force=force,
             progress=advance,
         )
@@ -250,7 +251,7 @@ def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit)
     """Publish to a stream what another one holds."""
     from netota_coap.publishing import publish as publishing
 
-    return publishing.promote(directory, source, target, edit=edit)
+    return publishing.promote(store_of(directory), source, target, edit=edit)
 
 
 @command("rollback fleet sensor-node/stable -m 'reboots every hour'")
@@ -267,7 +268,7 @@ def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> C
     """Publish an old state of a stream again: with a new sequence, so that devices take it."""
     from netota_coap.publishing import publish as publishing
 
-    return publishing.rollback(directory, name, to, edit=edit)
+    return publishing.rollback(store_of(directory), name, to, edit=edit)
 
 
 @command("close fleet sensor-node/v1 --replacement sensor-node/stable")
@@ -279,7 +280,7 @@ def close(directory: Path, name: StreamName, replacement: StreamName | None, edi
     """Close a stream: nothing new will come."""
     from netota_coap.publishing import publish as publishing
 
-    return publishing.close(directory, name, replacement, edit=edit)
+    return publishing.close(store_of(directory), name, replacement, edit=edit)
 
 
 @command("reopen fleet sensor-node/v1")
@@ -290,7 +291,7 @@ def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Open a closed stream again."""
     from netota_coap.publishing import publish as publishing
 
-    return publishing.reopen(directory, name, edit=edit)
+    return publishing.reopen(store_of(directory), name, edit=edit)
 
 
 @command("remove fleet sensor-node/edge -m 'never used'")
@@ -301,7 +302,7 @@ def remove(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Remove a stream: devices are told that it is gone. Its history and sequence stay."""
     from netota_coap.publishing import publish as publishing
 
-    return publishing.remove(directory, name, edit=edit)
+    return publishing.remove(store_of(directory), name, edit=edit)
 
 
 COMMANDS = (init, publish, release_, promote, rollback, close, reopen, remove)

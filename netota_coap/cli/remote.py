@@ -19,6 +19,7 @@ from netota_coap.cli.common import (
     progress,
     say,
     selecting,
+    store_of,
     table,
     text,
 )
@@ -271,7 +272,7 @@ async def _best(source: str, name: StreamName, selection: Selection) -> Archive:
             uri = f"{source.rstrip('/')}/p/{name[0]}/s/{name[1]}"
             archives = (await client.stream(uri, selection)).archives or ()
     else:
-        archives = publish.existing(Path(source), name).archives or ()
+        archives = publish.existing(store_of(Path(source)), name).archives or ()
         archives = selection.narrow(archives, "coap")
     if not archives:
         said = " ".join(selection_to_query(selection))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from netota_coap.publishing.diff import Difference, Got
     from netota_coap.publishing.inspection.artefact import Artefact
     from netota_coap.repository.blobs import Blob
-    from netota_coap.repository.changes import Change
     from netota_coap.repository.check import Findings
+    from netota_coap.repository.store import Change
 
 
 def findings(found: Findings) -> None:

@@ -29,7 +29,7 @@ from netota_coap.errors import (
     TransferError,
     printable,
 )
-from netota_coap.files import sync_directory
+from netota_coap.files import Progress, open_nofollow, sync_directory
 from netota_coap.model.values import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -41,7 +41,6 @@ _SHORTEST_WAIT_S = 1.0  # whatever a server says
 _CREDIT_S = 0.5  # that a limit makes up for: the time until a server answers
 _STARTS = 3  # from the first byte, at a file that changes while it is downloaded
 
-Progress = Callable[[int], object]
 Pace = Callable[[int], Awaitable[object]]
 """Called with each number of bytes received, and with 0 after a wait for the server; nothing more
 is asked for until it returns, but for the blocks in flight."""
@@ -522,7 +521,7 @@ class _Part(_Sink):
 
 def _made(path: str, flags: int) -> int:
     # Its name can be guessed: somebody else's link must not lead elsewhere.
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return open_nofollow(path, flags | os.O_CREAT)
 
 
 def _is_ours(stream: BinaryIO, path: Path) -> bool:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import time
 import weakref
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import attrs
 
-from netota_coap.client.download import Limit, Progress, download
+from netota_coap.client.download import Limit, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
-from netota_coap.files import at_once, writing
+from netota_coap.files import Progress, open_nofollow, writing
 from netota_coap.model.values import Archive, Envelope, Stream
 from netota_coap.repository.blobs import INCOMING, Blobs
 from netota_coap.repository.lock import require_repository
@@ -248,11 +247,7 @@ class Incoming:
         # A name whose blob is there was left between two steps, or waits for others elsewhere.
         held = (self.root / "blobs/sha256" / file.name[:2] / file.name).exists()
         if file.lstat().st_mtime < time.time() - (_HELD_S if held else _STALE_S):
-            with open(file, "rb", opener=_itself) as stream:
+            with open(file, "rb", opener=open_nofollow) as stream:
                 # Whoever writes to it holds this lock.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink()
-
-
-def _itself(path: str, flags: int) -> int:
-    return at_once(path, flags | os.O_NOFOLLOW)

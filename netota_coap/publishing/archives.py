@@ -6,13 +6,14 @@ Source: `spec/publishing.md`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import attrs
 
 from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.files import Progress
 from netota_coap.model.selection import text_form
 from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
@@ -33,8 +34,6 @@ from netota_coap.publishing.inspection import versions_differ as _differ
 from netota_coap.publishing.inspection.artefact import Artefact
 
 DEFAULT_METRIC = 100
-
-Progress = Callable[[int], object]
 
 
 @attrs.frozen

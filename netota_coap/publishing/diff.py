@@ -8,7 +8,6 @@ Source: `spec/publishing.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 import attrs
 
@@ -18,9 +17,7 @@ from netota_coap.encoding.documents import decode
 from netota_coap.errors import Issue
 from netota_coap.model.selection import Index, Selection, text_form
 from netota_coap.model.values import Archive, AttributeValue, Content, Package, Stream, StreamName
-from netota_coap.repository import history, loading
-from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.changes import Change
+from netota_coap.repository.store import Change, Store
 
 USABLE_SCHEMES = frozenset(
     ("coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws", "http", "https")
@@ -128,7 +125,7 @@ class Difference:
 
 
 def compare(
-    root: Path,
+    store: Store,
     name: StreamName,
     other: StreamName | None = None,
     *,
@@ -138,8 +135,8 @@ def compare(
     """Compare two states of a stream, or a stream with another one.
 
     Args:
-        root: Of the repository.
-        name: Of the stream.
+        store: The repository.
+        name: The stream's.
         other: The stream that is compared with it; None: another state of the same.
         start: Sequence of the state before; None: the one before the last, or of `other` the
             present one.
@@ -148,25 +145,24 @@ def compare(
     Raises:
         NotFoundError: There is no such stream, or no such state.
     """
-    states = history.history(root, name)
+    states = store.history(name)
     if start is not None:
-        before: Stream | None = history.state_at(root, name, start)
+        before: Stream | None = store.state_at(name, start)
     elif other:
         before = states[0]
     else:
         before = next((s for s in states if s.sequence < (end or states[0].sequence)), None)
     if end is not None:
-        after = history.state_at(root, other or name, end)
+        after = store.state_at(other or name, end)
     else:
-        after = history.history(root, other)[0] if other else states[0]
-    package, _ = loading.read(root, name)
-    change = Change(name, package, before, after)
-    return Difference.of(change, other, held=held_after(root, change))
+        after = store.history(other)[0] if other else states[0]
+    change = Change(name, store.read(name).package, before, after)
+    return Difference.of(change, other, held=held_after(store, change))
 
 
-def held_after(root: Path, change: Change) -> frozenset[bytes]:
+def held_after(store: Store, change: Change) -> frozenset[bytes]:
     """Return what a repository holds of the archives that a change leads to."""
-    return Blobs(root).held(archive.envelope for archive in change.after.archives or ())
+    return store.held(archive.envelope for archive in change.after.archives or ())
 
 
 def archives_of(stream: Stream | None) -> tuple[Archive, ...]:

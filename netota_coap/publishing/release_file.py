@@ -15,6 +15,7 @@ from netota_coap.encoding.codecs import Format, dump, load
 from netota_coap.encoding.documents import CONTENT, OFFER
 from netota_coap.encoding.schema import Field, Many, One, Table
 from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.files import Progress
 from netota_coap.model.values import (
     LIMITS,
     Content,
@@ -29,7 +30,7 @@ from netota_coap.model.values import (
     text,
 )
 from netota_coap.publishing import inspection
-from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, Progress
+from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource
 
 _DISK = frozenset({Format.TOML})
 _DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"

@@ -17,7 +17,7 @@ import attrs
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.files import at_once
+from netota_coap.files import open_nonblocking
 from netota_coap.model.values import LIMITS, StreamName, Value
 
 V = TypeVar("V", bound=Value)
@@ -79,7 +79,7 @@ def read_file(cls: type[V], path: Path, file: str) -> tuple[Signature | None, V]
         # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(status.st_mode):
             raise InvalidDataError([Issue("", "is not a regular file", file)])
-        with open(path, "rb", opener=at_once) as stream:
+        with open(path, "rb", opener=open_nonblocking) as stream:
             status = os.fstat(stream.fileno())
             data = stream.read(LIMITS["document"].value + 1)
         if data is None:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from netota_coap.errors import RepositoryError, RepositoryLockedError, printable
-from netota_coap.files import at_once, writing
+from netota_coap.files import open_nofollow, open_nonblocking, writing
 
 FILE = ".lock"
 _LONGEST = 200  # bytes that are read of what a holder wrote
@@ -48,7 +48,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
     """
     require_repository(root)
     deadline = time.monotonic() + timeout_s
-    with writing(root), open(root / FILE, "ab", buffering=0, opener=_own) as lock:
+    with writing(root), open(root / FILE, "ab", buffering=0, opener=open_nofollow) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,18 +74,13 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
 def is_locked(root: Path) -> bool:
     """Tell whether somebody is writing."""
     try:
-        with open(root / FILE, "rb", opener=at_once) as lock:
+        with open(root / FILE, "rb", opener=open_nonblocking) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
-
-
-def _own(path: str, flags: int) -> int:
-    """Open the lock itself: a link in its place could lead to any file of the user."""
-    return at_once(path, flags | os.O_NOFOLLOW)
 
 
 def _signature() -> str:
@@ -98,6 +93,6 @@ def _signature() -> str:
 
 
 def _holder(root: Path) -> str:
-    with contextlib.suppress(OSError), open(root / FILE, "rb", opener=at_once) as lock:
+    with contextlib.suppress(OSError), open(root / FILE, "rb", opener=open_nonblocking) as lock:
         return printable((lock.read(_LONGEST) or b"").decode(errors="replace")) or "somebody else"
     return "somebody else"

@@ -74,7 +74,7 @@ class BlobsMachine(RuleBasedStateMachine):
     def publish(self, data: bytes) -> None:
         source = ArchiveSource(self.directory / data.decode())
         version = str(len(self.states))
-        publish(self.root, STABLE, version, [source], now=NOW, store=True)
+        publish(self.root, STABLE, version, [source], now=NOW, store_files=True)
         self.states.insert(0, data)
         if data not in self.bad:
             self.good.add(data)
@@ -137,7 +137,7 @@ test_blobs_machine = BlobsMachine.TestCase
 ADDING = """
 import sys
 from pathlib import Path
-from netota_coap.blobs import Blobs
+from netota_coap.repository.blobs import Blobs
 blobs = Blobs(Path(sys.argv[1]))
 print("ready", flush=True)
 for _ in range(60):
