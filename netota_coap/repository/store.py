@@ -1,8 +1,8 @@
-"""The one interface of whatever changes a repository, and the directory behind it.
+"""The one interface for changing a repository, and its implementation by a directory.
 
-A change is planned on a stream as it was read, and committed only if the stream is still the same:
-`update` does both, again where somebody else was faster. The directory writes history file first,
-stream file last, each by one rename, under the lock (`spec/repository.md`).
+A change is planned on a stream as it was read, and committed only if the stream is still the same.
+The directory is written under its lock: history file first, stream file last, each by one rename
+(`spec/repository.md`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ class Change:
     """A change of one stream.
 
     Attributes:
-        name: The stream's.
-        package: The stream's package, without its streams.
+        package: Without its streams.
         before: None if the stream did not exist.
-        after: The new state, with its sequence; `removed` if the stream exists no longer.
+        after: `removed` if the stream is to exist no longer.
         revision: That of the snapshot on which the change was planned.
     """
 
@@ -58,8 +57,7 @@ class Snapshot:
     """A stream as it was read, which need not exist.
 
     Attributes:
-        name: The stream's.
-        package: The stream's package, without its streams.
+        package: Without its streams.
         present: None if the stream does not exist.
         last: `present`, or else the last state before the stream was removed.
         sequence: The highest that was ever used, also by an interrupted change; 0: none.
@@ -74,16 +72,16 @@ class Snapshot:
     revision: object
 
     def change(self, after: Stream) -> Change:
-        """Plan the change to a state that has its sequence already."""
+        """Plan a change to a state that already has its sequence."""
         return Change(self.name, self.package, self.present, after, self.revision)
 
     def next(self, after: Stream) -> Change:
-        """Plan the change to a state, which gets the next sequence. Source: rule R-10."""
+        """Plan a change to a state under the next sequence. Source: rule R-10."""
         return self.change(attrs.evolve(after, sequence=self.sequence + 1))
 
 
 class Store(Protocol):
-    """A repository that can be changed. `str()` of it is how commands name it."""
+    """A repository that can be changed; `str()` of it is what commands call it."""
 
     def read(self, name: StreamName) -> Snapshot:
         """Read a stream, to plan a change of it.
@@ -94,11 +92,11 @@ class Store(Protocol):
             InvalidDataError: The name, or what is stored, is invalid.
         """
 
-    def history(self, name: StreamName, most: int | None = None) -> list[Stream]:
-        """Return the states of a stream, newest first, as `repository.history.history` does."""
+    def history(self, name: StreamName) -> list[Stream]:
+        """Return the states of a stream, as `repository.history.history` does."""
 
     def state_at(self, name: StreamName, sequence: int) -> Stream:
-        """Return the state that a stream had, as `repository.history.state_at` does."""
+        """Return a state of a stream, as `repository.history.state_at` does."""
 
     def held(self, envelopes: Iterable[Envelope]) -> frozenset[bytes]:
         """Return the SHA-256 of those files that are stored in the repository."""
@@ -111,13 +109,8 @@ class Store(Protocol):
     ) -> bool:
         """Write a change in one step, unless the stream has changed since it was read.
 
-        Args:
-            change: Planned on a `Snapshot`.
-            files: They are stored before the stream names them.
-            progress: Called with each number of bytes read from files.
-
         Returns:
-            False if the stream has changed; nothing was written then, except files.
+            False if the stream has changed: only the files were stored.
 
         Raises:
             RepositoryError: It cannot be written; nothing changed.
@@ -125,7 +118,7 @@ class Store(Protocol):
         """
 
     def drop(self, name: StreamName) -> None:
-        """Delete a stream that was adopted, without a trace in its history. Source: rule M-23."""
+        """Delete a stream that was adopted; its history stays as it is. Source: rule M-23."""
 
     def write_package(self, name: str, package: Package) -> None:
         """Write a package's own file, without its streams.
@@ -148,15 +141,8 @@ def update(
 ) -> C:
     """Plan a change and commit it; plan it again whenever somebody else was faster.
 
-    Args:
-        store: The repository.
-        name: The stream's; it need not exist.
-        plan: What it raises, or None, ends the update without a change.
-        files: As in `Store.commit`.
-        progress: As in `Store.commit`.
-
     Returns:
-        The plan that was committed.
+        The plan that was committed; None if `plan` returned that.
     """
     while True:
         change = plan(store.read(name))
@@ -166,7 +152,7 @@ def update(
 
 @attrs.frozen
 class DirectoryStore:
-    """A repository in a directory: the store that servers read."""
+    """A repository in a directory, as servers read it."""
 
     root: Path
 
@@ -183,12 +169,12 @@ class DirectoryStore:
         last = present or history.last_before_removal(self.root, name)
         return Snapshot(name, package, present, last, highest, (present, tuple(sequences)))
 
-    def history(self, name: StreamName, most: int | None = None) -> list[Stream]:
+    def history(self, name: StreamName) -> list[Stream]:
         """Return the states of a stream, as `Store` says."""
-        return history.history(self.root, name, most)
+        return history.history(self.root, name)
 
     def state_at(self, name: StreamName, sequence: int) -> Stream:
-        """Return the state that a stream had, as `Store` says."""
+        """Return a state of a stream, as `Store` says."""
         return history.state_at(self.root, name, sequence)
 
     def held(self, envelopes: Iterable[Envelope]) -> frozenset[bytes]:
@@ -207,7 +193,7 @@ class DirectoryStore:
             for path, envelope in files:
                 Blobs(self.root).add(path, envelope, progress=progress)
 
-        add_files()  # it may take long: without the lock
+        add_files()  # without the lock, since it may take long
         with locked(self.root):
             if self.read(change.name).revision != change.revision:
                 return False

@@ -61,6 +61,6 @@ def test_update_plans_again(store: DirectoryStore) -> None:
 
     assert update(store, STABLE, plan).after.sequence == 20
     assert seen == [17, 18, 19]
-    assert [state.version for state in store.history(STABLE, 3)] == [
+    assert [state.version for state in store.history(STABLE)[:3]] == [
         "other", "faster 2", "faster 1",
     ]  # fmt: skip
