@@ -1,7 +1,6 @@
-"""Finds what is wrong with a repository, or probably not meant, before devices do.
+"""Finds errors and likely mistakes in a repository before devices do.
 
-A server refuses what cannot be loaded; a check sees more: the history, what git has of it, and
-what a device would not get.
+Beyond what a server refuses, it checks the history, the commits in git, and what devices get.
 Source: rules R-1 to R-14, R-49, P-42 to P-44.
 """
 
@@ -29,12 +28,10 @@ from netota_coap.repository.loading import Loader, sequence_hint, sequence_issue
 
 @attrs.frozen
 class Findings:
-    """What a check of a repository found.
+    """The result of a check.
 
     Attributes:
         repository: None if it cannot be served.
-        errors: Why it cannot be served, or would be refused.
-        warnings: What is allowed and probably not meant.
         hint: What to do about the errors, or "".
     """
 
@@ -45,7 +42,7 @@ class Findings:
 
 
 def check(root: Path) -> Findings:
-    """Check a repository and its history, without anything served to compare it to."""
+    """Check a repository, its history and its commits."""
     try:
         repository = Loader(root).load()
     except InvalidDataError as error:
@@ -67,10 +64,10 @@ def check(root: Path) -> Findings:
             if target and not _exists(repository, target):
                 reason = f"there is no stream {'/'.join(target)}"
                 warnings.append(Issue("replacement", reason, file))
-    warnings += _bereft(root)
-    warnings += _lost(root, committed)
+    warnings += _without_stream(root)
+    warnings += _deleted(root, committed)
     warnings += Blobs(root).issues(repository)
-    warnings += _out_of_reach(root, repository)
+    warnings += _unavailable(root, repository)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
@@ -81,11 +78,11 @@ def _exists(repository: Repository, name: StreamName) -> bool:
 
 
 _Blobs = dict[int, set[str]]
-"""By sequence, the different files that git has of a state."""
+"""By sequence, the different versions of a history file in git."""
 
 
 def _committed(root: Path) -> dict[StreamName, _Blobs]:
-    """Return what commits say of the streams' histories."""
+    """Return the history files in all commits."""
     place = re.compile(rf"packages/([^/]+)/history/([^/]+)/{HISTORY_NAME}")
     found: dict[StreamName, _Blobs] = {}
     for path, blobs in git.committed(root, "packages/*/history/*/*.toml").items():
@@ -95,7 +92,7 @@ def _committed(root: Path) -> dict[StreamName, _Blobs]:
 
 
 def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
-    """Find what a revert or a merge did to the sequence of a stream. Source: rule R-13."""
+    """Report a sequence that a revert or a merge broke. Source: rule R-13."""
     highest = max(committed, default=0)
     if highest > sequence:
         yield sequence_issue(highest, "which a commit before this one has", file)
@@ -104,7 +101,7 @@ def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iter
 
 
 def _are_different(root: Path, blobs: set[str]) -> bool:
-    """Tell whether files are of different states; what is of none, as a conflict, is no matter."""
+    """Tell whether files hold different states; invalid ones, such as conflicts, are skipped."""
     states: list[Stream] = []
     for blob in blobs if len(blobs) > 1 else ():
         with contextlib.suppress(InvalidDataError):
@@ -112,8 +109,8 @@ def _are_different(root: Path, blobs: set[str]) -> bool:
     return any(state != states[0] for state in states)
 
 
-def _bereft(root: Path) -> Iterator[Issue]:
-    """Find the histories that have no stream any more, and do not say that it was removed."""
+def _without_stream(root: Path) -> Iterator[Issue]:
+    """Report histories that have no stream file, and do not end with a removal."""
     for directory in sorted(root.glob("packages/*/history/*/")):
         package, name = directory.parent.parent, directory.name
         if (package / "streams" / f"{name}.toml").exists():
@@ -124,8 +121,8 @@ def _bereft(root: Path) -> Iterator[Issue]:
                 yield Issue("", reason, directory.relative_to(root).as_posix())
 
 
-def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
-    """Find the streams that are gone with their history, as the revert of a first publish does."""
+def _deleted(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
+    """Report streams deleted with their history, as the revert of a first publish does."""
     for (package, name), blobs in sorted(committed.items()):
         place = f"packages/{package}/history/{name}"
         files = (f"packages/{package}/streams/{name}.toml", f"{place}/{max(blobs):08}.toml")
@@ -135,7 +132,7 @@ def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]
 
 
 def _ignored(root: Path) -> Iterator[Issue]:
-    """List the files that do not count. Hidden ones are left out."""
+    """Report files that the format does not know, except hidden ones."""
     counts = re.compile(
         r"repository\.toml|README\.md|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
         rf"|packages/[^/]+/history/[^/]+/{HISTORY_NAME}"
@@ -149,8 +146,8 @@ def _ignored(root: Path) -> Iterator[Issue]:
                 yield Issue("", "is ignored: it stands at no place that counts", file)
 
 
-def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
-    """Find the archives that no device could get from anywhere. Source: rule R-49."""
+def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
+    """Report archives that no device could download. Source: rule R-49."""
     held = Blobs(root).present(repository)
     for package_name, package in repository.packages.items():
         for name, stream in package.streams.items():
@@ -166,18 +163,16 @@ def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
 # ----------------------------------------------------------------------------------------------
 # Advice to publishers
 
-_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
+_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client accepts
 _LOCAL = "/b/"
 _LOCAL_OFFER = Offer(url=_LOCAL + "A" * 43, metric=10)  # as long as any digest in base64url
 
 
 def advice(repository: Repository) -> Iterator[Issue]:
-    """Warn of what a device with a small buffer would not get in one datagram.
+    """Warn of archives that do not fit into one datagram. Source: rule W-33.
 
-    Each archive is looked at as a device sees it that says all of the archive's attributes, with
-    and without an offer of a server that holds the file itself.
-
-    Source: rule W-33.
+    Each archive is selected by all its attributes, with and without an additional offer of a
+    server that stores the file itself.
     """
     for package_name, package in repository.packages.items():
         for name, stream in package.streams.items():
