@@ -157,11 +157,8 @@ class _Build:
         names = {**said, **names, "file": self.source.path.name, "stem": self.source.path.stem}
         names["sha256"] = envelope.sha256.hex()
         try:
-            name = (
-                self._name()
-                if self.source.name is None
-                else _fill(self.source.name, names, "name")
-            )
+            template = self.source.name
+            name = self._name() if template is None else _fill(template, names, "name")
             filled = tuple(
                 attrs.evolve(offer, url=_fill(offer.url, names | {"name": name}, "url"))
                 for offer in self.source.offers or templates
@@ -231,9 +228,8 @@ def describe(
     issues = clashes((archive.name for archive in archives), "--archive {name}")
     issues += _shared_urls(archives)
     if issues:
-        raise InvalidDataError(
-            issues, hint=_NAME_HINT if clashes(a.name for a in archives) else ""
-        )
+        hint = _NAME_HINT if clashes(archive.name for archive in archives) else ""
+        raise InvalidDataError(issues, hint=hint)
     return version, archives
 
 
@@ -246,13 +242,11 @@ def _told_version(builds: Sequence[_Build]) -> str:
             [Issue("version", "must be given: no file tells it")], hint=" ".join(hints[:1])
         )
     first = told[0].artefact.version or ""
-    issues = [
-        Issue(
-            "version", f"is {build.artefact.version}, but {told[0].file} has {first}", build.file
-        )
-        for build in told
-        if _differ(build.artefact.version or "", first)
-    ]
+    issues: list[Issue] = []
+    for build in told:
+        if _differ(other := build.artefact.version or "", first):
+            reason = f"is {other}, but {told[0].file} has {first}"
+            issues.append(Issue("version", reason, build.file))
     if issues:
         hint = "All archives of a stream have the same version: the same source, other builds."
         raise InvalidDataError(issues, hint=hint)

@@ -99,10 +99,7 @@ class Difference:
         *,
         held: frozenset[bytes] = frozenset(),
     ) -> Difference:
-        """Compare the two states of a change.
-
-        Servers offer the files in `held` (SHA-256) themselves.
-        """
+        """Compare the two states of a change; servers offer the files in `held` themselves."""
         old, new = archives_of(change.before), archives_of(change.after)
         kinds = tuple(_kind_changes(change))
         return cls(

@@ -1,7 +1,9 @@
 """What a release engineer does to a stream: publish, promote, roll back, close, reopen, remove.
 
 Each change is planned on the stream as it was read, and committed if nobody changed the stream
-meanwhile (`repository/store.py`).
+meanwhile (`repository/store.py`). It raises a `RepositoryError` if it cannot be written, and then
+nothing changed; a `RepositoryConflictError` if it is refused, a `NotFoundError` if a stream or a
+state does not exist.
 Source: `spec/publishing.md`.
 """
 
@@ -56,18 +58,9 @@ class Edit:
     ) -> Change:
         """Change a stream, or only plan it.
 
-        Args:
-            store: The repository.
-            name: The stream's.
-            make: From the present state to the new one, whose sequence and author are replaced,
-                and its message if the edit has one. It is called again if somebody else changes
-                the stream meanwhile.
-            keep_builds: Whether to refuse the loss of a build, unless it is allowed.
-            files: They are stored before the stream names them.
-            progress: Called with each number of bytes read.
-
-        Raises:
-            RepositoryConflictError: An architecture or machine would lose its build.
+        `make` returns the new state from the present one, again if somebody else was faster; its
+        sequence and author are replaced, and its message if the edit has one. With `keep_builds`
+        the loss of a build is refused, unless the edit allows it.
         """
 
         def plan(snapshot: Snapshot) -> Change:
@@ -93,7 +86,7 @@ def _refuse_loss(change: Change) -> None:
 
 
 # ----------------------------------------------------------------------------------------------
-# The changes: each raises a `RepositoryError` if it cannot be written, and then nothing changed
+# The changes
 
 
 def publish(
@@ -112,20 +105,17 @@ def publish(
 
     Args:
         store: The repository.
-        name: The stream's; the stream is created if need be.
-        version: Of all archives; None: as the files tell.
+        name: The stream, which is created if need be.
+        version: None: as the files tell.
         sources: One per archive.
         offers: Templates for each archive that has no offers of its own; none: the package's.
         edit: How the change is made.
         store_files: Whether the files are stored in the repository, too.
-        force: Whether what is said may contradict what the files state, and the stream may hold
-            the same already.
+        force: Whether `sources` may contradict the files, and nothing need be new.
         progress: Called with each number of bytes read.
 
     Raises:
         InvalidDataError: Something given breaks a rule, or contradicts the files.
-        RepositoryConflictError: The stream is closed, holds the same already, or would lose a
-            build.
     """
     snapshot = store.read(name)
     _refuse_closed(store, name, snapshot.present)
@@ -184,13 +174,7 @@ def _refuse_closed(store: Store, name: StreamName, present: Stream | None) -> No
 
 
 def promote(store: Store, source: StreamName, target: StreamName, *, edit: Edit) -> Change:
-    """Publish to a stream, which is created if need be, what another one holds.
-
-    Raises:
-        NotFoundError: There is no stream to take from.
-        RepositoryConflictError: The target is closed, holds the same already, or would lose a
-            build.
-    """
+    """Publish to a stream, which is created if need be, the archives of another one."""
     if source == target:
         raise RepositoryConflictError(f"{'/'.join(source)} cannot be promoted to itself")
 
@@ -203,19 +187,9 @@ def promote(store: Store, source: StreamName, target: StreamName, *, edit: Edit)
 
 
 def rollback(store: Store, name: StreamName, to: int | None = None, *, edit: Edit) -> Change:
-    """Publish an old state of a stream again, under the next sequence.
+    """Publish an old state of a stream again; the stream may have been removed.
 
-    Args:
-        store: The repository.
-        name: The stream's; the stream may have been removed.
-        to: Sequence of the old state; None: the last one with another version or other archives
-            than now.
-        edit: How the change is made.
-
-    Raises:
-        NotFoundError: There is no such stream, or no such state.
-        RepositoryConflictError: The stream is closed, holds that state already, or would lose a
-            build.
+    Without the sequence `to`, it is the last state with another version or other archives.
     """
 
     def make(present: Stream | None) -> Stream:
@@ -254,12 +228,7 @@ def _refuse_same(state: Stream, present: Stream | None, name: StreamName, hint: 
 def close(
     store: Store, name: StreamName, replacement: StreamName | None = None, *, edit: Edit
 ) -> Change:
-    """Close a stream; its replacement is what devices may move to.
-
-    Raises:
-        NotFoundError: There is no such stream, or no such replacement.
-        RepositoryConflictError: It is closed already, with this replacement, or would be its own.
-    """
+    """Close a stream; devices may move to its replacement."""
     if replacement == name:
         raise RepositoryConflictError(f"{'/'.join(name)} cannot be its own replacement")
     if replacement and store.read(replacement).present is None:
@@ -274,12 +243,7 @@ def close(
 
 
 def reopen(store: Store, name: StreamName, *, edit: Edit) -> Change:
-    """Open a closed stream again, without its replacement.
-
-    Raises:
-        NotFoundError: There is no such stream.
-        RepositoryConflictError: It is open.
-    """
+    """Open a closed stream again, without its replacement."""
 
     def make(state: Stream) -> Stream:
         if not state.closed:
@@ -290,11 +254,7 @@ def reopen(store: Store, name: StreamName, *, edit: Edit) -> Change:
 
 
 def remove(store: Store, name: StreamName, *, edit: Edit) -> Change:
-    """Remove a stream: devices are answered 4.04. Its history stays, so sequences go on.
-
-    Raises:
-        NotFoundError: There is no such stream.
-    """
+    """Remove a stream: devices are answered 4.04. Its history stays, so sequences go on."""
 
     def make(state: Stream) -> Stream:
         return attrs.evolve(state, archives=(), closed=False, replacement=None, removed=True)
@@ -314,11 +274,7 @@ def _alter(store: Store, name: StreamName, make: Callable[[Stream], Stream], edi
 
 
 def existing(store: Store, name: StreamName) -> Stream:
-    """Return the present state of a stream.
-
-    Raises:
-        NotFoundError: There is no such stream.
-    """
+    """Return the present state of a stream."""
     present = store.read(name).present
     if present is None:
         raise _no_stream(store, name)
@@ -337,11 +293,7 @@ def _no_stream(store: Store, name: StreamName) -> NotFoundError:
 
 
 def sample(store: Store, now: datetime) -> None:
-    """Put a package with two streams into an empty repository, to be looked at and replaced.
-
-    Raises:
-        RepositoryError: It cannot be written.
-    """
+    """Put a package with two streams into an empty repository, as an example."""
     store.write_package("sensor-node", Package(title="Sensor node", poll_s=86_400))
     for stream, version in (("stable", "1.0.0"), ("edge", "1.1.0-rc1")):
         archives = tuple(_sample_archive(version, board) for board in ("nrf52840dk", "nrf9160dk"))

@@ -95,11 +95,7 @@ RELEASE = Table(
 
 
 def read(path: Path) -> Release:
-    """Read a release file.
-
-    Raises:
-        InvalidDataError: It cannot be read, or breaks a rule.
-    """
+    """Read a release file; an `InvalidDataError` says what is wrong in it."""
     if not path.is_file():
         raise InvalidDataError([Issue("", "is not a file", str(path))])
     try:
@@ -114,11 +110,7 @@ def read(path: Path) -> Release:
 
 
 def version_of(release: Release, given: str | None, *, force: bool = False) -> str | None:
-    """Return the given version, else that of the release, if any.
-
-    Raises:
-        InvalidDataError: They differ, without `force`.
-    """
+    """Return the given version, else the release's; without `force` they must not differ."""
     if given and release.version and given != release.version and not force:
         issue = Issue("version", f"is {release.version} in the release file, not {given}")
         raise InvalidDataError([issue], hint="If that is meant, give --force.")
@@ -193,11 +185,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
 
 
 def found(builds: Iterable[Path]) -> list[Path]:
-    """Return the MCUboot images of Zephyr and the RAUC bundles in builds.
-
-    Raises:
-        InvalidDataError: A build has nothing to publish.
-    """
+    """Return the MCUboot images of Zephyr and the RAUC bundles in builds, of each at least one."""
     return [path for build in builds for path in _made(build)]
 
 

@@ -51,9 +51,6 @@ _DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last two: a link in its place
 _STALE_S = 60.0
 
-# ----------------------------------------------------------------------------------------------
-# Names
-
 
 def blob_name(sha256: bytes) -> str:
     """Return the name of a blob in URLs: base64url without padding, 43 characters."""
@@ -112,7 +109,10 @@ class Blob:
 
 @attrs.frozen
 class Blobs:
-    """The blobs of a repository."""
+    """The blobs of a repository.
+
+    What writes raises a `RepositoryError` if there is no repository, or it cannot be written.
+    """
 
     root: Path
 
@@ -134,11 +134,7 @@ class Blobs:
             raise self._unreadable(path_of(sha256), error) from error
 
     def all(self) -> tuple[Blob, ...]:
-        """List the blobs by digest, and after them those in quarantine.
-
-        Raises:
-            RepositoryError: A directory cannot be read.
-        """
+        """List the blobs by digest, and after them those in quarantine."""
         places = [(shard, False) for shard in self._shards()] + [(_QUARANTINE, True)]
         return tuple(
             Blob(bytes.fromhex(name), status.st_size, status.st_ctime, damaged)
@@ -223,7 +219,6 @@ class Blobs:
 
         Raises:
             InvalidDataError: The file cannot be read, or is not the promised one.
-            RepositoryError: There is no repository, or it cannot be written.
         """
         require_repository(self.root)
         with opened(file, progress) as source:
@@ -240,11 +235,7 @@ class Blobs:
         return Blob(promised.sha256, promised.size, time.time())
 
     def verify(self, progress: Progress = lambda _: None) -> tuple[Blob, ...]:
-        """Read all blobs, and quarantine and return those that do not match their names.
-
-        Raises:
-            RepositoryError: There is no repository, or it cannot be written.
-        """
+        """Read all blobs, and quarantine and return those that do not match their names."""
         require_repository(self.root)
         damaged = [b for b in self.all() if not b.damaged and not self._is_sound(b, progress)]
         if damaged:
@@ -293,7 +284,6 @@ class Blobs:
 
         Raises:
             InvalidDataError: The repository or its history is malformed; nothing is removed.
-            RepositoryError: There is no repository, or it cannot be written.
         """
         require_repository(self.root)
         with contextlib.nullcontext() if dry_run else locked(self.root):
@@ -329,7 +319,6 @@ class Blobs:
 
         Raises:
             InvalidDataError: The repository is malformed; nothing is removed.
-            RepositoryError: There is no repository, or it cannot be written.
         """
         with locked(self.root):
             state = loading.Loader(self.root).load()
@@ -371,12 +360,7 @@ class Blobs:
 
     @contextlib.contextmanager
     def _directory(self, place: str, *, make: bool = False) -> Iterator[int]:
-        """Open a directory without following links; errors name the whole path.
-
-        Args:
-            place: Relative to the root.
-            make: Whether missing directories are made.
-        """
+        """Open a directory below the root without following links; errors name the whole path."""
         path = self.root
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -52,18 +52,17 @@ def check(root: Path) -> Findings:
     if doubt := git.doubt(root):
         warnings.append(Issue("", doubt, str(root)))
     committed = _committed(root)
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            wrong, odd = history_issues(root, (package_name, name), stream)
-            errors += wrong
-            warnings += odd
-            blobs = committed.get((package_name, name), {})
-            errors += _git_issues(root, blobs, stream.sequence, file)
-            target = stream.replacement
-            if target and not _exists(repository, target):
-                reason = f"there is no stream {'/'.join(target)}"
-                warnings.append(Issue("replacement", reason, file))
+    streams = list(_streams(repository))
+    names = {name for name, _, _ in streams}
+    for name, stream, file in streams:
+        wrong, odd = history_issues(root, name, stream)
+        errors += wrong
+        warnings += odd
+        errors += _git_issues(root, committed.get(name, {}), stream.sequence, file)
+        target = stream.replacement
+        if target and target not in names:
+            reason = f"there is no stream {'/'.join(target)}"
+            warnings.append(Issue("replacement", reason, file))
     warnings += _without_stream(root)
     warnings += _deleted(root, committed)
     warnings += Blobs(root).issues(repository)
@@ -72,9 +71,12 @@ def check(root: Path) -> Findings:
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
 
-def _exists(repository: Repository, name: StreamName) -> bool:
-    package = repository.packages.get(name[0])
-    return package is not None and name[1] in package.streams
+def _streams(repository: Repository) -> Iterator[tuple[StreamName, Stream, str]]:
+    """Yield each stream with its name and file."""
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            yield (package_name, name), stream, file
 
 
 _Blobs = dict[int, set[str]]
@@ -149,15 +151,13 @@ def _ignored(root: Path) -> Iterator[Issue]:
 def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
     """Report archives that no device could download. Source: rule R-49."""
     held = Blobs(root).present(repository)
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            for index, archive in enumerate(stream.archives or ()):
-                elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
-                if not elsewhere and key_of(archive) not in held:
-                    has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
-                    reason = f"has {has}, and its file is not held here: nobody can download it"
-                    yield Issue(f"archives[{index}]", reason, file)
+    for _, stream, file in _streams(repository):
+        for index, archive in enumerate(stream.archives or ()):
+            elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
+            if not elsewhere and key_of(archive) not in held:
+                has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
+                reason = f"has {has}, and its file is not held here: nobody can download it"
+                yield Issue(f"archives[{index}]", reason, file)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -174,19 +174,16 @@ def advice(repository: Repository) -> Iterator[Issue]:
     Each archive is selected by all its attributes, with and without an additional offer of a
     server that stores the file itself.
     """
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            poll_s = stream.poll_s or package.poll_s
-            served = attrs.evolve(stream, poll_s=poll_s)
-            yield from (Issue(*issue, file) for issue in _crowded(served))
-            machines = [a.content.machine or "" for a in stream.archives or ()]
-            longest = max(machines, key=len, default="")
-            machine = f"machine={longest}&" if longest else ""
-            path = f"p/{package_name}/s/{name}?{machine}scheme=coap"
-            if len(path) > _ZEPHYR_PATH:
-                reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
-                yield Issue("", reason, file)
+    for (package, name), stream, file in _streams(repository):
+        poll_s = stream.poll_s or repository.packages[package].poll_s
+        yield from (Issue(*i, file) for i in _crowded(attrs.evolve(stream, poll_s=poll_s)))
+        machines = [a.content.machine or "" for a in stream.archives or ()]
+        longest = max(machines, key=len, default="")
+        machine = f"machine={longest}&" if longest else ""
+        path = f"p/{package}/s/{name}?{machine}scheme=coap"
+        if len(path) > _ZEPHYR_PATH:
+            reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
+            yield Issue("", reason, file)
 
 
 def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:

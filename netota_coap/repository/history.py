@@ -42,20 +42,15 @@ def history(root: Path, name: StreamName, most: int | None = None) -> list[Strea
 
     Raises:
         NotFoundError: There never was such a stream.
-        InvalidDataError: The name, or one of the files, is invalid.
     """
-    sequences = _sequences(root, name)[:most]
-    present = read(root, name)[1]
-    past = [
-        recorded_state(root, name, each)
-        for each in sequences
-        if not present or each < present.sequence
-    ]
-    return [present, *past][:most] if present else past
+    present, past = _sequences(root, name)
+    states = [present] if present else []
+    wanted = past if most is None else past[: most - len(states)]
+    return states + [recorded_state(root, name, sequence) for sequence in wanted]
 
 
-def _sequences(root: Path, name: StreamName) -> list[int]:
-    """Return the recorded sequences, newest first; the present one may be missing."""
+def _sequences(root: Path, name: StreamName) -> tuple[Stream | None, list[int]]:
+    """Return the present state and the recorded sequences before it, newest first."""
     require_repository(root)
     present, found = read(root, name)[1], recorded(root, name)
     if not present and not found:
@@ -63,8 +58,8 @@ def _sequences(root: Path, name: StreamName) -> list[int]:
             f"{root}: there is no stream {'/'.join(name)}, and never was",
             hint=f"See what there is: netota-coap list {root}",
         )
-    traces = interrupted(root, name, present, found)
-    return [each for each in reversed(found) if each not in traces]
+    left_out = [*interrupted(root, name, present, found), present.sequence if present else 0]
+    return present, [each for each in reversed(found) if each not in left_out]
 
 
 def recorded_state(root: Path, name: StreamName, sequence: int) -> Stream:
@@ -111,13 +106,11 @@ def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
 
     Raises:
         NotFoundError: The stream never had that sequence, or its history lacks it.
-        InvalidDataError: The name, or one of the files, is invalid.
     """
-    sequences = _sequences(root, name)
-    present = read(root, name)[1]
+    present, past = _sequences(root, name)
     if present and present.sequence == sequence:
         return present
-    if sequence not in sequences:
+    if sequence not in past:
         raise NotFoundError(
             f"{root}: the history of {'/'.join(name)} has no sequence {sequence}",
             hint=f"See what it has: netota-coap log {root} {'/'.join(name)}",

@@ -93,11 +93,7 @@ def read_file(cls: type[V], path: Path, file: str) -> tuple[Signature | None, V]
 
 
 def listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
-    """List a directory by name, without hidden entries; [] if it does not exist.
-
-    Raises:
-        InvalidDataError: It cannot be read.
-    """
+    """List a directory by name, without hidden entries; [] if it does not exist."""
     try:
         with os.scandir(root / directory) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]

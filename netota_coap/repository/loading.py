@@ -40,9 +40,6 @@ _REVERT_HINT = (
 
 _Files = dict[str, "tuple[Signature | None, Value]"]
 
-# ----------------------------------------------------------------------------------------------
-# The whole repository
-
 
 @attrs.define
 class Loader:
@@ -172,22 +169,9 @@ def _removed_issues(stream: Stream, file: str) -> list[Issue]:
 @functools.lru_cache(maxsize=1_024)  # called for every package at each load
 def _name_issues(names: tuple[str, ...], place: str) -> tuple[Issue, ...]:
     """Report names that break their rule, and names that differ only in case."""
-    reasons = ((name, name_rule(name)) for name in names)
-    return (
-        *(
-            Issue("", f"the name {why}", place.replace("{name}", name))
-            for name, why in reasons
-            if why
-        ),
-        *(
-            Issue("", issue.reason, place.replace("{name}", issue.place))
-            for issue in clashes(names)
-        ),
-    )
-
-
-# ----------------------------------------------------------------------------------------------
-# One stream
+    found = [(name, f"the name {why}") for name in names if (why := name_rule(name))]
+    found += [(issue.place, issue.reason) for issue in clashes(names)]
+    return tuple(Issue("", reason, place.replace("{name}", name)) for name, reason in found)
 
 
 def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:

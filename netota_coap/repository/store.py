@@ -81,7 +81,10 @@ class Snapshot:
 
 
 class Store(Protocol):
-    """A repository that can be changed; `str()` of it is what commands call it."""
+    """A repository that can be changed; `str()` of it is what commands call it.
+
+    What writes raises a `RepositoryError` if it cannot write, and then nothing changed.
+    """
 
     def read(self, name: StreamName) -> Snapshot:
         """Read a stream, to plan a change of it.
@@ -113,7 +116,6 @@ class Store(Protocol):
             False if the stream has changed: only the files were stored.
 
         Raises:
-            RepositoryError: It cannot be written; nothing changed.
             InvalidDataError: A file is not what its envelope says, or what is stored is invalid.
         """
 
@@ -121,12 +123,7 @@ class Store(Protocol):
         """Delete a stream that was adopted; its history stays as it is. Source: rule M-23."""
 
     def write_package(self, name: str, package: Package) -> None:
-        """Write a package's own file, without its streams.
-
-        Raises:
-            InvalidDataError: The name breaks the rule of names.
-            RepositoryError: It cannot be written.
-        """
+        """Write a package's own file, without its streams."""
 
 
 C = TypeVar("C", bound="Change | None")
