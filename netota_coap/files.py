@@ -77,7 +77,7 @@ def sync_directory(path: Path) -> None:
 
 
 # Measured, from a warm page cache: 128 KiB to 4 MiB differ by less than 2 %, so a small one.
-_CHUNK = 256 << 10
+CHUNK = 256 << 10
 
 Progress = Callable[[int], object]
 """Called with each number of bytes that were read or received."""
@@ -123,9 +123,9 @@ class File:
 
     def padding_end(self, start: int) -> int:
         """Return where padding from `start` on ends: zeros, or 0xff as in erased flash."""
-        for offset in range(start, self.size, _CHUNK):
-            if rest := self.at(offset, _CHUNK).lstrip(b"\0\xff"):
-                return min(offset + _CHUNK, self.size) - len(rest)
+        for offset in range(start, self.size, CHUNK):
+            if rest := self.at(offset, CHUNK).lstrip(b"\0\xff"):
+                return min(offset + CHUNK, self.size) - len(rest)
         return self.size
 
     def envelope(self, media_type: str, *sinks: Sink) -> Envelope:
@@ -145,7 +145,7 @@ class File:
         """
         whole = hashlib.sha256()
         first = whole if algorithm == "sha256" else hashlib.new(algorithm)
-        view = memoryview(bytearray(_CHUNK))
+        view = memoryview(bytearray(CHUNK))
         size, digest = 0, b""
         # A byte past the size shows that the file has grown.
         for stop, takers in ((end, {first, whole, *sinks}), (self.size + 1, {whole, *sinks})):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from netota_coap.model.values import Stream, StreamName
 from netota_coap.publishing import publish
@@ -16,13 +17,26 @@ from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
 from netota_coap.repository.store import DirectoryStore
-from tests import environment
-from tests.support import publishing
+from tests.support import environment, publishing
 from tests.support.mirroring import Origin, origin
 from tests.support.publishing import NOW, STABLE
 
-settings.register_profile("tests", deadline=None)
+# The ordinary run takes the same few examples each time, tools/check_fuzz many others. Neither
+# looks at the clock: a busy machine is no reason to fail.
+settings.register_profile(
+    "tests",
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("tests"), max_examples=1_000, derandomize=False
+)
 settings.load_profile("tests")
+
+# A shell starts what is in its background with SIGINT ignored, and all its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

@@ -26,8 +26,8 @@ from netota_coap.monitoring import (
 )
 from netota_coap.repository.loading import Loader
 from tests.conftest import FIXTURES
-from tests.environment import needs_ipv6
 from tests.support.device import GET, POST, RST, device
+from tests.support.environment import needs_ipv6
 
 STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
 UPSTREAM = UpstreamStatus(

@@ -83,7 +83,7 @@ def test_a_stale_part_is_named_and_rewritten(
 def test_every_part_is_used() -> None:
     """No part is made for nothing, and no marker lacks its end."""
     markers = [m for path in DOCUMENTS for m in re.findall(r"<!-- (\w+:[a-z-]+) -->", read(path))]
-    rendered = [m[1] for path in DOCUMENTS for m in make_spec._PART.findall(read(path))]
+    rendered = [m[1] for path in DOCUMENTS for m in make_spec.PART.findall(read(path))]
     assert sorted(markers) == sorted(make_spec.PARTS)
     assert markers == rendered
 

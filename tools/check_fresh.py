@@ -89,24 +89,25 @@ def make(root: Path, release: str) -> None:
 
 
 def run(root: Path, user: str, command: str) -> tuple[int, str]:
-    """Run a command line in a Debian, in the home; its exit code and its last lines."""
+    """Run a command line in a Debian, in the clone; its exit code and its last lines."""
     passed = [f"{name}={value}" for name, value in os.environ.items() if VARIABLES.fullmatch(name)]
     path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     inside = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", ENTER, "sh")
     by = ("chroot", f"--userspec={user}:{user}", "/", "env", "-i", path, f"HOME=/{HOMES[user]}")
     with subprocess.Popen(
-        (*inside, root, *by, *passed, "sh", "-c", f"cd; {command}"),
+        (*inside, root, *by, *passed, "sh", "-c", f"cd; cd netota_coap 2>/dev/null; {command}"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     ) as process:
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             lines = deque(process.stdout, LAST_LINES)
         except BaseException:
             process.kill()
+            process.stdout.read()  # until the last process in there has died
             raise
     return process.returncode, "".join(lines)
 
@@ -132,11 +133,18 @@ def check(root: Path, release: str, user: str, test: str) -> list[str]:
     run(root, "root", f"chown -R {user}: /{HOMES[user]}")
     for what, command in (("run", "tools/demo --once"), ("dev", test)):
         # Who is not root is told what root is to install.
-        told = run(root, user, f"cd netota_coap; tools/setup {what}")[1] if user != "root" else ""
+        told = run(root, user, f"tools/setup {what}")[1] if user != "root" else ""
         if asked := re.search(r"as root: (apt-get install .*)", told):
             step("root", f"{asked[1]} -y".replace("apt-get", "apt-get update && apt-get"))
-        step(user, f"cd netota_coap && {command}")
+        step(user, command)
     return rows
+
+
+def end(*_: object) -> None:
+    """Let the temporary directory be removed, undisturbed by more signals."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("check_fresh: ended by a signal")
 
 
 def main() -> None:
@@ -150,11 +158,13 @@ def main() -> None:
         sys.exit("check_fresh: only root can make a Debian: sudo tools/check_fresh")
     if shutil.which("debootstrap") is None:
         output("sh", "-c", "apt-get update && apt-get install -y debootstrap")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("check_fresh: ended"))
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
     rows = []
     with tempfile.TemporaryDirectory(prefix="netota-fresh-") as directory:
         for release in given.release or ("bookworm", "trixie"):
             base = Path(directory, release)
+            print(f"{release}: debootstrap …", flush=True)
             make(base, release)
             for user in [given.user] if given.user else HOMES:
                 root = Path(directory, f"{release}-{user}")

@@ -1,4 +1,4 @@
-"""Serve a repository, let three devices watch it, publish, and show who heard what, and when."""
+"""Serve a repository that three devices observe, publish, and show when each was notified."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ QUIET_S = 0.3
 
 
 @attrs.define
-class Heard:
-    """What a device heard: when (seconds since the epoch), in how many bytes, what."""
+class Received:
+    """A response or notification: its time (seconds since the epoch), payload size and content."""
 
     at: float
     size: int
@@ -51,36 +51,36 @@ class Device:
 
     name: str
     path: str
-    heard: list[Heard] = attrs.field(factory=list)
+    received: list[Received] = attrs.field(factory=list)
 
     async def run(self, context: Context, uri: str) -> None:
-        """Register, and note all that comes."""
+        """Register, and record the response and all notifications."""
         message = Message(code=Code.GET, uri=f"{uri}/{self.path}")
         message.opt.observe = 0
         request = context.request(message, handle_blockwise=False)
-        self._note(await request.response)
+        self._record(await request.response)
         async for notification in request.observation:
-            self._note(notification)
+            self._record(notification)
 
-    def _note(self, message: Message) -> None:
+    def _record(self, message: Message) -> None:
         stream = decode(Stream, message.payload, Format.CBOR)
-        self.heard.append(Heard(time.time(), len(message.payload), stream))
+        self.received.append(Received(time.time(), len(message.payload), stream))
 
 
 def say(text: str = "") -> None:
-    """Print a line at once."""
+    """Print a line without delay."""
     print(text, flush=True)
 
 
 async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Wait for a condition."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(patience_s):
         while not condition():  # noqa: ASYNC110 - the condition is over several devices
             await asyncio.sleep(0.001)
 
 
 async def command(*arguments: str | Path) -> None:
-    """Show a command line, and run it."""
+    """Print a command line, and run it."""
     say(f"$ netota-coap {shlex.join(map(str, arguments))}")
     process = await asyncio.create_subprocess_exec(COMMAND, *map(str, arguments))
     if await process.wait():
@@ -89,10 +89,11 @@ async def command(*arguments: str | Path) -> None:
 
 @contextlib.asynccontextmanager
 async def server(root: Path, bind: str) -> AsyncIterator[str]:
-    """Run `netota-coap serve` until the block ends; its URI."""
-    say(f"$ netota-coap serve {root} --bind {bind}")
+    """Run `netota-coap serve` until the block ends; yields its URI."""
+    arguments = ("serve", str(root), "--bind", bind, "--state", str(root.with_name("state")))
+    say(f"$ netota-coap {shlex.join(arguments)}")
     process = await asyncio.create_subprocess_exec(
-        COMMAND, "serve", str(root), "--bind", bind, stdout=asyncio.subprocess.PIPE
+        COMMAND, *arguments, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -107,7 +108,7 @@ async def server(root: Path, bind: str) -> AsyncIterator[str]:
 
 
 def free_bind() -> str:
-    """Return the standard port of this machine, or any if another server has it."""
+    """Return an address with the standard port, or with any port if that is in use."""
     try:
         for opened in open_sockets("127.0.0.1"):
             opened.close()
@@ -117,27 +118,27 @@ def free_bind() -> str:
 
 
 def report(devices: list[Device], since: dict[str, int], renamed: float) -> None:
-    """Say who heard what after the rename of a stream's file."""
+    """Print which devices were notified, and how long after the rename of the stream's file."""
     for device in devices:
-        news = device.heard[since[device.name] :]
+        news = device.received[since[device.name] :]
         if not news:
-            say(f"  {device.name:<24} heard nothing in {QUIET_S:g} s")
-        for heard in news:
-            stream = heard.stream
+            say(f"  {device.name:<24} got no notification in {QUIET_S:g} s")
+        for message in news:
+            stream = message.stream
             best = (stream.archives or ())[0]
-            what = f"{stream.version}, its build {best.name}, {best.envelope.size} bytes"
+            what = f"version {stream.version}, build {best.name}, {best.envelope.size} bytes"
             if stream.closed:
                 where = "/".join(stream.replacement or ("nowhere",))
-                what = f"closed, go to {where}"
-            delay_ms = (heard.at - renamed) * 1e3
+                what = f"the stream is closed, its replacement is {where}"
+            delay_ms = (message.at - renamed) * 1e3
             say(
-                f"  {device.name:<24} heard after {delay_ms:4.1f} ms, "
-                f"in one datagram of {heard.size} bytes: {what}"
+                f"  {device.name:<24} was notified after {delay_ms:4.1f} ms, "
+                f"in one datagram of {message.size} bytes: {what}"
             )
 
 
 def build(images: Path) -> Path:
-    """Make images for each board, and the release file that describes them."""
+    """Create images for each board, and the release file that describes them."""
     release = images / "release.toml"
     text = 'version = "2.5.0"\nmessage = "For the demo"\n'
     for board, (arch, machine) in BOARDS.items():
@@ -152,7 +153,7 @@ def build(images: Path) -> Path:
 
 
 async def demo(root: Path, images: Path, *, once: bool) -> None:
-    """Play it."""
+    """Run the demo; unless `once`, serve until cancelled."""
     stable = "p/sensor-node/s/stable?debug=false&scheme=https&machine="
     devices = [
         Device("nrf52840dk on stable", stable + "nrf52840dk"),
@@ -167,20 +168,20 @@ async def demo(root: Path, images: Path, *, once: bool) -> None:
         stack.push_async_callback(context.shutdown)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         tasks = [group.create_task(device.run(context, uri)) for device in devices]
-        await until(lambda: all(device.heard for device in devices))
+        await until(lambda: all(device.received for device in devices))
         say("\nThree devices observe:")
         for device in devices:
-            say(f"  {device.name:<24} has {device.heard[0].stream.version}")
+            say(f"  {device.name:<24} got version {device.received[0].stream.version}")
 
         async def change(*arguments: str | Path) -> None:
-            since = {device.name: len(device.heard) for device in devices}
+            since = {device.name: len(device.received) for device in devices}
             say()
             await command(*arguments)
             renamed = stream_file.stat().st_ctime
-            told, quiet = devices[:2], devices[2]
-            await until(lambda: all(len(d.heard) > since[d.name] for d in told))
+            notified, quiet = devices[:2], devices[2]
+            await until(lambda: all(len(d.received) > since[d.name] for d in notified))
             with contextlib.suppress(TimeoutError):
-                await until(lambda: len(quiet.heard) > since[quiet.name], QUIET_S)
+                await until(lambda: len(quiet.received) > since[quiet.name], QUIET_S)
             report(devices, since, renamed)
 
         release = build(images)
@@ -189,7 +190,7 @@ async def demo(root: Path, images: Path, *, once: bool) -> None:
         await change("close", root, "sensor-node/stable", *replacement)
 
         if not once:
-            say("\nServing on until Ctrl-C. From another terminal:")
+            say("\nThe server runs until Ctrl-C. Try it from another terminal:")
             say(f"  .venv/bin/aiocoap-client --accept 50 {uri}/p/sensor-node/s/edge")
             say(f"  coap-client-notls -m get -s 600 '{uri}/p/sensor-node/s/edge?head'")
             say(f"  .venv/bin/netota-coap watch {uri}/p/sensor-node/s/edge")
@@ -200,9 +201,11 @@ async def demo(root: Path, images: Path, *, once: bool) -> None:
 
 
 def main() -> None:
-    """Run it on a copy of `fixtures/repositories/typical`."""
+    """Run the demo on a copy of `fixtures/repositories/typical`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--once", action="store_true", help="end after the play")
+    parser.add_argument(
+        "--once", action="store_true", help="end after the demo, instead of serving until Ctrl-C"
+    )
     once = parser.parse_args().once
     with tempfile.TemporaryDirectory(prefix="netota-demo-") as directory:
         root, images = Path(directory) / "repository", Path(directory) / "images"

@@ -1,4 +1,4 @@
-"""Commands for the files that a repository holds itself."""
+"""Commands for the files that a repository stores itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from netota_coap.cli import json_output, text_output
 from netota_coap.cli.common import (
     FILE,
     command,
@@ -16,28 +17,30 @@ from netota_coap.cli.common import (
     progress,
     total_size,
 )
+from netota_coap.repository.blobs import Blob, Blobs
+from netota_coap.repository.lock import require_repository
 
 
 @click.group()
 def blob() -> None:
-    """List, add, verify and remove the files that a repository holds itself."""
+    """Servers of the repository offer them under /b/, named by their SHA-256."""
+
+
+def _print(found: Sequence[Blob], *, as_json: bool) -> None:
+    if as_json:
+        print_json(json_output.blobs(found))
+    else:
+        text_output.blobs(found)
 
 
 @command("blob list fleet", "list")
 @directory_argument
 @json_option
 def list_(directory: Path, as_json: bool) -> None:
-    """List the files that a repository holds, and those that were set aside."""
-    from netota_coap.cli import json_output, text_output
-    from netota_coap.repository.blobs import Blobs
-    from netota_coap.repository.lock import require_repository
-
+    """List the stored files; damaged ones have been set aside by `verify`."""
     require_repository(directory)
     found = Blobs(directory).all()
-    if as_json:
-        print_json(json_output.blobs(found))
-    else:
-        text_output.blobs(found)
+    _print(found, as_json=as_json)
 
 
 @command("blob add fleet build/zephyr/zephyr.signed.bin", "add")
@@ -46,41 +49,29 @@ def list_(directory: Path, as_json: bool) -> None:
 @click.option(
     "--link",
     is_flag=True,
-    help="Let a blob be the file itself (hard link), where the file system can. The file becomes "
-    "read-only; whoever changes it all the same damages the blob.",
+    help="Make a hard link instead of a copy, if the file system can. The file becomes read-only; "
+    "changing it later damages the stored one.",
 )
 @json_option
 def add(directory: Path, files: Sequence[Path], link: bool, as_json: bool) -> None:
-    """Put files into a repository, for archives that were published without them."""
-    from netota_coap.cli import json_output, text_output
-    from netota_coap.repository.blobs import Blobs
-
+    """Store files in a repository, for archives published without --store."""
     with progress("reading", 2 * total_size(files)) as advance:
         added = [Blobs(directory).add(file, link=link, progress=advance) for file in files]
-    if as_json:
-        print_json(json_output.blobs(added))
-    else:
-        text_output.blobs(added)
+    _print(added, as_json=as_json)
 
 
 @command("blob verify fleet", "verify")
 @directory_argument
 @json_option
 def verify(directory: Path, as_json: bool) -> int:
-    """Read all blobs, and set aside those that are damaged: they are served no longer.
+    """Read all stored files, and set damaged ones aside, so that they are not served.
 
-    Exit code 1: some are.
+    Exit code 1: some are damaged.
     """
-    from netota_coap.cli import json_output, text_output
-    from netota_coap.repository.blobs import Blobs
-
     total = sum(each.size for each in Blobs(directory).all())
     with progress("reading", total) as advance:
         damaged = Blobs(directory).verify(advance)
-    if as_json:
-        print_json(json_output.blobs(damaged))
-    else:
-        text_output.blobs(damaged)
+    _print(damaged, as_json=as_json)
     return 1 if damaged else 0
 
 
@@ -91,31 +82,21 @@ def verify(directory: Path, as_json: bool) -> int:
     metavar="N",
     type=click.IntRange(min=0),
     default=1,
-    show_default=True,
-    help="How many states before the present one keep their blobs, in each stream.",
+    help="Number of earlier states of each stream whose files are kept.",
 )
 @click.option(
     "--grace-s",
     type=click.IntRange(min=0),
     default=3600,
-    show_default=True,
-    help="Keep what was put there since, for it may be published yet; seconds.",
+    help="Keep files stored in the last so many seconds: they may be about to be published.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only print what would be removed.")
 @json_option
 def gc(directory: Path, keep: int, grace_s: int, dry_run: bool, as_json: bool) -> None:
-    """Remove the blobs that no stream needs any more, and those that were set aside."""
-    from netota_coap.cli import json_output, text_output
-    from netota_coap.repository.blobs import Blobs
-
+    """Remove stored files that no stream needs, and those that `verify` has set aside."""
     removed = Blobs(directory).gc(keep, grace_s=grace_s, dry_run=dry_run)
-    if as_json:
-        print_json(json_output.blobs(removed))
-    else:
-        text_output.blobs(removed)
+    _print(removed, as_json=as_json)
 
 
 for _command in (list_, add, verify, gc):
     blob.add_command(_command)
-
-COMMANDS = (blob,)

@@ -1,4 +1,4 @@
-"""What the commands have in common: parameters, tables, progress, errors."""
+"""What several commands share: parameters, output, progress, errors."""
 
 from __future__ import annotations
 
@@ -9,46 +9,34 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from netota_coap import errors
+from netota_coap.encoding.documents import selection_from_query
+from netota_coap.errors import InvalidDataError, NetotaError, printable
+from netota_coap.model.values import StreamName, stream_name
 
-    from netota_coap.model.values import StreamName
-    from netota_coap.repository.store import Store
-
-_LARGE = 16 * 2**20  # bytes, over which a progress bar is worth it
-
-Command = click.Command
+_LARGE = 16 * 2**20  # bytes; fewer are read before a progress bar could be seen
 
 
-def command(example: str, name: str | None = None) -> Callable[[Callable[..., Any]], Command]:
-    """Declare a command; the example stands at the end of its help."""
+def command(
+    example: str, name: str | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Declare a command, with an example at the end of its help."""
     return click.command(name, epilog=f"Example: netota-coap {example}")
-
-
-def store_of(directory: Path) -> Store:
-    """Return the store behind a command's directory."""
-    from netota_coap.repository.store import DirectoryStore
-
-    return DirectoryStore(directory)
 
 
 # ----------------------------------------------------------------------------------------------
 # Parameters
 
 
-class _StreamType(click.ParamType["StreamName"]):
+class _StreamType(click.ParamType[StreamName]):
     name = "PKG/STREAM"
 
     def convert(self, value: Any, _param: object, _context: object) -> StreamName:
-        from netota_coap.errors import InvalidDataError
-        from netota_coap.model.values import stream_name
-
         try:
             return value if isinstance(value, tuple) else stream_name(value)
         except InvalidDataError as error:
@@ -72,25 +60,24 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 _ATTRIBUTES = ("type", "arch", "machine", "debug", "filesystem", "compression", "scheme")
+_HELP = "Attribute of the device. Repeatable; the first is preferred."
 
 
 def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options by which a device says what it is, and the `selection`."""
+    """Add the options that describe a device; the command gets them as `selection`."""
 
     @functools.wraps(function)
     def run(query: Sequence[str], **given: Any) -> Any:
-        from netota_coap.encoding.documents import selection_from_query
+        attributes = [f"{name}={value}" for name in _ATTRIBUTES for value in given.pop(name)]
+        return function(selection=selection_from_query([*attributes, *query]), **given)
 
-        said = [f"{name}={value}" for name in _ATTRIBUTES for value in given.pop(name)]
-        return function(selection=selection_from_query([*said, *query]), **given)
-
-    wrapped: Callable[..., Any] = click.option(
-        "--query", metavar="KEY=VALUE", multiple=True, help="Any other attribute. Again for each."
-    )(run)
-    for name in reversed(_ATTRIBUTES):
-        text = "Of offers." if name == "scheme" else "Of the device; the first is preferred."
-        option = click.option(f"--{name}", metavar="VALUE", multiple=True, help=text)
-        wrapped = option(wrapped)
+    help_texts = dict.fromkeys(_ATTRIBUTES, _HELP) | {
+        "scheme": "URL scheme that the device supports. Repeatable.",
+        "query": "Any other attribute of the device, as KEY=VALUE. Repeatable.",
+    }
+    wrapped: Callable[..., Any] = run
+    for name, text in reversed(help_texts.items()):
+        wrapped = click.option(f"--{name}", metavar="VALUE", multiple=True, help=text)(wrapped)
     return wrapped
 
 
@@ -99,64 +86,61 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error; much of it comes from others, as names do."""
-    from netota_coap.errors import printable
-
+    """Print a line to standard error, without control characters that others put into it."""
     click.echo(printable(line), err=True)
 
 
 def print_json(plain: object) -> None:
-    """Print plain data as JSON: in ASCII, which no terminal and no locale can spoil."""
+    """Print plain data as JSON, in ASCII, so that no locale can spoil it."""
     click.echo(json.dumps(plain, indent=2))
 
 
-def text(value: object) -> str:
-    """Keep what a publisher wrote from being read as markup, or by the terminal."""
-    from rich.markup import escape
-
-    from netota_coap.errors import printable
-
-    return escape("\n".join(map(printable, str(value).split("\n"))))
+def printable_lines(value: object) -> str:
+    """Escape control characters, except for newlines."""
+    return "\n".join(map(printable, str(value).split("\n")))
 
 
-def console() -> Console:
-    """Return the console of tables; a row stays one line where it is no terminal."""
+def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table, without headings if all are empty.
+
+    Cells fold to the width of a terminal; elsewhere a row stays one line.
+    """
+    # These take 50 ms, which `--json` and `publish` do without.
     from rich.console import Console
-
-    on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=not on_terminal, width=None if on_terminal else 999)
-
-
-def table(*columns: str) -> Table:
-    """Return an empty table."""
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable_lines(cell)) for cell in row))
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(soft_wrap=not on_terminal, width=None if on_terminal else 999)
+    console.print(table)
 
 
 def total_size(paths: Iterable[Path]) -> int:
-    """Return how many bytes files have, as far as they are there."""
+    """Return the bytes of files together; missing files count as 0."""
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], object]]:
-    """Show how far it is, how fast and how long still, where there is a terminal for it.
+    """Show progress, speed and remaining time on a terminal, if there is enough to do.
 
     Args:
-        what: Is done, one word.
-        total: In the unit; few bytes are not worth it.
-        unit: `bytes`, or the word for what is counted.
+        what: One word for the task.
+        total: Number of units.
+        unit: `bytes`, or a word for what is counted.
 
     Yields:
-        A function to be called with each number of units that are done.
+        A function to call with the number of units done since the last call.
     """
     if (unit == "bytes" and total < _LARGE) or not sys.stderr.isatty():
         yield lambda _: None
         return
+    # These take 90 ms, and are needed on a terminal only.
     from rich import progress as rich
     from rich.console import Console
 
@@ -181,33 +165,23 @@ def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Callable[[i
 
 BUG = 70
 
-
-def exit_codes() -> dict[type[BaseException], int]:
-    """Return the exit codes of errors, looked up along the class hierarchy.
-
-    Besides them: 1, problems were found; 2, usage; 70, a bug.
-    """
-    from netota_coap import errors
-
-    return {
-        errors.ConfigError: 2,
-        errors.InvalidDataError: 3,
-        errors.NotFoundError: 3,
-        errors.RepositoryError: 3,
-        errors.AddressError: 4,
-        errors.TransferError: 4,
-        errors.NetotaError: 3,
-        UnicodeError: 2,
-        OSError: 3,
-    }
+EXIT_CODES: dict[type[BaseException], int] = {
+    errors.ConfigError: 2,
+    errors.InvalidDataError: 3,
+    errors.NotFoundError: 3,
+    errors.RepositoryError: 3,
+    errors.AddressError: 4,
+    errors.TransferError: 4,
+    errors.NetotaError: 3,
+    UnicodeError: 2,
+    OSError: 3,
+}
+"""Exit codes of errors; the nearest base class counts."""
 
 
 def report(error: Exception) -> int:
-    """Print what went wrong, and what to do about it; return the exit code."""
-    from netota_coap.errors import InvalidDataError, NetotaError
-
-    codes = exit_codes()
-    code = next((codes[cls] for cls in type(error).__mro__ if cls in codes), BUG)
+    """Print what went wrong and what to do about it; return the exit code."""
+    code = next((EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES), BUG)
     lines = [str(error)]
     hint = ""
     if isinstance(error, NetotaError):

@@ -1,6 +1,6 @@
-"""What `--json` prints: one function per shape, shown by example in `spec/cli.md`.
+"""The shapes that `--json` prints: one function each, shown by example in `spec/cli.md`.
 
-Sizes are in bytes, times RFC 3339, digests hexadecimal; what is not said is left out or null.
+Sizes are in bytes, times are RFC 3339, digests hexadecimal; a missing value is left out or null.
 """
 
 from __future__ import annotations
@@ -8,49 +8,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import encode
 from netota_coap.errors import Issue
+from netota_coap.model.values import Archive, Offer, Stream
+from netota_coap.publishing.diff import Difference, Got
+from netota_coap.publishing.inspection.artefact import Artefact
+from netota_coap.repository.blobs import Blob, blob_name
+from netota_coap.repository.check import Findings
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+if TYPE_CHECKING:  # 0.2 s, which most commands do without
     from netota_coap.client.download import Report
-    from netota_coap.model.values import Archive, Offer, Stream
-    from netota_coap.publishing.diff import Difference, Got
-    from netota_coap.publishing.inspection.artefact import Artefact
-    from netota_coap.repository.blobs import Blob
-    from netota_coap.repository.check import Findings
     from netota_coap.service.config import Effective
 
 
 def time_text(time: datetime) -> str:
-    """Write a time as RFC 3339 has it, in UTC."""
+    """Write a time in RFC 3339's form, in UTC."""
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def made(directory: Path) -> dict[str, Any]:
-    """A repository that was made."""
+    """A new repository."""
     return {"repository": str(directory)}
 
 
 def configuration(effective: Effective) -> dict[str, Any]:
-    """The configuration of a service, and where each value comes from."""
-    from netota_coap.service.config import SETTINGS
-
+    """The value of each setting, and where it comes from."""
     return {
-        setting.key: {
-            "value": setting.plain(effective.config),
-            "from": effective.origins[setting.key],
-        }
-        for setting in SETTINGS
+        key: {"value": value, "from": origin} for key, (value, origin) in effective.shown().items()
     }
 
 
 def findings(found: Findings) -> dict[str, Any]:
-    """What a check found."""
+    """The findings of a check."""
     return {
         "errors": _issues(found.errors),
         "warnings": _issues(found.warnings),
@@ -63,7 +56,7 @@ def _issues(found: Iterable[Issue]) -> list[dict[str, str]]:
 
 
 def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
-    """A stream in the list of all; `stream` is a `Stream` or a `StreamEntry`."""
+    """A stream in a list; `stream` is a `Stream` or a `StreamEntry`."""
     return {
         "package": package,
         "title": title,
@@ -75,7 +68,7 @@ def row(package: str, title: str, name: str, stream: Any) -> dict[str, Any]:
 
 
 def stream(state: Stream) -> dict[str, Any]:
-    """A stream as a server sends it, and what only the files have."""
+    """A stream as a server sends it, with the fields that only files have."""
     plain: dict[str, Any] = json.loads(encode(state, Format.JSON))
     for name in ("title", "author", "message"):
         if getattr(state, name) is not None:
@@ -102,7 +95,7 @@ def entry(state: Stream) -> dict[str, Any]:
 
 
 def difference(found: Difference, *, dry_run: bool) -> dict[str, Any]:
-    """What a change does, or would do, for archives and for each kind of device."""
+    """The effect of a change on archives and on each kind of device."""
     change = found.change
     return {
         "package": change.name[0],
@@ -142,7 +135,7 @@ def _got(got: Got | None) -> dict[str, Any] | None:
 
 
 def artefact(file: str, found: Artefact) -> dict[str, Any]:
-    """What a file tells of itself."""
+    """What a file says about itself."""
     return {
         "file": file,
         "version": found.version,
@@ -155,9 +148,7 @@ def artefact(file: str, found: Artefact) -> dict[str, Any]:
 
 
 def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
-    """Blobs; `path` is that of their URLs, `damaged` ones were set aside."""
-    from netota_coap.repository.blobs import blob_name
-
+    """Stored files; `path` is the path of the URL, `damaged` ones are set aside."""
     return [
         {
             "sha256": each.sha256.hex(),
@@ -171,7 +162,7 @@ def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
 
 
 def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:
-    """Offers that were asked; `problem` is empty where all is well."""
+    """The results of asking offers; `problem` is empty if there is none."""
     return [
         {
             "archive": place,
@@ -184,7 +175,7 @@ def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:
 
 
 def downloaded(file: Path, archive: Archive, offer: Offer | None) -> dict[str, Any]:
-    """A file that was downloaded, and where from: null if it was there already."""
+    """A downloaded file; `url` is null if it was already complete."""
     return {
         "file": str(file),
         "archive": archive.name,

@@ -6,10 +6,13 @@ import functools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import attrs
 import click
 
+from netota_coap import files
+from netota_coap.cli import json_output, text_output
 from netota_coap.cli.common import (
     FILE,
     STREAM,
@@ -19,56 +22,57 @@ from netota_coap.cli.common import (
     print_json,
     progress,
     say,
-    store_of,
     stream_argument,
     total_size,
 )
-
-if TYPE_CHECKING:
-    from netota_coap.model.values import StreamName
-    from netota_coap.publishing.publish import Edit
-    from netota_coap.repository.store import Change
+from netota_coap.errors import ConfigError
+from netota_coap.model.values import StreamName
+from netota_coap.publishing import publish as publishing
+from netota_coap.publishing import release_file as release
+from netota_coap.publishing.archives import ArchiveSource, parse_offer
+from netota_coap.publishing.diff import Difference, held_after
+from netota_coap.publishing.publish import Edit
+from netota_coap.repository import git, scaffold
+from netota_coap.repository.store import Change, DirectoryStore
 
 
 @command("init fleet --sample")
 @directory_argument
-@click.option("--sample", is_flag=True, help="Put a package with two streams into it.")
-@click.option("--title", help="Of the repository, for people.")
+@click.option("--sample", is_flag=True, help="Add an example package with two streams.")
+@click.option("--title", help="Title of the repository, for people.")
 @json_option
 def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> None:
-    """Make a repository."""
-    from netota_coap.cli import json_output
-    from netota_coap.publishing import publish as publishing
-    from netota_coap.repository import scaffold
-
+    """DIR is created if it does not exist."""
     scaffold.init(directory, title)
     if sample:
-        publishing.sample(store_of(directory), _now())
+        publishing.sample(DirectoryStore(directory), _now())
     if as_json:
         print_json(json_output.made(directory))
     else:
-        click.echo(f"{directory}: a repository, to be served by: netota-coap serve {directory}")
+        click.echo(f"{directory}: repository created; serve it: netota-coap serve {directory}")
 
 
 # ----------------------------------------------------------------------------------------------
 # Changes of a stream
 
-Function = Callable[..., "Change"]
+Function = Callable[..., Change]
 
 
 def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
-    """Give a command the options of all changes, and print what it did.
+    """Add the options that all changes have, and print what the command did.
 
     Args:
-        builds: Whether it can take a build from devices.
+        builds: Whether the change could leave devices without a build.
     """
     options = [
-        click.option("-m", "--message", help="Why, for the log."),
-        click.option("-n", "--dry-run", is_flag=True, help="Only say what would change for whom."),
+        click.option("-m", "--message", help="Reason for the change, shown by `log`."),
+        click.option(
+            "-n", "--dry-run", is_flag=True, help="Only print what would change for devices."
+        ),
         json_option,
     ]
     if builds:
-        text = "Let an architecture or machine lose its build."
+        text = "Allow an architecture or machine to lose its build."
         options.insert(1, click.option("--allow-missing", is_flag=True, help=text))
 
     def decorate(function: Function) -> Callable[..., int]:
@@ -81,9 +85,6 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
             allow_missing: bool = False,
             **given: Any,
         ) -> int:
-            from netota_coap.publishing.publish import Edit
-            from netota_coap.repository import git
-
             edit = Edit(
                 now=_now(),
                 author=git.author(directory),
@@ -105,16 +106,14 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
 def _tell(
     directory: Path, change: Change, edit: Edit, *, as_json: bool, builds: bool, stored: bool
 ) -> int:
-    """Print what a change did or would do; 1: it would be refused."""
-    from netota_coap.cli import json_output, text_output
-    from netota_coap.publishing.diff import Difference, held_after
-
+    """Print what a change did or would do; return 1 if it would be refused."""
     if not (as_json or edit.dry_run):
-        click.echo(text_output.summary(change))  # what is done is done, whatever comes after it
+        # Now, for the change is done even if the rest fails.
+        click.echo(text_output.summary(change))
     if stored:
         held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
     else:
-        held = held_after(store_of(directory), change)
+        held = held_after(DirectoryStore(directory), change)
     found = Difference.of(change, held=held)
     if as_json:
         print_json(json_output.difference(found, dry_run=edit.dry_run))
@@ -143,34 +142,35 @@ def _now() -> datetime:
     "archives",
     metavar="FILE[,KEY=VALUE]…",
     multiple=True,
-    help="A file, and what is to be said about it: name, media-type, type, arch, machine, debug, "
-    "filesystem, compression, or any attribute. What it tells itself need not be said. Again for "
-    "each archive.",
+    help="File to publish, and its name, media-type, type, arch, machine, debug, filesystem, "
+    "compression, or any other attribute. What the file says about itself need not be given. "
+    "Repeatable.",
 )
 @click.option(
     "--offer",
     "offers",
     metavar="URL[,METRIC]",
     multiple=True,
-    help="Where devices download it; lowest metric preferred. {package}, {stream}, {version}, "
-    "{name}, {file}, {stem}, {sha256} and the attributes are filled in. Again for each place.",
+    help="URL where devices download the files; lowest metric preferred. {package}, {stream}, "
+    "{version}, {name}, {file}, {stem}, {sha256} and the attributes of each file are filled in. "
+    "Repeatable.",
 )
 @click.option(
     "--release",
     "release_file",
     metavar="FILE",
     type=FILE,
-    help="A file that describes all archives, instead of --archive and --offer.",
+    help="Release file that describes all archives, instead of --archive and --offer.",
 )
 @click.option(
     "--store",
     is_flag=True,
-    help="Put the files into the repository: servers of it offer them by themselves.",
+    help="Store the files in the repository, so that its servers offer them.",
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="Let what is said contradict what the files state; publish the same again.",
+    help="Allow values that contradict the files, and publish the same version again.",
 )
 @_changing(builds=True)
 def publish(
@@ -184,21 +184,17 @@ def publish(
     force: bool,
     edit: Edit,
 ) -> Change:
-    """Replace the archives, and so the version, of a stream in one step.
+    """All archives of the stream are replaced in one step.
 
-    VERSION can be left out where the files tell it, as MCUboot images and RAUC bundles do.
+    VERSION can be left out if the files contain it, as MCUboot images and RAUC bundles do.
     """
-    import attrs
-
-    from netota_coap.publishing import publish as publishing
-    from netota_coap.publishing import release_file as release
-    from netota_coap.publishing.archives import ArchiveSource, parse_offer
-
     if bool(archives) == bool(release_file):
-        raise click.UsageError("give either --archive, once or more, or --release")
+        raise click.UsageError("give --archive, at least once, or --release")
     if release_file:
         if offers:
-            raise click.UsageError("the offers stand in the release file: no --offer with it")
+            raise click.UsageError(
+                "--offer cannot be used with --release: the release file has the offers"
+            )
         described = release.read(release_file)
         version = release.version_of(described, version, force=force)
         edit = attrs.evolve(edit, message=edit.message or described.message)
@@ -210,7 +206,7 @@ def publish(
     total = total_size(source.path for source in sources)
     with progress("reading", total * (2 if store else 1)) as advance:
         return publishing.publish(
-            store_of(directory),
+            DirectoryStore(directory),
             name,
             version,
             sources,
@@ -222,17 +218,16 @@ def publish(
         )
 
 
-@command("release build-nrf52840dk build-nrf9160dk -o release.toml", name="release")
+@command("release build-nrf52840dk build-nrf9160dk -o release.toml", "release")
 @click.argument("builds", metavar="BUILD_DIR…", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, help="Write it there, unless it exists.")
-def release_(builds: Sequence[Path], output: Path | None) -> None:
-    """Draft the release file for what builds have made: each file with what it tells."""
-    from netota_coap import files
-    from netota_coap.errors import ConfigError
-    from netota_coap.publishing import release_file as release
+@click.option("-o", "--output", type=FILE, help="Write to this file, which must not exist.")
+def release_command(builds: Sequence[Path], output: Path | None) -> None:
+    """The release file lists the files of each BUILD_DIR, with what they say about themselves.
 
+    Edit it, then publish it: netota-coap publish DIR PKG/STREAM --release FILE
+    """
     if output and output.exists():
-        raise ConfigError(f"{output} exists", hint="Remove it first, or write to another file.")
+        raise ConfigError(f"{output}: exists", hint="Remove it, or write to another file.")
     with progress("reading", total_size(release.found(builds))) as advance:
         drafted = release.draft(builds, output or Path("release.toml"), advance)
     if output:
@@ -248,10 +243,8 @@ def release_(builds: Sequence[Path], output: Path | None) -> None:
 @click.argument("target", metavar="PKG/TO", type=STREAM)
 @_changing(builds=True)
 def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit) -> Change:
-    """Publish to a stream what another one holds."""
-    from netota_coap.publishing import publish as publishing
-
-    return publishing.promote(store_of(directory), source, target, edit=edit)
+    """PKG/TO gets the version and archives of PKG/FROM, which stays as it is."""
+    return publishing.promote(DirectoryStore(directory), source, target, edit=edit)
 
 
 @command("rollback fleet sensor-node/stable -m 'reboots every hour'")
@@ -261,26 +254,27 @@ def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit)
     "--to",
     metavar="SEQUENCE",
     type=int,
-    help="Of the state that is wanted. [default: the last one that was another]",
+    help="Sequence number to go back to. [default: that of the last other state]",
 )
 @_changing(builds=True)
 def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> Change:
-    """Publish an old state of a stream again: with a new sequence, so that devices take it."""
-    from netota_coap.publishing import publish as publishing
-
-    return publishing.rollback(store_of(directory), name, to, edit=edit)
+    """The version gets a new sequence number, so that devices accept it."""
+    return publishing.rollback(DirectoryStore(directory), name, to, edit=edit)
 
 
 @command("close fleet sensor-node/v1 --replacement sensor-node/stable")
 @directory_argument
 @stream_argument
-@click.option("--replacement", metavar="PKG/STREAM", type=STREAM, help="Where devices should go.")
+@click.option(
+    "--replacement",
+    metavar="PKG/STREAM",
+    type=STREAM,
+    help="Stream to follow instead.",
+)
 @_changing(builds=False)
 def close(directory: Path, name: StreamName, replacement: StreamName | None, edit: Edit) -> Change:
-    """Close a stream: nothing new will come."""
-    from netota_coap.publishing import publish as publishing
-
-    return publishing.close(store_of(directory), name, replacement, edit=edit)
+    """Devices are told, and can still get the present version. `reopen` undoes this."""
+    return publishing.close(DirectoryStore(directory), name, replacement, edit=edit)
 
 
 @command("reopen fleet sensor-node/v1")
@@ -288,10 +282,8 @@ def close(directory: Path, name: StreamName, replacement: StreamName | None, edi
 @stream_argument
 @_changing(builds=False)
 def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
-    """Open a closed stream again."""
-    from netota_coap.publishing import publish as publishing
-
-    return publishing.reopen(store_of(directory), name, edit=edit)
+    """Devices are told that new versions may follow again."""
+    return publishing.reopen(DirectoryStore(directory), name, edit=edit)
 
 
 @command("remove fleet sensor-node/edge -m 'never used'")
@@ -299,10 +291,5 @@ def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
 @stream_argument
 @_changing(builds=False)
 def remove(directory: Path, name: StreamName, edit: Edit) -> Change:
-    """Remove a stream: devices are told that it is gone. Its history and sequence stay."""
-    from netota_coap.publishing import publish as publishing
-
-    return publishing.remove(store_of(directory), name, edit=edit)
-
-
-COMMANDS = (init, publish, release_, promote, rollback, close, reopen, remove)
+    """Devices are told that the stream is gone. Its history and sequence number are kept."""
+    return publishing.remove(DirectoryStore(directory), name, edit=edit)

@@ -7,8 +7,8 @@ reaches aiocoap.
 A plain request is answered by the same pure function that aiocoap's resource calls, one that
 registers an observer by the table of observers. The rest is handed on, as long as aiocoap has not
 too much to remember.
-aiocoap is pinned in `pyproject.toml`; `tests/test_frontdoor.py` fails when a release moves the
-names that are used here.
+aiocoap is pinned in `pyproject.toml`; `tests/coap/test_frontdoor.py` fails when a release moves
+the names that are used here.
 """
 
 from __future__ import annotations

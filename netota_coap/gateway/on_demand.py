@@ -22,7 +22,7 @@ from netota_coap.repository.blobs import Key, key_of
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("coap://", "http://", "https://")
-_FIRST_S = 1  # until anything is known of how fast it comes
+FIRST_S = 1  # until anything is known of how fast it comes
 _LONGEST_S = 60
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
@@ -76,7 +76,7 @@ class _Fetch:
         before, since_s = self.begun or (0, 0.0)
         come = self.arrived - before
         if come <= 0:
-            return _FIRST_S
+            return FIRST_S
         left_s = (self.size - self.arrived) * (time.monotonic() - since_s) / come
         return min(max(math.ceil(left_s), 1), _LONGEST_S)
 

@@ -1,1 +1,4 @@
-"""HTTP beside CoAP: the same catalog for reverse proxies, SysOTA-like clients and people."""
+"""Serves the catalog over HTTP: to programs, to reverse proxies, and as a page to people.
+
+Only `service` imports it, `server` from it; it imports the catalog and what lies below that.
+"""

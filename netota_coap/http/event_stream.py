@@ -1,7 +1,7 @@
-"""Event streams: Observe, as HTTP has it (`text/event-stream`).
+"""Server-sent events (`text/event-stream`): Observe over HTTP.
 
-Who follows a resource is told the state of now, and of each change the newest state. Nothing is
-queued: whoever reads slowly misses what was passed meanwhile, and delays nobody.
+A client is sent the present state, then the newest one after each change. Nothing is queued: a
+slow client skips states, and delays nobody else.
 Source: rules H-30 to H-35.
 """
 
@@ -17,9 +17,8 @@ from starlette.types import Receive, Scope, Send
 from netota_coap.catalog.resources import Path
 
 MEDIA_TYPE = "text/event-stream"
-BEAT_S = 15.0
 _RETRY_MS = 5_000
-_AT_ONCE = 32  # are woken before the rest of the event loop has its turn
+_BATCH = 32  # clients woken before the event loop serves others
 _HEADERS = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-cache"),
@@ -29,169 +28,143 @@ _HEADERS = [
 
 @attrs.frozen
 class Event:
-    """A state.
+    """One state of a resource."""
 
-    Attributes:
-        id: What it is known by, when a client comes back.
-        name: Of its kind.
-        data: One line.
-        last: Whether no other follows.
-    """
-
-    id: str
+    id: str  # a client that reconnects sends it as Last-Event-ID
     name: str
-    data: bytes
-    last: bool = False
+    data: bytes  # must be one line
+    last: bool = False  # whether the stream ends with it
 
     def encode(self) -> bytes:
-        """Return it as it goes over the wire."""
+        """Return the event in the syntax of `text/event-stream`."""
         return f"id: {self.id}\nevent: {self.name}\ndata: ".encode() + self.data + b"\n\n"
 
 
 @attrs.define(eq=False)
-class _Follower:
-    """One client.
-
-    Attributes:
-        wake: Set when there may be something to tell.
-        beat: Whether a sign of life is due.
-    """
-
+class _Client:
     wake: asyncio.Event = attrs.field(factory=asyncio.Event)
-    beat: bool = False
+    heartbeat: bool = False  # whether one is due
 
 
 @attrs.define(eq=False)
 class Events:
-    """All who follow.
-
-    Attributes:
-        most: How many there may be.
-        beat_s: Between signs of life.
-        ended: Whether all are to end.
-    """
+    """The clients with an open event stream, at most `most`."""
 
     most: int = 4_096
-    beat_s: float = BEAT_S
+    heartbeat_s: float = 15.0
     ended: bool = attrs.field(init=False, default=False)
-    _followers: dict[Path, dict[_Follower, None]] = attrs.field(init=False, factory=dict)
+    _clients: dict[Path, dict[_Client, None]] = attrs.field(init=False, factory=dict)
     _count: int = attrs.field(init=False, default=0)
-    _due: dict[_Follower, None] = attrs.field(init=False, factory=dict)
-    _beating: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _due: dict[_Client, None] = attrs.field(init=False, factory=dict)
+    _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def is_full(self) -> bool:
-        """Whether no more are taken."""
+        """Whether another client must be refused."""
         return self._count >= self.most
 
     def notify(self, paths: Iterable[Path]) -> None:
-        """Learn which resources changed, appeared or vanished."""
+        """Wake the clients of resources that changed, appeared or vanished."""
         for path in paths:
-            self._wake(self._followers.get(path, ()))
+            self._wake(self._clients.get(path, ()))
 
     def end(self) -> None:
-        """End all, now and later ones."""
+        """End all event streams, later ones too."""
         self.ended = True
-        self.notify(tuple(self._followers))
+        self.notify(tuple(self._clients))
 
     @contextlib.contextmanager
-    def following(self, path: Path) -> Iterator[_Follower]:
-        """Be one of those who follow a resource, for as long as the block takes."""
-        follower = _Follower()
-        self._followers.setdefault(path, {})[follower] = None
+    def connected(self, path: Path) -> Iterator[_Client]:
+        """Count a client of a resource until the block ends."""
+        client = _Client()
+        self._clients.setdefault(path, {})[client] = None
         self._count += 1
-        if self._beating is None:
-            self._beat_later()
+        if self._timer is None:
+            self._start_timer()
         try:
-            yield follower
+            yield client
         finally:
             self._count -= 1
-            self._due.pop(follower, None)
-            del self._followers[path][follower]
-            if not self._followers[path]:
-                del self._followers[path]
-            if not self._followers and self._beating:
-                self._beating.cancel()
-                self._beating = None
+            self._due.pop(client, None)
+            del self._clients[path][client]
+            if not self._clients[path]:
+                del self._clients[path]
+            if not self._clients and self._timer:
+                self._timer.cancel()
+                self._timer = None
 
-    def _beat_later(self) -> None:
-        self._beating = asyncio.get_running_loop().call_later(self.beat_s, self._beat)
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.heartbeat_s, self._heartbeat)
 
-    def _beat(self) -> None:
-        for followers in self._followers.values():
-            for follower in followers:
-                follower.beat = True
-            self._wake(followers)
-        self._beat_later()
+    def _heartbeat(self) -> None:
+        for clients in self._clients.values():
+            for client in clients:
+                client.heartbeat = True
+            self._wake(clients)
+        self._start_timer()
 
-    def _wake(self, followers: Iterable[_Follower]) -> None:
+    def _wake(self, clients: Iterable[_Client]) -> None:
         idle = not self._due
-        self._due.update(dict.fromkeys(followers))
+        self._due.update(dict.fromkeys(clients))
         if idle and self._due:
-            self._wake_some()
+            self._wake_batch()
 
-    def _wake_some(self) -> None:
-        for follower in tuple(self._due)[:_AT_ONCE]:
-            del self._due[follower]
-            follower.wake.set()
+    def _wake_batch(self) -> None:
+        for client in tuple(self._due)[:_BATCH]:
+            del self._due[client]
+            client.wake.set()
         if self._due:
-            asyncio.get_running_loop().call_soon(self._wake_some)
+            asyncio.get_running_loop().call_soon(self._wake_batch)
 
 
 @attrs.frozen(eq=False)
 class EventStream:
-    """The answer to one who follows a resource (an ASGI application).
-
-    Attributes:
-        events: All who follow.
-        path: Of the resource.
-        state: Returns its state of now.
-        seen: The id of the state that the client has, or "".
-    """
+    """The response to one client (an ASGI application)."""
 
     events: Events
     path: Path
     state: Callable[[], Event]
-    seen: str
+    seen: str  # Last-Event-ID of the client, or ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell states until the client goes, the resource vanishes or the server stops."""
+        """Send states until the client disconnects, the resource vanishes or the server stops."""
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         if scope["method"] != "HEAD":
             leaving = asyncio.ensure_future(_disconnected(receive))
             try:
-                with self.events.following(self.path) as follower:
-                    leaving.add_done_callback(lambda _: follower.wake.set())
-                    await self._tell(follower, leaving, send)
+                with self.events.connected(self.path) as client:
+                    leaving.add_done_callback(lambda _: client.wake.set())
+                    await self._send_states(client, leaving, send)
             finally:
                 leaving.cancel()
         await send({"type": "http.response.body"})
 
-    async def _tell(self, follower: _Follower, leaving: asyncio.Future[None], send: Send) -> None:
+    async def _send_states(
+        self, client: _Client, leaving: asyncio.Future[None], send: Send
+    ) -> None:
         seen = self.seen
-        told = f"retry: {_RETRY_MS}\n\n".encode()
+        body = f"retry: {_RETRY_MS}\n\n".encode()
         while not leaving.done() and not self.events.ended:
-            # What happens from here on, while what is told is on its way too, wakes again.
-            follower.wake.clear()
+            # Cleared before the state is read, so that a change during `send` wakes again.
+            client.wake.clear()
             event = self.state()
             if event.id != seen:
                 seen = event.id
-                told += event.encode()
-            elif follower.beat and not told:
-                told = b":\n\n"
-            follower.beat = False
-            if told:
-                await send({"type": "http.response.body", "body": told, "more_body": True})
-                told = b""
+                body += event.encode()
+            elif client.heartbeat and not body:
+                body = b":\n\n"
+            client.heartbeat = False
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                body = b""
             if event.last:
                 return
-            await follower.wake.wait()
+            await client.wake.wait()
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

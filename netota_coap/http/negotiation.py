@@ -1,6 +1,6 @@
-"""What a request says, read: path, query, what the client takes and what it has.
+"""Reads requests: path, query, Accept and If-None-Match. Pure functions over text.
 
-Pure functions over text. Source: rules H-2, H-3, H-10 and H-20.
+Source: rules H-2, H-3, H-10 and H-20.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from netota_coap.catalog.resources import Path
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 
-_MOST_PARAMETERS = 64  # as many as CoAP takes options
+_MOST_PARAMETERS = 64  # the number of options that CoAP accepts
 
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?")
 _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
@@ -20,32 +20,29 @@ _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 
 
 def path_of(raw: bytes) -> Path:
-    """Return the segments of a path, each decoded exactly once.
-
-    Args:
-        raw: As it stands in the request, without the query; may be that of an absolute URI.
+    """Return the segments of a request target without its query, each decoded exactly once.
 
     Raises:
-        NotFoundError: It is no path, or not UTF-8, so nothing is there.
+        NotFoundError: The path does not begin with `/`, or is not UTF-8.
     """
     absolute = _ORIGIN.match(raw)
     if absolute:
         raw = raw[absolute.end() :] or b"/"
     start, *segments = raw.split(b"/")
     if start:
-        raise NotFoundError("there is nothing at what does not begin with '/'")
+        raise NotFoundError("nothing exists at a path that does not begin with '/'")
     try:
         decoded = tuple(unquote_to_bytes(segment).decode() for segment in segments)
     except UnicodeDecodeError as error:
-        raise NotFoundError("there is nothing at a path that is not UTF-8") from error
+        raise NotFoundError("nothing exists at a path that is not UTF-8") from error
     return () if decoded == ("",) else decoded
 
 
 def parameters_of(query: bytes) -> list[str]:
-    """Return the parameters of a query, as CoAP has them in its options.
+    """Return the parameters of a query, as Uri-Query options of CoAP would hold them.
 
     Raises:
-        InvalidDataError: They are too many, or not UTF-8.
+        InvalidDataError: There are too many, or one is not UTF-8.
     """
     parts = query.split(b"&")
     if len(parts) > _MOST_PARAMETERS:
@@ -58,15 +55,11 @@ def parameters_of(query: bytes) -> list[str]:
 
 
 def chosen(accept: str, offered: Sequence[str]) -> str | None:
-    """Return the media type that a client likes best.
+    """Return the media type that a client prefers, or None if it accepts none.
 
     Args:
-        accept: The values of its `Accept`, joined by commas; if nothing in it can be read, it
-            takes anything.
-        offered: Media types; of those that it likes equally, the first one is taken.
-
-    Returns:
-        One of `offered`, or None: it takes none of them.
+        accept: The values of Accept, joined by commas; without a valid one, anything is accepted.
+        offered: Among media types of equal quality, the first one is chosen.
     """
     ranges = dict(_ranges(accept)) or {"*/*": 1.0}
 
@@ -80,7 +73,7 @@ def chosen(accept: str, offered: Sequence[str]) -> str | None:
 
 
 def _ranges(accept: str) -> Iterator[tuple[str, float]]:
-    """Yield media ranges with their quality; what cannot be read is left out."""
+    """Yield media ranges with their quality; invalid ones are ignored."""
     for item in accept.lower().split(","):
         media_range, *parameters = (part.strip() for part in item.split(";"))
         pairs = (parameter.partition("=") for parameter in parameters)
@@ -89,11 +82,6 @@ def _ranges(accept: str) -> Iterator[tuple[str, float]]:
             yield media_range, float(quality)
 
 
-def has(if_none_match: str, etag: str) -> bool:
-    """Tell whether a client has what an ETag stands for.
-
-    Args:
-        if_none_match: The values of its `If-None-Match`, joined by commas; "": it has nothing.
-        etag: Without quotes.
-    """
+def is_current(if_none_match: str, etag: str) -> bool:
+    """Tell whether a client's cached representation has this ETag (given without quotes)."""
     return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match)

@@ -1,7 +1,7 @@
-"""The page for people: what is served, in a browser.
+"""The HTML pages for people. They are read-only, and load nothing from other servers.
 
-It can only be looked at, works without JavaScript but for what is live, and takes nothing from
-elsewhere. Texts of publishers are escaped in one place: the environment of the templates.
+Without JavaScript they do not update themselves. Texts of publishers are escaped in one place:
+the environment of the templates.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from starlette.types import ASGIApp
 from netota_coap.catalog.resources import Path, StreamResource, etag_of
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.http import page_content, page_updates
-from netota_coap.http.negotiation import chosen, has
-from netota_coap.http.page_updates import Live
+from netota_coap.http.negotiation import chosen, is_current
+from netota_coap.http.page_updates import PageUpdates
 from netota_coap.http.site import Site
 from netota_coap.model.selection import text_form
 from netota_coap.model.values import LIMITS
@@ -33,7 +33,7 @@ from netota_coap.publishing.diff import archives_of
 from netota_coap.repository import history
 
 MEDIA_TYPE = "text/html"
-_OTHERS = ("application/json", "application/cbor", "text/event-stream")  # at the same paths
+_FOR_PROGRAMS = ("application/json", "application/cbor", "text/event-stream")  # same paths
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
@@ -42,26 +42,24 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept",
 }
-# The URL of a static file changes with its bytes.
-_FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+# Pages refer to a static file by a URL with its ETag, so a URL never has other bytes.
+_STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
 _MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 @attrs.frozen
-class _File:
-    """A static file."""
-
+class _StaticFile:
     media_type: str
     payload: bytes
     etag: str
 
 
-def _files() -> dict[str, _File]:
+def _files() -> dict[str, _StaticFile]:
     found = {}
     for path in (files("netota_coap.http") / "static").iterdir():
         payload = path.read_bytes()
         media_type = _MEDIA_TYPES[path.name.rpartition(".")[2]]
-        found[path.name] = _File(media_type, payload, etag_of(payload).hex())
+        found[path.name] = _StaticFile(media_type, payload, etag_of(payload).hex())
     return found
 
 
@@ -86,55 +84,42 @@ def _templates() -> Environment:
 
 @attrs.define(eq=False)
 class Page:
-    """The page for people.
-
-    Attributes:
-        site: What it shows.
-        live: What it shows live.
-    """
+    """The HTML pages of a site, with their static files and updates."""
 
     site: Site
-    live: Live = attrs.field()
-    _files: Mapping[str, _File] = attrs.field(init=False, factory=_files)
+    updates: PageUpdates = attrs.Factory(lambda self: PageUpdates(self.site), takes_self=True)
+    _files: Mapping[str, _StaticFile] = attrs.field(init=False, factory=_files)
     _templates: Environment = attrs.field(init=False, factory=_templates)
 
     @cached_property
     def _started(self) -> datetime:
-        # Computed anew, its second would flip now and then, and with it the ETag.
+        # Cached, since rounding would change the second now and then, and with it the ETag.
         uptime = timedelta(seconds=self.site.status().uptime_s)
         return (datetime.now(UTC) - uptime).replace(microsecond=0)
 
-    @live.default
-    def _of_site(self) -> Live:
-        return Live(self.site)
-
     async def answer(self, request: Request, path: Path) -> ASGIApp | None:
-        """Answer a browser, or what its pages need.
-
-        Args:
-            request: A GET or HEAD.
-            path: Of the request.
+        """Answer a GET or HEAD of a page or of something that pages load.
 
         Returns:
-            The answer; None: it is for somebody else.
+            None if the request is not for pages.
 
         Raises:
-            NotFoundError: There is no such file.
+            NotFoundError: No static file has this name.
         """
         if path[:1] == ("static",):
             return self._file(path)
         if path == page_updates.PATH:
             page = request.query_params.get("page", "")
-            return self.live.follow(tuple(page.split("/")) if page else ())
+            return self.updates.follow(tuple(page.split("/")) if page else ())
         is_shown = not path or (len(path) == 4 and path[::2] == ("p", "s"))
         accept = ", ".join(request.headers.getlist("accept"))
-        # Who takes anything gets what programs get.
-        if not is_shown or chosen(accept, (*_OTHERS, MEDIA_TYPE)) != MEDIA_TYPE:
+        # `Accept: */*` gets JSON: most programs send it, and browsers name HTML first.
+        if not is_shown or chosen(accept, (*_FOR_PROGRAMS, MEDIA_TYPE)) != MEDIA_TYPE:
             return None
         status, payload = await self._render(path, request.headers.get("host", ""))
         etag = etag_of(payload).hex()
         headers = _HEADERS | {"ETag": f'"{etag}"'}
-        if has(", ".join(request.headers.getlist("if-none-match")), etag):
+        if is_current(", ".join(request.headers.getlist("if-none-match")), etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         return Response(payload, status, headers, MEDIA_TYPE)
 
@@ -142,7 +127,7 @@ class Page:
         found = self._files.get("/".join(path[1:]))
         if found is None:
             raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
-        return Response(found.payload, HTTPStatus.OK, _FOR_EVER, found.media_type)
+        return Response(found.payload, HTTPStatus.OK, _STATIC_HEADERS, found.media_type)
 
     async def _render(self, path: Path, host: str) -> tuple[HTTPStatus, bytes]:
         shown = self._common(path)
@@ -160,16 +145,16 @@ class Page:
         def render() -> bytes:
             return self._templates.get_template(template).render(shown | more()).encode()
 
-        # Files are read, and 1,000 archives are many: devices must not wait for it.
+        # A history is read from files, and 1,000 archives take long: devices must not wait.
         return status, await asyncio.to_thread(render)
 
     def _common(self, path: Path) -> dict[str, Any]:
-        """Return what all pages show."""
+        """Return the variables that all templates use."""
         now, status, resources = datetime.now(UTC), self.site.status(), self.site.catalog.resources
         return {
             "age": partial(page_content.age, now=now),
             "etags": {name: file.etag for name, file in self._files.items()},
-            "mark": self.live.mark(path, page_updates.troubles_of(status)),
+            "mark": self.updates.mark(path, page_updates.troubles_of(status)),
             "observers_of": self.site.observers_of,
             "path": path,
             "resources": resources,
@@ -195,7 +180,7 @@ class Page:
     def _history(self, resource: StreamResource) -> dict[str, Any]:
         name, states = (resource.path[1], resource.path[3]), []
         if self.site.root:
-            # What is wrong with it is for the operator: a page may be anybody's.
+            # The page is public, so the reason is left to `netota-coap check`.
             with contextlib.suppress(NetotaError, OSError):
                 states = history.history(self.site.root, name, page_content.MOST_STATES + 1)
         return {

@@ -1,4 +1,4 @@
-"""What the page for people shows: pure functions from what is served to what templates take."""
+"""What pages show: pure functions from the catalog to the templates' variables."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from netota_coap.model.values import CONTENT_ATTRIBUTES, Archive, Package, Strea
 from netota_coap.publishing.diff import ArchiveChange, archive_changes, archives_of, describe, lost
 from netota_coap.repository.store import Change
 
-MOST_KINDS = 50  # of devices; a stream can have 1,000 archives
-MOST_STATES = 20  # of the history; a stream can have had millions
+MOST_KINDS = 50  # a stream can have 1,000 archives, each for another kind of device
+MOST_STATES = 20  # a history can have millions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252})(?::\d{1,5})?")
 _AGES = (
@@ -42,14 +42,14 @@ _SIZES = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def shown(value: object) -> object:
-    """Escape in a text of others what would rewrite a line, as a mark of direction does."""
+    """Escape what would rewrite a line, as marks of direction do."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))
 
 
 def age(then: datetime, now: datetime) -> str:
-    """Say how long ago something was; of the future, as a wrong clock has it: just now."""
+    """Return how long ago a time was; a time in the future (a wrong clock) is `just now`."""
     seconds = (now - then).total_seconds()
     for size, unit in _AGES:
         count = int(seconds // size)
@@ -59,13 +59,13 @@ def age(then: datetime, now: datetime) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Return a duration in the largest unit that it is a multiple of."""
+    """Return a duration in the largest unit that divides it."""
     size, unit = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
     return f"{seconds // size:,} {unit}"
 
 
 def readable_size(size: int) -> str:
-    """Return a size in three digits and a unit, as `201 kB`; fewer than 1,000 bytes exactly."""
+    """Return a size in three digits and a unit, as `201 kB`; below 1,000 bytes it is exact."""
     scaled, place = float(size), 0
     while float(f"{scaled:.3g}") >= 1_000 and place < len(_SIZES) - 1:
         scaled, place = scaled / 1_000, place + 1
@@ -73,37 +73,37 @@ def readable_size(size: int) -> str:
 
 
 def is_web(url: str) -> bool:
-    """Tell whether a URL leads to a page or a file, so that it can be a link; others could run."""
+    """Tell whether a URL may become a link: other schemes, as `javascript:`, could run code."""
     return url.lower().startswith(("http://", "https://"))
 
 
 def name_of(author: str | None) -> str:
-    """Return an author without the mail address: anybody may read the page."""
+    """Return an author without the mail address: pages are public."""
     name = (author or "").partition("<")[0].strip()
     return "" if "@" in name else name
 
 
 def host_of(header: str) -> str:
-    """Return the host that a request was sent to, without the port; `HOST` if it is none."""
+    """Return the host in a Host header, without the port; `HOST` if it is invalid."""
     match = _HOST.fullmatch(header)
     return match[1] if match else "HOST"
 
 
 # ----------------------------------------------------------------------------------------------
-# What devices get
+# Kinds of devices
 
 
 @attrs.frozen
-class Kind:
-    """What a kind of device gets.
+class DeviceKind:
+    """What devices that say the same about themselves get.
 
     Attributes:
-        label: What it says about itself.
-        archives: Names of what suits it, the preferred first.
+        label: What they say, as `arch=arm machine=nrf9160dk`.
+        archives: Names of those that suit them, the preferred first.
         size: Of the payload, bytes.
-        more: Whether something had to be left out of that.
+        more: Whether the payload leaves something out to fit one datagram.
         notation: The payload in diagnostic notation (RFC 8949, section 8).
-        commands: By which it can be had and followed, for a shell.
+        commands: Shell commands that get and observe the stream.
     """
 
     label: str
@@ -115,19 +115,14 @@ class Kind:
 
 
 def columns(archives: Iterable[Archive]) -> tuple[str, ...]:
-    """Return the attributes that some archive says, the six of content before free ones."""
+    """Return the attributes that some archive has, in the order of the columns."""
     said = {name for archive in archives for name in archive.content.all()}
     free = sorted(said.difference(CONTENT_ATTRIBUTES))
     return (*(name for name in CONTENT_ATTRIBUTES if name in said), *free)
 
 
-def kinds(resource: StreamResource, host: str) -> list[Kind]:
-    """Return what devices get that say all that an archive says; of many, the first.
-
-    Args:
-        resource: The stream.
-        host: Of this server, for commands.
-    """
+def kinds(resource: StreamResource, host: str) -> list[DeviceKind]:
+    """Return one kind for each distinct content, at most `MOST_KINDS`; `host` is for commands."""
     said = {Selection.of(a.content.all()): a.content.all() for a in archives_of(resource.stream)}
     return [
         _kind(resource, selection, describe(content), f"coap://{host}/{'/'.join(resource.path)}")
@@ -135,13 +130,13 @@ def kinds(resource: StreamResource, host: str) -> list[Kind]:
     ]
 
 
-def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) -> Kind:
+def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) -> DeviceKind:
     payload = resource.view(View(selection), ContentFormat.CBOR, "coap").payload
     got = decode(Stream, payload, Format.CBOR)
     query = selection_to_query(selection)
     encoded = "&".join(quote(parameter, safe="=") for parameter in query)
     options = "".join(f" --query {shlex.quote(parameter)}" for parameter in query)
-    return Kind(
+    return DeviceKind(
         label,
         tuple(archive.name for archive in got.archives or ()),
         len(payload),
@@ -160,13 +155,12 @@ def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) 
 
 @attrs.frozen
 class Past:
-    """A state that a stream held.
+    """A state in the history of a stream.
 
     Attributes:
-        state: It.
-        version: Its version, with the one before where that was another.
-        archives: Those that changed.
-        lost: Architectures and machines that lost their build.
+        version: The version, after the previous one if that differs: `1.0 → 1.1`.
+        archives: The changes.
+        lost: Architectures and machines for which no build was left.
     """
 
     state: Stream
@@ -176,7 +170,7 @@ class Past:
 
     @property
     def summary(self) -> str:
-        """What changed, in a few words."""
+        """Counts of the changes, as `2 rebuilt, 1 removed`."""
         whats = [change.what for change in self.archives]
         words = [f"{whats.count(what)} {what}" for what in dict.fromkeys(whats)]
         words += ["closed"] * self.state.closed + ["removed"] * self.state.removed
@@ -184,12 +178,7 @@ class Past:
 
 
 def history(name: StreamName, states: Sequence[Stream]) -> Iterator[Past]:
-    """Tell what changed from state to state.
-
-    Args:
-        name: Of the stream.
-        states: The last first; of more than `MOST_STATES`, the oldest is only compared with.
-    """
+    """Compare each state, the newest first, with the one before it; at most `MOST_STATES`."""
     for state, before in zip(states[:MOST_STATES], [*states[1:], None], strict=False):
         changes = archive_changes(archives_of(before), archives_of(state))
         versions = dict.fromkeys((before.version if before else state.version, state.version))

@@ -1,6 +1,6 @@
-"""What pages show live: that they changed, and how many observe and were told.
+"""Updates of open pages: numbers of observers and notifications, and that the page changed.
 
-One look serves all pages that are open, four times a second; while none is open, nothing is done.
+One timer serves all open pages, four times a second; while no page is open, there is none.
 """
 
 from __future__ import annotations
@@ -22,22 +22,20 @@ from netota_coap.http.site import Site
 from netota_coap.monitoring import Status
 
 PATH = ("live",)
-LOOK_S = 0.25
 
 
 def troubles_of(status: Status) -> tuple[str, ...]:
-    """Return what is wrong, the reasons why what is on disk is refused first."""
+    """Return all reasons for the page's banners."""
     return (*status.issues, *status.troubles)
 
 
 @attrs.frozen
-class _Look:
-    """What was seen.
+class _Snapshot:
+    """What pages show at one moment.
 
     Attributes:
-        resources: Of the catalog.
-        troubles: Of the service.
-        counts: Observers, in all and by stream; and how many were told of the last change.
+        counts: Observers by stream, in total (`observers`), and those who were notified of the
+            last change (`told`).
     """
 
     resources: Mapping[Path, Resource]
@@ -46,30 +44,20 @@ class _Look:
 
 
 @attrs.define(eq=False)
-class Live:
-    """What is live of a site.
-
-    Attributes:
-        site: It.
-        look_s: Between two looks, seconds.
-    """
+class PageUpdates:
+    """Tells open pages of a site what changed."""
 
     site: Site
-    look_s: float = LOOK_S
+    interval_s: float = 0.25
     _open: int = attrs.field(init=False, default=0)
-    _seen: _Look = attrs.field(init=False, default=_Look({}, (), {}))
-    _later: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _seen: _Snapshot = attrs.field(init=False, default=_Snapshot({}, (), {}))
+    _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _marks: WeakKeyDictionary[Resource, int] = attrs.field(init=False, factory=WeakKeyDictionary)
-    # Another process must not use the same marks for other states.
+    # Marks of another process, before a restart, must differ from these.
     _numbers: Iterator[int] = attrs.field(init=False, factory=lambda: count(time.time_ns()))
 
     def mark(self, path: Path, troubles: tuple[str, ...]) -> str:
-        """Return by what a page is known for as long as it shows the same, counts and ages aside.
-
-        Args:
-            path: Of its stream; (): the page is of all.
-            troubles: Of the service.
-        """
+        """Return a tag of a page, () for all packages; counts and ages do not change it."""
         resources = self.site.catalog.resources
         resource = resources.get(path or ("p",))
         if resource is None:
@@ -80,28 +68,21 @@ class Live:
         return f"{number:x}-{etag_of(about.encode()).hex()}"
 
     def follow(self, path: Path) -> ASGIApp:
-        """Return the answer to a page that is open: events that say what changed since the last.
-
-        Args:
-            path: As in `mark`.
+        """Return an event stream for an open page; each event holds what changed since the last.
 
         Raises:
-            RefusedError: There are too many.
+            HttpError: There are too many event streams.
         """
         sent: dict[str, object] = {}
         event = Event("", "live", b"")
 
         def state() -> Event:
             nonlocal event
-            own = (
-                self._seen.counts
-                if not path
-                else {
-                    name: self._seen.counts.get(name, 0)
-                    for name in ("observers", "told", "/".join(path))
-                }
-            )
-            now = {"page": self.mark(path, self._seen.troubles), **own}
+            counts = self._seen.counts
+            if path:
+                names = ("observers", "told", "/".join(path))
+                counts = {name: counts.get(name, 0) for name in names}
+            now = {"page": self.mark(path, self._seen.troubles), **counts}
             fresh = {name: value for name, value in now.items() if sent.get(name) != value}
             if fresh:
                 sent.update(fresh)
@@ -111,27 +92,27 @@ class Live:
         stream = self.site.follow(PATH, state)
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._looking():
+            with self._updating():
                 await stream(scope, receive, send)
 
         return application
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Look again and again for as long as the block takes; one look is for all."""
+    def _updating(self) -> Iterator[None]:
+        """Update all pages until the block ends; blocks may overlap."""
         self._open += 1
-        if self._later is None:
-            self._look()
+        if self._timer is None:
+            self._update()
         try:
             yield
         finally:
             self._open -= 1
-            if not self._open and self._later:
-                self._later.cancel()
-                self._later = None
+            if not self._open and self._timer:
+                self._timer.cancel()
+                self._timer = None
 
-    def _look(self) -> None:
-        self._later = asyncio.get_running_loop().call_later(self.look_s, self._look)
+    def _update(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.interval_s, self._update)
         status, resources = self.site.status(), self.site.catalog.resources
         counts = {
             "/".join(path): self.site.observers_of(path)
@@ -140,8 +121,8 @@ class Live:
         }
         counts["observers"] = status.observers
         counts["told"] = status.fan_out.told if status.fan_out else 0
-        seen = _Look(resources, troubles_of(status), counts)
-        # The very same resources are found equal at once, without looking into them.
+        seen = _Snapshot(resources, troubles_of(status), counts)
+        # Comparing is cheap: resources that did not change are identical objects.
         if seen != self._seen:
             self._seen = seen
             self.site.events.notify([PATH])

@@ -1,4 +1,4 @@
-"""What a service counts, in the formats that Prometheus reads."""
+"""Metrics in the formats of Prometheus and OpenMetrics."""
 
 from __future__ import annotations
 
@@ -16,19 +16,14 @@ _FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
 @attrs.frozen
-class Figures(Collector):
-    """All metrics of a service.
-
-    Attributes:
-        metrics: What was counted.
-        status: What is so now.
-    """
+class MetricsCollector(Collector):
+    """All metrics of a service, for `prometheus_client`."""
 
     metrics: Metrics
     status: Callable[[], Status]
 
     def collect(self) -> Iterable[Family]:
-        """Return each metric with its samples (prometheus-client's interface)."""
+        """Return each metric with its samples."""
         families = {
             metric.name: _FAMILIES[metric.kind](metric.name, metric.help, labels=metric.labels)
             for metric in METRICS
@@ -38,6 +33,6 @@ class Figures(Collector):
         return families.values()
 
     def encode(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and payload, as whoever asks with an `Accept` can read it."""
+        """Return content type and payload, in the format that an Accept header prefers."""
         encoder, content_type = choose_encoder(accept)
         return content_type, encoder(self)

@@ -1,4 +1,4 @@
-"""Files over HTTP: whole, or one range of them.
+"""Responses with a file, or with one range of its bytes.
 
 Source: RFC 9110, sections 13 and 14; rules H-60 to H-63.
 """
@@ -13,27 +13,23 @@ from http import HTTPStatus
 from starlette.responses import Response, StreamingResponse
 
 from netota_coap.catalog.resources import BlobRepresentation
-from netota_coap.http.site import RefusedError
+from netota_coap.http.site import HttpError
 
-_PIECE = 262_144  # bytes that are read at a time
+_CHUNK = 262_144  # bytes read at a time
 _RANGE = re.compile(r"bytes=(\d{0,99})-(\d{0,99})", re.IGNORECASE | re.ASCII)
 
 
-def range_of(asked: str, size: int) -> tuple[int, int] | None:
-    """Read a Range header.
-
-    Args:
-        asked: Its value.
-        size: Of the file, bytes.
+def range_of(value: str, size: int) -> tuple[int, int] | None:
+    """Parse a Range header for a file of `size` bytes.
 
     Returns:
-        First byte, and the one after the last; None: the whole is to be sent, since it is no
-        range of bytes, or several.
+        The first byte and the one after the last; None if the header must be ignored, because it
+        is not one range of bytes.
 
     Raises:
-        RefusedError: No byte of the file is in it.
+        HttpError: No byte of the file is in the range.
     """
-    match = _RANGE.fullmatch(asked.strip())
+    match = _RANGE.fullmatch(value.strip())
     if match is None or match[1] == match[2] == "":
         return None
     if match[1]:
@@ -43,38 +39,33 @@ def range_of(asked: str, size: int) -> tuple[int, int] | None:
     else:
         first, last = max(size - int(match[2]), 0), size - 1
     if first >= size or last < first:
-        detail = f"the file has {size} bytes"
         status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        raise RefusedError(status, detail, Content_Range=f"bytes */{size}")
+        raise HttpError(status, f"the file has {size} bytes", Content_Range=f"bytes */{size}")
     return first, min(last, size - 1) + 1
 
 
 def respond(
-    blob: BlobRepresentation, headers: dict[str, str], *, asked: str, if_range: str
+    blob: BlobRepresentation, headers: dict[str, str], *, requested: str, if_range: str
 ) -> Response:
-    """Return the answer with a file, or with the range that is asked for.
+    """Return the response with a file, or with the requested range of it.
 
-    Args:
-        blob: The file.
-        headers: Of the answer, `ETag` among them.
-        asked: Value of the Range header.
-        if_range: Value of the If-Range header: of another file, the whole is sent.
+    If `if_range` is another ETag than the one in `headers`, the whole file is sent.
 
     Raises:
-        RefusedError: No byte of the file is in the range.
-        NotFoundError: The file is not there any more.
+        HttpError: No byte of the file is in the range.
+        NotFoundError: The file was deleted meanwhile.
     """
     size = blob.size
-    part = range_of(asked, size) if if_range in ("", headers["ETag"]) else None
+    part = range_of(requested, size) if if_range in ("", headers["ETag"]) else None
     first, end = part or (0, size)
     headers = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(end - first)}
     if part:
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
     status = HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK
-    return StreamingResponse(_pieces(blob, first, end), status, headers, blob.format.media_type)
+    return StreamingResponse(_chunks(blob, first, end), status, headers, blob.format.media_type)
 
 
-async def _pieces(blob: BlobRepresentation, first: int, end: int) -> AsyncIterator[bytes]:
-    """Read one piece after the other; a file that is gone ends the connection early."""
-    for offset in range(first, end, _PIECE):
-        yield await asyncio.to_thread(blob.part, offset, min(_PIECE, end - offset))
+async def _chunks(blob: BlobRepresentation, first: int, end: int) -> AsyncIterator[bytes]:
+    # A file that vanishes raises here, which ends the connection early (H-63).
+    for offset in range(first, end, _CHUNK):
+        yield await asyncio.to_thread(blob.part, offset, min(_CHUNK, end - offset))

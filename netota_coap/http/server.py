@@ -1,4 +1,4 @@
-"""The catalog over HTTP: what is answered, and the server that answers (uvicorn).
+"""The HTTP server: an ASGI application, and uvicorn that runs it.
 
 Source: `spec/http.md`.
 """
@@ -32,56 +32,48 @@ from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
 from netota_coap.http import event_stream
-from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
+from netota_coap.http.negotiation import chosen, is_current, parameters_of, path_of
 from netota_coap.http.page import Page
-from netota_coap.http.prometheus import Figures
+from netota_coap.http.prometheus import MetricsCollector
 from netota_coap.http.ranges import respond
-from netota_coap.http.site import RefusedError, Site, problem, problem_of
+from netota_coap.http.site import HttpError, Site, problem, problem_of
 from netota_coap.monitoring import Heard, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
 _METHODS = ("GET", "HEAD")
-# The preferred first.
+# In order of preference.
 _FORMATS = (ContentFormat.JSON, ContentFormat.CBOR, ContentFormat.LINK, ContentFormat.OCTETS)
-_LONGEST_HEAD = 8_192  # bytes of a request without its payload
+_LONGEST_HEAD = 8_192  # bytes of a request without its body
 _DEFAULTS = {
     "Vary": "Accept",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-"""Headers of each answer that does not say otherwise."""
+"""Headers of each response that does not set them itself."""
 
 
 @attrs.define(eq=False)
 class HttpSite(Site):
-    """The catalog over HTTP.
+    """Everything that is served over HTTP, as one ASGI application."""
 
-    Attributes:
-        page: For people.
-    """
-
-    page: Page = attrs.field(init=False)
-
-    @page.default
-    def _for_people(self) -> Page:
-        return Page(self)
+    page: Page = attrs.field(init=False, default=attrs.Factory(Page, takes_self=True))
 
     async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (an ASGI application)."""
-        request, came_ns = Request(scope), time.perf_counter_ns()
+        """Answer one request (the ASGI application)."""
+        request, start_ns = Request(scope), time.perf_counter_ns()
         try:
             answer = await self._answer(request)
         except NetotaError as error:
             answer = problem(error)
-        except Exception:  # noqa: BLE001 - a bug must not reach the wire
+        except Exception:  # noqa: BLE001 - a traceback must not reach the client
             _log.exception("a bug: %s %s", request.method, scope["path"])
             answer = problem_of(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; it was logged")
         try:
-            await answer(scope, receive, partial(self._send, request, came_ns, send))
+            await answer(scope, receive, partial(self._send, request, start_ns, send))
         except NetotaError as error:
-            _log.debug("an answer ended early: %s", error)
+            _log.debug("a response ended early: %s", error)
             raise
         except Exception:
             _log.exception("a bug: %s %s", request.method, scope["path"])
@@ -89,12 +81,12 @@ class HttpSite(Site):
 
     async def _answer(self, request: Request) -> ASGIApp:
         if request.method not in _METHODS:
-            allowed = "GET and HEAD are all there is: nothing can be changed over the network"
-            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, allowed, Allow=", ".join(_METHODS))
-        # uvicorn lets through what arrives all at once.
+            allowed = "only GET and HEAD are supported: nothing can be changed over the network"
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, allowed, Allow=", ".join(_METHODS))
+        # uvicorn does not check the length of a request that arrives all at once.
         if _length(request.scope) > _LONGEST_HEAD:
-            detail = f"a request has at most {_LONGEST_HEAD} bytes"
-            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+            detail = f"a request must have at most {_LONGEST_HEAD} bytes without its body"
+            raise HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
         path = path_of(request.scope["raw_path"])
         page = await self.page.answer(request, path)
         if page:
@@ -109,10 +101,11 @@ class HttpSite(Site):
         offered = [*formats, *[event_stream.MEDIA_TYPE] * found.observable]
         media_type = chosen(_joined(request, "accept"), offered)
         if media_type is None:
-            raise RefusedError(HTTPStatus.NOT_ACCEPTABLE, f"there is {', '.join(offered)}")
+            detail = f"the resource offers only {', '.join(offered)}"
+            raise HttpError(HTTPStatus.NOT_ACCEPTABLE, detail)
         parameters = parameters_of(request.scope["query_string"])
-        asked = (parameters, formats.get(media_type, ContentFormat.JSON), request.scope["scheme"])
-        representation = self.represent(found, *asked)
+        fmt = formats.get(media_type, ContentFormat.JSON)
+        representation = self.represent(found, parameters, fmt, request.scope["scheme"])
         if media_type != event_stream.MEDIA_TYPE:
             return self._respond(request, found, representation)
         state = partial(self.state, path, parameters, request.scope["scheme"])
@@ -122,35 +115,35 @@ class HttpSite(Site):
         self, request: Request, found: Resource, representation: Representation
     ) -> Response:
         etag = representation.etag.hex()
-        lasts = f"public, max-age={self.max_age_s}"
+        cache_control = f"public, max-age={self.max_age_s}"
         if found.max_age_s is not None:
-            lasts = f"public, max-age={found.max_age_s}, immutable"
-        headers = {"ETag": f'"{etag}"', "Cache-Control": lasts}
-        if has(_joined(request, "if-none-match"), etag):
+            cache_control = f"public, max-age={found.max_age_s}, immutable"
+        headers = {"ETag": f'"{etag}"', "Cache-Control": cache_control}
+        if is_current(_joined(request, "if-none-match"), etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         if isinstance(representation, BlobRepresentation):
-            asked, if_range = (_joined(request, name) for name in ("range", "if-range"))
-            return respond(representation, headers, asked=asked, if_range=if_range)
+            requested, if_range = (_joined(request, name) for name in ("range", "if-range"))
+            return respond(representation, headers, requested=requested, if_range=if_range)
         media_type = representation.format.media_type
         return Response(representation.payload, HTTPStatus.OK, headers, media_type)
 
-    async def _send(self, request: Request, came_ns: int, send: Send, message: Message) -> None:
-        """Send a part of an answer, with what all have in common, and count it."""
+    async def _send(self, request: Request, start_ns: int, send: Send, message: Message) -> None:
+        """Send a part of a response with the common headers, and count it."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["Date"] = formatdate(usegmt=True)
             for name, value in _DEFAULTS.items():
                 headers.setdefault(name, value)
             if {"content-length", "transfer-encoding"} & set(request.headers):
-                headers["Connection"] = "close"  # what it carries is not read
+                headers["Connection"] = "close"  # the body of the request is not read
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
             if self.metrics.listener:
-                took_us = (time.perf_counter_ns() - came_ns) / 1_000
+                took_us = (time.perf_counter_ns() - start_ns) / 1_000
                 self.metrics.listener(_heard(request, message["status"], headers, took_us))
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
-        # uvicorn has answered a request that turned out to be malformed.
+        # uvicorn itself has already answered a request whose rest is malformed.
         with contextlib.suppress(LocalProtocolError):
             await send(message)
 
@@ -179,21 +172,21 @@ def _length(scope: Scope) -> int:
 
 
 def _class(request: Request, content_type: str) -> str:
-    """Return the class of the resource that a request is counted by."""
+    """Return the resource class by which metrics count a request."""
     try:
         path = path_of(request.scope["raw_path"])
     except NetotaError:
         return "other"
-    people = not path or path[0] == "static" or content_type.startswith("text/html")
-    return "page" if people else resource_class(path)
+    is_page = not path or path[0] == "static" or content_type.startswith("text/html")
+    return "page" if is_page else resource_class(path)
 
 
 # ----------------------------------------------------------------------------------------------
-# Besides the catalog
+# Resources besides the catalog
 
 
 def _root(_site: HttpSite, _request: Request) -> Response:
-    return RedirectResponse("p", HTTPStatus.FOUND)  # relative: behind a prefix as well
+    return RedirectResponse("p", HTTPStatus.FOUND)  # relative: it works behind a prefix
 
 
 def _healthz(_site: HttpSite, _request: Request) -> Response:
@@ -204,12 +197,13 @@ def _readyz(site: HttpSite, _request: Request) -> Response:
     status = site.status()
     if status.is_ready:
         return PlainTextResponse("ready\n")
-    detail = "what is on disk is refused; the state before it is served"
+    detail = "the files on disk are refused; an older state is served"
     return problem_of(HTTPStatus.SERVICE_UNAVAILABLE, detail, issues=status.issues)
 
 
 def _metrics(site: HttpSite, request: Request) -> Response:
-    content_type, payload = Figures(site.metrics, site.status).encode(_joined(request, "accept"))
+    collector = MetricsCollector(site.metrics, site.status)
+    content_type, payload = collector.encode(_joined(request, "accept"))
     return Response(payload, headers={"Content-Type": content_type})
 
 
@@ -225,7 +219,7 @@ _OWN: Mapping[Path, Callable[[HttpSite, Request], Response]] = {
 # The server
 
 _MOST_CONNECTIONS = 8_192
-_SPARE_FILES = 128  # that the rest of the process may open
+_SPARE_FILES = 128  # open files, for the rest of the process
 _TRUSTED = ["127.0.0.0/8", "::1", "::ffff:127.0.0.0/104"]  # reverse proxies on this machine
 
 
@@ -236,28 +230,20 @@ def _most_connections() -> int:
 
 @attrs.frozen
 class Bounds:
-    """What a server puts up with.
+    """Limits of connections and times."""
 
-    Attributes:
-        connections: At a time.
-        request_s: Until a connection has brought its next request.
-        stalled_s: Until a client takes some of what was sent to it.
-        grace_s: For what is on its way when the server stops.
-    """
-
-    connections: int = attrs.field(factory=_most_connections)
-    request_s: float = 30.0
-    stalled_s: float = 60.0
-    grace_s: float = 1.0
+    connections: int = attrs.field(factory=_most_connections)  # open at a time
+    request_s: float = 30.0  # until the next request of a connection is complete
+    stalled_s: float = 60.0  # until a client acknowledges some of what was sent to it
+    grace_s: float = 1.0  # for unfinished responses when the server stops
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which does not wait for requests for ever."""
+    """uvicorn's protocol, with limits of connections and of the time for each request."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, if there are not too many."""
         super().connection_made(transport)
         assert self.limit_concurrency is not None
         if len(self.connections) >= self.limit_concurrency:
@@ -265,26 +251,23 @@ class _Protocol(H11Protocol):
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
         super().connection_lost(exc)
         if self._deadline:
             self._deadline.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; what is malformed while an answer is under way ends the connection."""
         try:
             super().data_received(data)
-        except LocalProtocolError:
+        except LocalProtocolError:  # malformed bytes during a response
             self.transport.abort()
         self._await_request()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request."""
         super().on_response_complete()
         self._await_request()
 
     def _await_request(self) -> None:
-        # uvicorn says that there is always one; before the first request, there is none.
+        # uvicorn types it as never None, but before the first request it is.
         waits = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]
         if waits and self._deadline is None:
             self._deadline = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
@@ -297,31 +280,29 @@ class _Protocol(H11Protocol):
 async def serving(
     site: HttpSite, bind: str, bounds: Bounds | None = None
 ) -> AsyncIterator[tuple[str, ...]]:
-    """Serve a site in this event loop, for as long as the block takes.
-
-    At its end event streams are ended, and other answers have a moment to arrive.
+    """Serve a site until the block ends; then end event streams, and give others `grace_s`.
 
     Args:
         site: What is served.
         bind: `HOST:PORT`; port 0 is any free one.
-        bounds: What is put up with; None: the usual.
+        bounds: None for the defaults.
 
     Yields:
-        The URIs that are listened on, at least one.
+        The URIs that it listens on, at least one.
 
     Raises:
-        AddressError: The address is in use, not of this machine, or not to be had.
-        ConfigError: `bind` cannot be read.
+        AddressError: The address is in use or does not belong to this machine.
+        ConfigError: `bind` is invalid.
 
     Source: rules H-50 to H-52.
     """
     bounds = bounds or Bounds()
     sockets = open_sockets(bind, socket.SOCK_STREAM)
     for each in sockets:
-        # Those that are accepted inherit both. A payload must not wait until the client
-        # acknowledged the headers, which it does after 40 ms.
+        # Accepted sockets inherit both options. Without this one, a payload waits until the
+        # client acknowledges the headers, which it delays by 40 ms.
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The kernel ends what a client leaves unread: it knows of what left this process, too.
+        # The kernel also sees what has left this process but was not acknowledged.
         stalled_ms = int(bounds.stalled_s * 1e3)
         each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
     config = Config(
@@ -331,26 +312,26 @@ async def serving(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=logging.CRITICAL,  # it speaks of hostile requests; of bugs, `application` does
+        log_level=logging.CRITICAL,  # it logs hostile requests; `application` logs bugs
         access_log=False,
-        date_header=False,  # it would wake up ten times a second for it
+        date_header=False,  # it takes ten wake-ups a second; `_send` sets it
         forwarded_allow_ips=_TRUSTED,
         h11_max_incomplete_event_size=_LONGEST_HEAD,
-        limit_concurrency=bounds.connections + 1,  # which there never are
+        limit_concurrency=bounds.connections + 1,  # else uvicorn answers 503 at the limit
         timeout_keep_alive=bounds.request_s,  # type: ignore[arg-type]  # call_later's
     )
     config.load()
     server = Server(config)
     server.lifespan = config.lifespan_class(config)
-    # Not `serve`, which takes over the process: its signals, and a loop that never sleeps.
+    # Not `serve`: it takes over the signals, and polls ten times a second.
     await server.startup(sockets)
     try:
         yield tuple(map(_uri_of, sockets))
     finally:
         site.events.end()
-        impatient = asyncio.get_running_loop().call_later(bounds.grace_s, _abort, server)
+        aborting = asyncio.get_running_loop().call_later(bounds.grace_s, _abort, server)
         await server.shutdown(sockets)
-        impatient.cancel()
+        aborting.cancel()
 
 
 def _abort(server: Server) -> None:

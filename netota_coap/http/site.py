@@ -1,4 +1,4 @@
-"""What is served over HTTP: a catalog, and what the service tells of itself."""
+"""What HTTP serves: the catalog, and the state of the service."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ STATUSES: dict[type[NetotaError], HTTPStatus] = {
 """Status codes of errors, looked up along the class hierarchy."""
 
 
-class RefusedError(NetotaError):
-    """A request that HTTP itself refuses."""
+class HttpError(NetotaError):
+    """A request that is refused with a status code of its own; keywords are headers."""
 
     def __init__(self, status: HTTPStatus, detail: str, **headers: str) -> None:
         super().__init__(detail)
@@ -47,8 +47,8 @@ class RefusedError(NetotaError):
 
 
 def problem(error: NetotaError) -> Response:
-    """Turn an error into an answer: problem details (RFC 9457)."""
-    if isinstance(error, RefusedError):
+    """Return the response that reports an error."""
+    if isinstance(error, HttpError):
         return problem_of(error.status, error.detail, error.headers)
     status = next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
     headers = {"Retry-After": str(error.after_s)} if isinstance(error, NotYetError) else None
@@ -58,14 +58,7 @@ def problem(error: NetotaError) -> Response:
 def problem_of(
     status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None, **more: object
 ) -> Response:
-    """Return problem details (RFC 9457).
-
-    Args:
-        status: Of the answer.
-        detail: One sentence for a person.
-        headers: Of the answer.
-        more: Members besides those of the RFC.
-    """
+    """Return problem details (RFC 9457); `more` are members besides the standard ones."""
     return Response(_details(status, detail, **more), status, headers, "application/problem+json")
 
 
@@ -74,23 +67,19 @@ def _details(status: HTTPStatus, detail: str, **more: object) -> bytes:
     return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# A quoted text of a link, which stays; or where a target begins.
+# A quoted attribute, which stays as it is; or the start of a target.
 _TARGET = re.compile(rb'("(?:[^"\\]|\\.)*")|<')
 
 
 @attrs.define(eq=False)
 class Site:
-    """What all that answers over HTTP is made from.
+    """What HTTP and the pages serve; `swap` replaces the catalog.
 
     Attributes:
-        catalog: Replaced by `swap`.
-        status: What the service does now.
-        metrics: What is counted goes there.
-        root: Of the repository; None: there is no history to be shown.
-        prefix: Of all paths where clients see them, as a reverse proxy has it; "" or `/ota`.
-        max_age_s: How long caches may keep an answer, seconds.
-        observers_of: Tells how many observe a resource over CoAP.
-        events: Who follows what.
+        root: The repository's directory; None hides the history.
+        prefix: Path under which a reverse proxy offers the service, as `/ota`, or "".
+        max_age_s: For Cache-Control.
+        observers_of: Returns the number of CoAP observers of a resource.
     """
 
     catalog: Catalog
@@ -103,36 +92,30 @@ class Site:
     events: Events = attrs.field(kw_only=True, factory=Events)
 
     def swap(self, catalog: Catalog) -> None:
-        """Serve another catalog from now on, and tell those who follow what differs."""
+        """Serve another catalog, and send event streams what differs."""
         differing = catalog.differing(self.catalog)
         self.catalog = catalog
         self.events.notify(differing)
 
     def follow(self, path: Path, state: Callable[[], Event], seen: str = "") -> EventStream:
-        """Return the answer to one who follows a resource; arguments as in `EventStream`.
+        """Return an event stream of a resource; arguments as in `EventStream`.
 
         Raises:
-            RefusedError: There are too many.
+            HttpError: There are too many event streams.
         """
         if self.events.is_full:
-            detail = f"there are {self.events.most} event streams, and no more are taken"
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, detail, Retry_After="60")
+            detail = f"the limit of {self.events.most} event streams is reached"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, detail, Retry_After="60")
         return EventStream(self.events, path, state, seen)
 
     def represent(
         self, resource: Resource, parameters: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> Representation:
-        """Return a resource in one format, always full.
-
-        Args:
-            resource: Of the catalog.
-            parameters: Of the query.
-            fmt: One of the resource's.
-            scheme: Of the request, for relative offers.
+        """Return a resource in one format; a stream is never cut down to fit a datagram.
 
         Raises:
-            NotFoundError: The state that the query continues is gone.
-            InvalidDataError: The query cannot be read.
+            NotFoundError: The stream no longer has the sequence that the query names.
+            InvalidDataError: The query is invalid.
 
         Source: rules H-11 to H-13.
         """
@@ -149,17 +132,13 @@ class Site:
         return representation
 
     def state(self, path: Path, parameters: Sequence[str], scheme: str) -> Event:
-        """Return the state of an observable resource, or that it is gone.
-
-        Source: rules H-31 and H-33.
-        """
+        """Return the present state of an observable resource, or `gone` (H-31, H-33)."""
         try:
             resource = self.catalog.find(path)
             representation = self.represent(resource, parameters, ContentFormat.JSON, scheme)
         except NetotaError as error:
             return Event("gone", "gone", _details(HTTPStatus.NOT_FOUND, error.detail), last=True)
         etag = representation.etag.hex()
-        id_ = (
-            f"{resource.stream.sequence}-{etag}" if isinstance(resource, StreamResource) else etag
-        )
-        return Event(id_, resource.rt.removeprefix("netota."), representation.payload)
+        if isinstance(resource, StreamResource):
+            etag = f"{resource.stream.sequence}-{etag}"
+        return Event(etag, resource.rt.removeprefix("netota."), representation.payload)

@@ -1,8 +1,9 @@
-"""The configuration of a service: one table of settings, and the layers it is put together from.
+"""The configuration of a service: a table of settings, and the layers that give them values.
 
-The table is `Config`: the file, the environment, the options of `serve`, `config default` and
-`spec/operation.md` are driven by its rows. Rules for editors of this file: a setting is a field of
-`Config`; how its values look is a kind of `kinds.py`; nothing else knows the key of one.
+The table is `Config`. Its rows drive the file, the environment, the options of `serve` and
+`mirror`, `config default` and `spec/operation.md`. Rules for editors of this file: a setting is a
+field of `Config`; a kind of `setting_types.py` says how its values are written; nothing else
+knows its key.
 Source: `spec/operation.md`.
 """
 
@@ -13,7 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -51,12 +52,15 @@ FILE = "config.toml"
 DIRECTORY = Path("/etc/netota-coap")
 
 Environment = Mapping[str, str]
+Command = Literal["serve", "mirror"]
 
 _NONE: Mapping[str, object] = MappingProxyType({})
 _VARIABLE = "NETOTA_COAP_"
-_OF_CONTAINER_MANAGERS = (f"{_VARIABLE}PORT", f"{_VARIABLE}SERVICE_")  # of a service of this name
-_SHOWN = 64  # characters of a key that is unknown
-_WIDTH = 95
+# Kubernetes sets these for a service named netota-coap.
+_OF_CONTAINER_MANAGERS = (f"{_VARIABLE}PORT", f"{_VARIABLE}SERVICE_")
+_SHOWN = 64  # characters of an unknown key in its error message
+_SECTION_NAMES = ("coap", "http", "blobs", "mirror", "status", "log")
+_WIDTH = 95  # of the comments in the documented file
 
 # ----------------------------------------------------------------------------------------------
 # The table
@@ -67,232 +71,226 @@ class Setting:
     """One row of the table.
 
     Attributes:
-        key: In the file, with its section.
-        kind: How its values look.
-        help: What it is for.
-        example: Of plain data, where the default is that nothing is said.
-        option: Of `netota-coap serve`, or its argument, or "".
-        at_reload: Whether it takes effect at a reload; if not, it needs a restart.
+        name: The name of its attribute of `Config`.
+        help: Sentences for operators; also the help text of its option.
+        example: A TOML value to show in documents if there is no default value.
+        serve: Its option in `netota-coap serve`, or the metavar of its argument.
+        mirror: Its option in `netota-coap mirror`.
+        at_reload: Whether it takes effect at a reload; otherwise it needs a restart.
     """
 
-    key: str
+    name: str
     kind: Kind
     help: str
     example: str | tuple[str, ...] = ""
-    option: str = ""
+    serve: str = ""
+    mirror: str = ""
     at_reload: bool = False
 
     @property
-    def name(self) -> str:
-        """The attribute of `Config`."""
-        return self.key.replace(".", "_")
+    def key(self) -> str:
+        """The key in the file, after its section and a dot."""
+        section, _, key = self.name.partition("_")
+        return f"{section}.{key}" if section in _SECTION_NAMES else self.name
 
     @property
     def variable(self) -> str:
-        """The environment variable."""
+        """The name of its environment variable."""
         return f"{_VARIABLE}{self.name.upper()}"
 
+    def option(self, command: Command) -> str:
+        """Return its option of a command, or the metavar of its argument; "" if none."""
+        return {"serve": self.serve, "mirror": self.mirror}[command]
+
+    @property
+    def default(self) -> Any:
+        """The default as a TOML value; None if there is none, or it means that none is set."""
+        return None if self.example else self.plain(Config())
+
     def plain(self, config: Config) -> Any:
-        """Return its value as TOML and JSON have it; None: there is none."""
+        """Return its value as a TOML value; None if it is not set."""
         value = getattr(config, self.name)
         return None if value is None else self.kind.encode(value)
 
 
-_SETTING = "netota_coap.setting"
-
-
-def _setting(default: object, key: str, kind: Kind, help: str, **more: Any) -> Any:  # noqa: A002
-    return attrs.field(default=default, metadata={_SETTING: Setting(key, kind, help, **more)})
+def _setting(default: object, kind: Kind, help: str, **more: Any) -> Any:  # noqa: A002
+    return attrs.field(default=default, metadata={"kind": kind, "help": help, **more})
 
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """What a service is told by its operator; the attributes are the rows of the table."""
+    """What the operator sets; each attribute is a row of the table."""
 
     repository: Path | None = _setting(
         None,
-        "repository",
         PATH,
-        "What is served. Default: $STATE_DIRECTORY/repository, where systemd sets it.",
+        "Directory of the repository to serve. Default: $STATE_DIRECTORY/repository, if systemd "
+        "sets it.",
         example="/var/lib/netota-coap/repository",
-        option="DIR",
+        serve="DIR",
     )
     state: Path | None = _setting(
         None,
-        "state",
         PATH,
-        "Where observers and sequences are remembered over a restart. Default: $STATE_DIRECTORY; "
-        "without it nothing is remembered.",
+        "Directory where observers and sequence numbers are kept across restarts. Default: "
+        "$STATE_DIRECTORY; without it they are not kept.",
         example="/var/lib/netota-coap",
-        option="--state",
+        serve="--state",
     )
     keep_trying: bool = _setting(
         False,
-        "keep_trying",
         BOOLEAN,
-        "Wait for a repository that can be served, if it cannot at the start, instead of exiting.",
-        option="--keep-trying",
+        "Wait for a valid repository if there is none at the start, instead of exiting.",
+        serve="--keep-trying",
     )
     coap_bind: tuple[str, ...] = _setting(
         (DEFAULT_BIND,),
-        "coap.bind",
         LISTENERS,
-        "Where to listen for CoAP over UDP; port 0 is any free one.",
-        option="--bind",
+        "Addresses to listen on for CoAP over UDP; port 0 picks a free port.",
+        serve="--bind",
     )
     coap_multicast: tuple[str, ...] = _setting(
         (),
-        "coap.multicast",
         INTERFACES,
-        "Interfaces on which the server can be found by multicast. Default: none.",
+        "Answer multicast discovery on these interfaces. Default: none.",
         example=("eth0",),
-        option="--multicast",
+        serve="--multicast",
     )
     coap_max_age_s: int = _setting(
         DEFAULT_MAX_AGE_S,
-        "coap.max_age_s",
         SECONDS,
-        "How long caches may keep an answer, over CoAP and HTTP.",
-        option="--max-age-s",
+        "How long caches may keep an answer, over CoAP and HTTP, seconds.",
+        serve="--max-age-s",
         at_reload=True,
     )
     coap_observers_total: int = _setting(
         Caps().total,
-        "coap.observers_total",
         COUNT,
-        "Observations at most.",
+        "Limit of observers; further devices get an answer, but no notifications.",
         at_reload=True,
     )
     coap_observers_per_stream: int = _setting(
         Caps().path,
-        "coap.observers_per_stream",
         COUNT,
-        "Observations of one stream at most.",
+        "Limit of observers of one stream.",
         at_reload=True,
     )
     coap_observers_per_address: int = _setting(
         Caps().address,
-        "coap.observers_per_address",
         COUNT,
-        "Observations from one address at most; there may be many devices behind it.",
+        "Limit of observers from one address, which many devices may share.",
         at_reload=True,
     )
     http_bind: str = _setting(
         "",
-        "http.bind",
         HTTP_BIND,
-        "Where to listen for HTTP. Default: nowhere.",
+        "Address to listen on for HTTP. Default: none.",
         example="localhost:8000",
-        option="--http",
+        serve="--http",
     )
     http_prefix: str = _setting(
         "",
-        "http.prefix",
         PREFIX,
-        "Of all paths where clients see them, behind a reverse proxy, as in /ota.",
+        "Path prefix under which a reverse proxy offers the service, as in /ota.",
     )
     blobs_metric: int = _setting(
         DEFAULT_METRIC,
-        "blobs.metric",
         METRIC,
-        "Of the offers that the server adds for files that it holds itself; lowest preferred.",
+        "Metric of the offers that the server adds for files it stores; lowest metric preferred.",
         at_reload=True,
     )
     blobs_cache: str = _setting(
         "ahead",
-        "blobs.cache",
         choice("ahead", "on-demand"),
-        "When files are fetched that others offer: ahead, by following upstreams, before devices "
-        "hear of them; or on-demand, each when the first device asks for it.",
+        "When to fetch files that other servers offer: ahead, from upstreams before devices hear "
+        "of them; or on-demand, each when the first device asks for it.",
     )
     blobs_limit_bytes_s: int = _setting(
         0,
-        "blobs.limit_bytes_s",
         BYTES,
-        "Of what is fetched, all together, per second; 0: no limit.",
+        "Download limit for all files together, bytes per second; 0 = unlimited.",
+        mirror="--limit-bytes-s",
     )
     blobs_keep_free: int = _setting(
         0,
-        "blobs.keep_free",
         BYTES,
-        "What is to stay free on the disk: nothing is fetched that would leave less.",
+        "Disk space to keep free, bytes; a file that would leave less is not fetched.",
+        mirror="--keep-free",
     )
     blobs_size_cap: int = _setting(
         0,
-        "blobs.size_cap",
         BYTES,
-        "Of all files together: those leave that no stream holds any more, the oldest first; 0: "
-        "no cap.",
+        "Size of all stored files together, bytes, above which unused files are deleted, longest "
+        "unused first; 0 = unlimited.",
+        mirror="--size-cap",
     )
     blobs_in_flight: int = _setting(
         1,
-        "blobs.in_flight",
         WINDOW,
-        "Blocks that are asked for at a time over CoAP: more are faster where the way is long, "
-        "and as many are asked for again after a kill.",
+        "Blocks to request at the same time over CoAP; more are faster where the round-trip time "
+        "is long, and as many are fetched again after a crash.",
+        mirror="--in-flight",
     )
     mirror_upstreams: tuple[str, ...] = _setting(
         (),
-        "mirror.upstreams",
         UPSTREAMS,
-        "Servers whose streams are taken over into the repository. Default: none.",
+        "Servers whose streams are copied into the repository. Default: none.",
         example=("coap://updates.example.com",),
     )
     mirror_packages: tuple[str, ...] = _setting(
         ("*",),
-        "mirror.packages",
         PATTERNS,
-        "Packages that are taken over: patterns of their names, as of a shell.",
+        "Packages to copy, as shell patterns of their names.",
+        mirror="--package",
     )
     mirror_streams: tuple[str, ...] = _setting(
-        ("*",), "mirror.streams", PATTERNS, "Streams that are taken over, likewise."
+        ("*",),
+        PATTERNS,
+        "Streams to copy, as shell patterns of their names.",
+        mirror="--stream",
     )
     mirror_devices: tuple[str, ...] = _setting(
         (),
-        "mirror.devices",
         PARAMETERS,
-        "What the devices here say about themselves, as in their queries: of one key, either "
-        "value; of several keys, all of them. Files that suit none are not fetched ahead. "
+        "Attributes of the devices served here, as in their queries: a device has any of the "
+        "values of one key, and all of the keys. Files that suit none are not fetched ahead. "
         "Default: all are fetched.",
         example=("machine=nrf52840dk", "machine=nrf9160dk"),
     )
     mirror_announce: str = _setting(
         "fetched",
-        "mirror.announce",
         choice("fetched", "at-once"),
-        "When devices hear of a new state: once its files are here, or before that.",
+        "When devices hear of a new state: fetched, once its files are stored; or at-once, "
+        "before that.",
+        mirror="--announce",
     )
     mirror_poll_s: int = _setting(
         300,
-        "mirror.poll_s",
         PERIOD,
-        "After so many seconds of silence upstreams are asked, too.",
+        "Ask an upstream again after so many seconds without news from it.",
     )
     status_readers: tuple[str, ...] = _setting(
         STATUS_READERS,
-        "status.readers",
         NETWORKS,
         "Networks from which /status may be read over CoAP.",
         at_reload=True,
     )
     log_level: str = _setting(
         "info",
-        "log.level",
         choice("debug", "info", "warning", "error"),
-        "What is logged: this and what is worse.",
+        "Log messages of this level and above.",
         at_reload=True,
     )
     log_format: str = _setting(
         "auto",
-        "log.format",
         choice("auto", "plain", "journal", "json"),
-        "How it is logged: auto is journal under systemd's journal, and plain elsewhere.",
-        option="--log-format",
+        "Format of the log; auto is journal under systemd, and plain elsewhere.",
+        serve="--log-format",
     )
 
     @property
     def caps(self) -> Caps:
-        """How many observers there may be."""
+        """The limits of observers."""
         return Caps(
             total=self.coap_observers_total,
             path=self.coap_observers_per_stream,
@@ -300,10 +298,10 @@ class Config:
         )
 
     def reloaded(self, fresh: Config) -> tuple[Config, list[str]]:
-        """Take from a fresh configuration what can take effect now.
+        """Apply the settings of a fresh configuration that can change while serving.
 
         Returns:
-            The configuration, and the keys of what differs still and needs a restart.
+            The new configuration, and the keys of changed settings that need a restart.
         """
         now = {
             setting.name: getattr(fresh, setting.name) for setting in SETTINGS if setting.at_reload
@@ -313,8 +311,8 @@ class Config:
         return taken, waiting
 
 
-SETTINGS: tuple[Setting, ...] = tuple(f.metadata[_SETTING] for f in attrs.fields(Config))
-"""The rows of the table, sections together."""
+SETTINGS = tuple(Setting(field.name, **field.metadata) for field in attrs.fields(Config))
+"""The rows of the table, grouped by section."""
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _SECTIONS: dict[str, dict[str, Setting]] = {}
@@ -328,28 +326,30 @@ for _row in SETTINGS:
 
 @attrs.frozen
 class Effective:
-    """A configuration, and where each value comes from.
+    """A configuration with all layers applied, and where each value comes from.
 
     Attributes:
-        config: With all layers.
-        origins: By key: a file, a variable, an option, or `default`.
-        strays: Variables that may have been meant for a setting, and are none's.
+        origins: Key → file, variable, option, or `default`.
+        strays: `NETOTA_COAP_` variables that belong to no setting.
     """
 
     config: Config
     origins: Mapping[str, str]
     strays: tuple[str, ...] = ()
 
+    def shown(self) -> dict[str, tuple[Any, str]]:
+        """Return key → value as a TOML value, and its origin."""
+        return {s.key: (s.plain(self.config), self.origins[s.key]) for s in SETTINGS}
+
 
 @attrs.frozen
-class _Said:
-    """What one layer says of one setting.
+class _Given:
+    """A value that one layer gives to one setting.
 
     Attributes:
-        setting: That is meant.
-        plain: As TOML would have it.
-        place: Key, variable or option.
-        file: Where the key stands, or None.
+        plain: A TOML value.
+        place: The key, variable or option that gave it.
+        file: The file, if it was a key.
     """
 
     setting: Setting
@@ -358,10 +358,10 @@ class _Said:
     file: Path | None = None
 
     def value(self) -> Any:
-        """Return the value.
+        """Decode the value.
 
         Raises:
-            InvalidDataError: With file and place.
+            InvalidDataError: It is refused; the error names file and place.
         """
         try:
             return self.setting.kind.decode(self.plain, self.file.parent if self.file else Path())
@@ -372,68 +372,80 @@ class _Said:
 
 
 def default_file(environment: Environment) -> Path:
-    """Return the file that is read where none is named."""
+    """Return the file to read if none is named."""
     return (_of_manager(environment, "CONFIGURATION_DIRECTORY") or DIRECTORY) / FILE
 
 
 def assemble(
     file: Path | None, environment: Environment, options: Mapping[str, object] = _NONE
 ) -> Effective:
-    """Put a configuration together: options over environment over file over defaults.
+    """Assemble a configuration: options over environment over file over defaults.
 
     Args:
-        file: None: the default one, which may be missing.
-        environment: Of the process.
-        options: By attribute of `Config`; what is not given is left out.
+        file: None for the default file, which may be missing.
+        environment: Variables of the process.
+        options: Options of `serve`: attribute of `Config` → value.
 
     Raises:
-        ConfigError: The file cannot be read, or an option not be used.
-        InvalidDataError: With all that is wrong in file and environment.
+        ConfigError: The file cannot be read, or an option is refused.
+        InvalidDataError: Values of file or environment are refused; it has an issue for each.
     """
     issues: list[Issue] = []
     values: dict[str, Any] = {}
     origins = dict.fromkeys((setting.key for setting in SETTINGS), "default")
-    for said in (
+    for given in (
         *_from_manager(environment),
         *_from_file(file or default_file(environment), issues, may_be_missing=file is None),
         *_from_environment(environment),
-        *(_Said(_BY_NAME[name], plain, _BY_NAME[name].option) for name, plain in options.items()),
     ):
         try:
-            values[said.setting.name] = said.value()
+            values[given.setting.name] = given.value()
         except InvalidDataError as error:
-            if said.place == said.setting.option:
-                raise ConfigError(error.detail) from error
             issues += error.issues
-        origins[said.setting.key] = str(said.file or said.place)
+        origins[given.setting.key] = str(given.file or given.place)
+    values |= decode_options(options, "serve")
+    origins |= {_BY_NAME[name].key: _BY_NAME[name].serve for name in options}
     if issues:
         raise InvalidDataError(issues, hint="All keys: netota-coap config default")
     return Effective(Config(**values), origins, tuple(_strays(environment)))
 
 
+def decode_options(options: Mapping[str, object], command: Command) -> dict[str, Any]:
+    """Return the values of options, by attribute of `Config`.
+
+    Raises:
+        ConfigError: A value is refused.
+    """
+    given = [(_BY_NAME[name], plain) for name, plain in options.items()]
+    try:
+        return {row.name: _Given(row, plain, row.option(command)).value() for row, plain in given}
+    except InvalidDataError as error:
+        raise ConfigError(error.detail) from error
+
+
 def _of_manager(environment: Environment, variable: str) -> Path | None:
-    """Return the directory that the service manager made; of several, the first."""
+    """Return the first directory that the service manager made and named in a variable."""
     directory = environment.get(variable, "").partition(":")[0]
     return Path(directory) if directory else None
 
 
-def _from_manager(environment: Environment) -> Iterator[_Said]:
+def _from_manager(environment: Environment) -> Iterator[_Given]:
     state = _of_manager(environment, "STATE_DIRECTORY")
     if state:
-        yield _Said(_BY_NAME["repository"], state / "repository", "$STATE_DIRECTORY")
-        yield _Said(_BY_NAME["state"], state, "$STATE_DIRECTORY")
+        yield _Given(_BY_NAME["repository"], state / "repository", "$STATE_DIRECTORY")
+        yield _Given(_BY_NAME["state"], state, "$STATE_DIRECTORY")
 
 
-def _from_file(file: Path, issues: list[Issue], *, may_be_missing: bool) -> Iterator[_Said]:
+def _from_file(file: Path, issues: list[Issue], *, may_be_missing: bool) -> Iterator[_Given]:
     try:
-        # A pipe must not keep the service waiting.
+        # Opening a pipe must not block the service.
         with open(file, "rb", opener=open_nonblocking) as stream:
             data = stream.read(LIMITS["document"].value + 1)
         plain = load(data, Format.TOML)
     except FileNotFoundError as error:
         if may_be_missing:
             return
-        raise ConfigError(f"{file}: is not there") from error
+        raise ConfigError(f"{file}: does not exist") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except InvalidDataError as error:
@@ -444,33 +456,33 @@ def _from_file(file: Path, issues: list[Issue], *, may_be_missing: bool) -> Iter
 
 def _from_table(
     file: Path, plain: Mapping[str, Any], section: str, issues: list[Issue]
-) -> Iterator[_Said]:
+) -> Iterator[_Given]:
     known = _SECTIONS[section]
     for key, item in plain.items():
         place = f"{section}.{key}" if section else key
         if key.startswith("x-"):
             continue
         if key in known:
-            yield _Said(known[key], item, place, file)
+            yield _Given(known[key], item, place, file)
         elif not section and key and key in _SECTIONS:
             if type(item) is dict:
                 yield from _from_table(file, item, key, issues)
             else:
                 issues.append(Issue(place, "must be a table", str(file)))
         else:
-            there = ", ".join((*known, *(() if section else filter(None, _SECTIONS))))
-            issues.append(Issue(place[:_SHOWN], f"unknown key; there is {there}", str(file)))
+            keys = ", ".join((*known, *(() if section else filter(None, _SECTIONS))))
+            issues.append(Issue(place[:_SHOWN], f"unknown key; valid are {keys}", str(file)))
 
 
-def _from_environment(environment: Environment) -> Iterator[_Said]:
+def _from_environment(environment: Environment) -> Iterator[_Given]:
     for setting in SETTINGS:
         given = environment.get(setting.variable)
         if given:
-            yield _Said(setting, setting.kind.parse(given), setting.variable)
+            yield _Given(setting, setting.kind.parse(given), setting.variable)
 
 
 def _strays(environment: Environment) -> Iterator[str]:
-    """Yield what is unknown: no error, for container managers make variables of their own."""
+    """Yield unknown variables. They are no error: container managers set some of their own."""
     known = {setting.variable for setting in SETTINGS}
     for name in sorted(environment.keys() - known):
         if name.startswith(_VARIABLE) and not name.startswith(_OF_CONTAINER_MANAGERS):
@@ -482,10 +494,10 @@ def _strays(environment: Environment) -> Iterator[str]:
 
 
 def documented() -> str:
-    """Return the file that says what is so anyway: every key, with its comment."""
+    """Return a file with every key and its default or example, commented out, and its help."""
     lines = [
-        "# The configuration of netota-coap serve. Each value is the default, or an example.",
-        "# A variable of the environment wins over this file, an option of the command over both.",
+        "# Configuration of netota-coap serve. Each value is the default, or an example.",
+        "# Environment variables override this file; options of the command override both.",
     ]
     for section, known in _SECTIONS.items():
         lines += ["", f"[{section}]"] if section else []
@@ -494,6 +506,6 @@ def documented() -> str:
             effect = "at a reload" if setting.at_reload else "at a restart"
             lines += ["", *(f"# {line}" for line in textwrap.wrap(setting.help, _WIDTH))]
             lines += [f"# {setting.variable}; takes effect {effect}."]
-            # Of these kinds of values, TOML's text is JSON's; and tomli_w's arrays are long.
+            # JSON writes these values as TOML does; tomli_w would put arrays on many lines.
             lines += [f"# {key} = {json.dumps(plain)}"]
     return "\n".join(lines) + "\n"

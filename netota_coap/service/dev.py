@@ -1,8 +1,4 @@
-"""A server for a developer's desk: publishes each new build, and shows what devices do.
-
-`Publisher` looks at a build and publishes what is new in it, a `Board` shows what happens, and
-`run` lets both work beside a service.
-"""
+"""`netota-coap dev`: serves while you develop, publishes each new build, and shows requests."""
 
 from __future__ import annotations
 
@@ -33,11 +29,11 @@ from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.service import Service
 
 POLL_S = 0.5
-"""Between two looks at a build; it is taken when it did not change between them."""
+"""Between two looks at a build; one that did not change between them is complete."""
 
-_KEPT = 500  # lines that a screen could show
+_KEPT = 500  # lines, more than a screen shows
 _NO_VERSION = "0.0.0"
-_STATES = 5  # whose files are kept
+_STATES = 5  # of the history, whose files are kept
 
 # ----------------------------------------------------------------------------------------------
 # Publishing
@@ -45,12 +41,12 @@ _STATES = 5  # whose files are kept
 
 @attrs.define
 class Publisher:
-    """Publishes what a build has, whenever that is something new.
+    """Publishes a build whenever its files are new.
 
     Attributes:
-        root: Of the repository.
+        root: The repository's directory.
         name: Of the stream.
-        build: Directory with Zephyr builds or RAUC bundles in it, or a file.
+        build: Directory with Zephyr builds or RAUC bundles, or a file.
     """
 
     root: Path
@@ -60,16 +56,13 @@ class Publisher:
     _done: tuple[tuple[Path, int, int], ...] = attrs.field(init=False, default=())
 
     def look(self, now: datetime) -> Stream | None:
-        """Publish, if the build is another one, and did not change since the last look.
-
-        Args:
-            now: Time of the publish.
+        """Publish the build if it is new and complete.
 
         Returns:
-            What was published, if anything.
+            What was published, or None.
 
         Raises:
-            NetotaError: The build cannot be published; the next look tries no more.
+            NetotaError: The build cannot be published; the next look does not try again.
         """
         before, self._seen = self._seen, self._files()
         if not self._seen or self._seen != before or self._seen == self._done:
@@ -79,8 +72,8 @@ class Publisher:
         if self._holds(built.values()):
             return None
         sources = [ArchiveSource(path) for path in built]
-        told = min((each.version for each in built.values() if each.version), default=_NO_VERSION)
-        version = f"{told}+dev.{now:%Y%m%d%H%M%S}"
+        base = min((each.version for each in built.values() if each.version), default=_NO_VERSION)
+        version = f"{base}+dev.{now:%Y%m%d%H%M%S}"
         edit, store = Edit(now=now, allow_missing=True), DirectoryStore(self.root)
         done = publish.publish(
             store, self.name, version, sources, edit=edit, force=True, store_files=True
@@ -92,7 +85,7 @@ class Publisher:
         try:
             found = [(path, path.stat()) for path in release_file.found([self.build])]
         except (InvalidDataError, OSError):
-            return ()  # it is being built
+            return ()  # the build is running
         return tuple((path, status.st_size, status.st_mtime_ns) for path, status in found)
 
     def _holds(self, built: Iterable[Artefact]) -> bool:
@@ -105,36 +98,32 @@ class Publisher:
 
 
 # ----------------------------------------------------------------------------------------------
-# Showing
+# Display
 
 
 class Board(Protocol):
-    """Where a developer looks."""
+    """Shows a developer what happens."""
 
     def say(self, line: str, style: str = "") -> None:
-        """Show that something happened."""
+        """Show an event in one line."""
 
     def observers(self, counts: Mapping[str, int]) -> None:
-        """Show how many devices observe each stream."""
+        """Show the number of observers of each stream."""
 
 
 @attrs.define
 class Lines:
-    """A board of lines, for what is no terminal.
-
-    Attributes:
-        put: Prints one.
-    """
+    """A board for output that is no terminal: prints lines with `put`."""
 
     put: Callable[[str], object]
     _counts: Mapping[str, int] = attrs.field(init=False, factory=dict)
 
     def say(self, line: str, style: str = "") -> None:
-        """Print a line."""
+        """Print the time and a line."""
         self.put(f"{datetime.now().astimezone():%H:%M:%S} {printable(line)}")
 
     def observers(self, counts: Mapping[str, int]) -> None:
-        """Print a line for each stream whose count is another one."""
+        """Print a line for each stream whose number changed."""
         for name in sorted({*counts, *self._counts}):
             if counts.get(name, 0) != self._counts.get(name, 0):
                 self.say(f"observers of {name}: {counts.get(name, 0)}")
@@ -143,7 +132,7 @@ class Lines:
 
 @attrs.define
 class Screen:
-    """A board that fills a terminal: streams and who observes them above, what happened below."""
+    """A board that fills a terminal: streams with observers above, events below."""
 
     console: Console
     title: str
@@ -151,12 +140,12 @@ class Screen:
     _counts: Mapping[str, int] = attrs.field(init=False, factory=dict)
 
     def say(self, line: str, style: str = "") -> None:
-        """Show a line below the others."""
+        """Add a line at the end."""
         when = f"{datetime.now().astimezone():%H:%M:%S} "
         self._lines.append(Text.assemble((when, "dim"), (printable(line), style)))
 
     def observers(self, counts: Mapping[str, int]) -> None:
-        """Show the counts above."""
+        """Replace the numbers."""
         self._counts = dict(counts)
 
     def __rich__(self) -> Group:
@@ -173,36 +162,35 @@ class Screen:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Show it until the block ends."""
+        """Show the screen until the block ends."""
         with Live(self, console=self.console, screen=True, refresh_per_second=8):
             yield
 
 
 class _ToBoard(logging.Handler):
-    """Shows what is logged."""
+    """Shows log records."""
 
     def __init__(self, board: Board) -> None:
         super().__init__()
         self._board = board
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record."""
         self._board.say(record.getMessage(), "red" if record.levelno >= logging.WARNING else "dim")
 
 
 def logged(board: Board) -> logging.Handler:
-    """Return a handler that shows on a board what is logged."""
+    """Return a handler that shows log records on a board."""
     return _ToBoard(board)
 
 
 def heard(board: Board) -> Callable[[Heard], None]:
-    """Return what shows requests on a board."""
+    """Return a listener for `Metrics` that shows requests on a board."""
 
     def show(request: Heard) -> None:
         query = "?" + "&".join(request.query) if request.query else ""
         asked = f"{request.transport} {request.method} /{'/'.join(request.path)}{query}"
-        told = f"{request.code} {request.size} bytes, {request.who}, {request.took_us:.0f} µs"
-        board.say(f"{asked} → {told}", "" if request.code[0] == "2" else "yellow")
+        answered = f"{request.code} {request.size} bytes, {request.who}, {request.took_us:.0f} µs"
+        board.say(f"{asked} → {answered}", "" if request.code[0] == "2" else "yellow")
 
     return show
 
@@ -214,10 +202,7 @@ def heard(board: Board) -> Callable[[Heard], None]:
 async def run(service: Service, board: Board, publishers: Sequence[Publisher]) -> None:
     """Serve, and publish each new build, until the service is stopped.
 
-    Args:
-        service: Whose requests the board is told by its metrics.
-        board: Shows what happens.
-        publishers: One for each build.
+    The board shows requests if the service's metrics have `heard(board)` as their listener.
 
     Raises:
         NetotaError: As `Service.run` does.

@@ -1,4 +1,4 @@
-"""Process life: start, signals, reload, the service manager, graceful stop."""
+"""The life of the service process: start, signals, reloads, notifications of systemd, stop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from netota_coap.repository.scaffold import init
 from netota_coap.repository.watch import Watcher
 from netota_coap.service import logs
 from netota_coap.service.config import Config
-from netota_coap.service.gc_pauses import collected_rarely
+from netota_coap.service.gc_pauses import short_pauses
 from netota_coap.service.systemd import Manager
 
 if TYPE_CHECKING:
@@ -42,24 +42,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MOST_ISSUES = 100  # that are logged of one reload
-_MOST_SHOWN = 5  # that the status has of them
-_PINNED_S = 300.0  # for which a transfer goes on with the representation that it began with
-# While there is nothing to serve: what is mounted later wakes no watcher.
-_TRY_S = 30.0
-_ASK_S = 1.0  # an upstream that has nothing changes no file
+_MOST_ISSUES = 100  # logged for one reload
+_MOST_SHOWN = 5  # issues in the status
+_PINNED_S = 300.0  # for which transfers may continue from the representation before a swap
+# How often a service with nothing to serve tries again, besides at changes of files:
+_RETRY_S = 30.0  # inotify does not see a file system that is mounted later
+_UPSTREAM_RETRY_S = 1.0  # adopting an upstream without streams changes no file
 
 
 @attrs.define
 class Service:
-    """Serves one repository until it is told to stop.
+    """Serves one repository until it is stopped.
 
     Attributes:
-        config: What a reload may change is replaced then.
-        on_ready: Called with each URI that is listened on, once.
-        reread: Reads the configuration anew, at SIGHUP; None: it stays.
-        manager: Told of what goes on.
-        metrics: What is counted.
+        config: A reload replaces it.
+        on_ready: Called once with each URI that the service listens on.
+        reread: Reads the configuration again at SIGHUP; None keeps it.
     """
 
     config: Config
@@ -74,52 +72,48 @@ class Service:
     _keeper: Keeper | None = attrs.field(init=False, default=None)
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
-    _asked: bool = attrs.field(init=False, default=False)
-    _pins: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
-    _files: OpenBlobs = attrs.field(init=False)
+    _is_reloading: bool = attrs.field(init=False, default=False)
+    _unpin_timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _files: OpenBlobs = attrs.field(
+        init=False,
+        default=attrs.Factory(lambda self: OpenBlobs(Blobs(self.root)), takes_self=True),
+    )
     _gateway: Gateway | None = attrs.field(init=False, default=None)
-
-    @_files.default
-    def _of_repository(self) -> OpenBlobs:
-        return OpenBlobs(Blobs(self.root))
 
     async def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT; SIGHUP reloads at once.
 
         Raises:
-            InvalidDataError: The repository cannot be served at the start.
+            InvalidDataError: The repository is malformed, and `keep_trying` is not set.
             AddressError: One of the addresses cannot be listened on.
-            ConfigError: There is no repository, the directory for the state cannot be used, or an
-                upstream cannot be one.
-            RepositoryError: There is no repository for what is mirrored, and none can be made.
+            ConfigError: There is no repository, the state directory cannot be used, or an
+                upstream is invalid.
+            RepositoryError: The repository of a gateway cannot be created.
         """
-        with collected_rarely():
-            await self._run()
-
-    async def _run(self) -> None:
         if self._is_gateway:
             self._gateway = await asyncio.to_thread(_gateway_of, self.config, self.root)
             if self._gateway.on_demand:
                 self._files.fetch = self._gateway.on_demand.fetch
         async with Watcher(self.root) as watcher:
             handlers = {
-                **dict.fromkeys(_STOP, self.stop),
-                signal.SIGHUP: lambda: self._hang_up(watcher),
+                signal.SIGTERM: self.stop,
+                signal.SIGINT: self.stop,
+                signal.SIGHUP: lambda: self._reload_all(watcher),
             }
-            with _signals(handlers):
+            with short_pauses(), _signals(handlers):
                 async with keeping(self.config.state) as self._keeper:
                     await self._until_stopped(watcher, self._keeper)
 
     @property
     def root(self) -> Path:
-        """Of the repository.
+        """The repository's directory.
 
         Raises:
             ConfigError: None is configured.
         """
         if self.config.repository is None:
-            hint = "netota-coap serve DIR, or `repository` in the configuration"
-            raise ConfigError("no repository is named", hint=hint)
+            hint = "Name it: netota-coap serve DIR, or set `repository` in the configuration"
+            raise ConfigError("no repository is configured", hint=hint)
         return self.config.repository
 
     @property
@@ -127,11 +121,11 @@ class Service:
         return bool(self.config.mirror_upstreams) or self.config.blobs_cache == "on-demand"
 
     def stop(self) -> None:
-        """End `run`, gracefully."""
+        """Make `run` stop gracefully."""
         self._stopping.set()
 
     def status(self) -> Status:
-        """Return what the service does now; it must have begun to serve."""
+        """Return the status; it exists once the service serves something."""
         assert self._site
         resources = self._site.responder.catalog.resources
         return Status(
@@ -149,15 +143,15 @@ class Service:
         )
 
     def observers(self) -> dict[str, int]:
-        """Return how many observe each stream, by `package/stream`."""
+        """Return the number of observers of each stream, by `package/stream`."""
         resources = self._site.responder.catalog.resources if self._site else ()
         return {f"{p[1]}/{p[3]}": self.observers_of(p) for p in resources if len(p) == 4}
 
     def observers_of(self, path: ResourcePath) -> int:
-        """Return how many observe a resource."""
+        """Return the number of observers of a resource."""
         return self._site.observers.of(path) if self._site else 0
 
-    def _in_a_line(self) -> str:
+    def _status_line(self) -> str:
         if self._site:
             return str(self.status())
         if self._refused:
@@ -169,12 +163,12 @@ class Service:
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
-            asyncio.create_task(self.manager.beat(self._in_a_line)),
+            asyncio.create_task(self.manager.beat(self._status_line)),
         ]
         if self._gateway:
             tasks.append(asyncio.create_task(self._gateway.run()))
         try:
-            # A bug that ends reloading must end the service, not leave it deaf.
+            # A bug that ends reloading must end the service: systemd restarts it.
             done, _ = await asyncio.wait((*tasks, keeper.running), return_when="FIRST_COMPLETED")
             for task in done:
                 task.result()
@@ -186,69 +180,66 @@ class Service:
 
     async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
         loader = Loader(self.root)
-        catalog = await self._first(watcher, loader, keeper)
+        catalog = await self._load_first(watcher, loader, keeper)
         site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
         self._site = site
         self._configure(site)
         site.observers.restore(keeper.kept)
         async with contextlib.AsyncExitStack() as stack:
-            door = await FrontDoor.open(
-                site,
-                self.config.coap_bind,
-                multicast=self.config.coap_multicast,
-            )
+            bind, multicast = self.config.coap_bind, self.config.coap_multicast
+            door = await FrontDoor.open(site, bind, multicast=multicast)
             stack.push_async_callback(door.close)
             uris = door.uris
             if self.config.http_bind:
-                # Devices are answered already while this is loaded.
+                # In a thread, since CoAP requests are answered meanwhile.
                 await asyncio.to_thread(_import_http)
-                self._http, opening = _over_http(self, catalog)
+                self._http, opening = _http_site(self, catalog)
                 uris += await stack.enter_async_context(opening)
             for uri in uris:
                 self.on_ready(uri)
-            self._tell(done=True)
+            self._notify(done=True)
             await self._reload(watcher, loader, keeper, site)
 
-    async def _first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
-        """Load what is served first; if it is to be waited for, until there is something."""
+    async def _load_first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+        """Load the first catalog; wait for it with `keep_trying`, or while upstreams have none."""
         while True:
-            try_s = _TRY_S
+            retry_s = _RETRY_S
             try:
                 catalog = await self._load(loader, keeper)
             except InvalidDataError as error:
                 if not self.config.keep_trying:
                     raise
-                self._refuse(error, "nothing is served yet, until this is mended:")
-                # What waits as it was told to has started; nobody is to wait for it.
-                self._tell(done=True)
+                self._refuse(error, "nothing is served until this is fixed:")
+                # With keep_trying, waiting counts as started: systemd must not block.
+                self._notify(done=True)
             else:
                 self._accept()
                 if not self._waits_for_upstreams(catalog):
                     return catalog
-                self._tell(done=True)
-                try_s = _ASK_S
+                self._notify(done=True)
+                retry_s = _UPSTREAM_RETRY_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watcher.settled(), try_s)
+                await asyncio.wait_for(watcher.settled(), retry_s)
             watcher.refresh()
 
     def _waits_for_upstreams(self, catalog: Catalog) -> bool:
-        """Tell whether there is nothing to serve only because nothing was taken over yet."""
+        """Tell whether there is nothing to serve because no upstream was adopted yet."""
         is_empty = not any(len(path) == 4 for path in catalog.resources)
         upstreams = self._gateway.upstreams if self._gateway else ()
-        is_level = any(each.last_contact and not each.behind for each in upstreams)
-        return is_empty and bool(upstreams) and not is_level
+        is_adopted = any(each.last_contact and not each.behind for each in upstreams)
+        return is_empty and bool(upstreams) and not is_adopted
 
     async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
-            done, self._asked = self._asked, False
+            done, self._is_reloading = self._is_reloading, False
             start = time.perf_counter()
             try:
                 catalog = await self._load(loader, keeper, site.responder.catalog)
             except InvalidDataError as error:
                 self.metrics.reloads["refused"] += 1
-                self._refuse(error, "not reloaded, the old state is served on:")
+                self._refuse(error, "not reloaded, the old state is still served:")
             else:
                 self.metrics.reloads["taken"] += 1
                 self._swap(site, catalog)
@@ -256,12 +247,12 @@ class Service:
                 took_ms = (time.perf_counter() - start) * 1e3
                 extra = {"files": loader.parsed, "ms": round(took_ms, 1)}
                 _log.info("reloaded %d files in %.1f ms", loader.parsed, took_ms, extra=extra)
-            self._tell(done=done)
+            self._notify(done=done)
 
     async def _load(
         self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
     ) -> Catalog:
-        """Load in another thread, and remember the sequences that are new."""
+        """Load a catalog in another thread, and record the new sequences."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
 
         def load() -> tuple[Catalog, list[Record], Mapping[Key, Fetchable]]:
@@ -282,30 +273,30 @@ class Service:
         site.swap(catalog)
         if self._http:
             self._http.swap(catalog)
-        if self._pins is None:
+        if self._unpin_timer is None:
             self._unpin(site)
 
     def _unpin(self, site: Site) -> None:
-        """Let transfers that a swap overtook end, and look again when the next have to."""
+        """End transfers that outlived `_PINNED_S` after a swap, and schedule the next check."""
         now_s = time.monotonic()
         some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
         if some:
-            site.responder = attrs.evolve(site.responder)  # what is ready is thrown away, too
-        self._pins = None
+            site.responder = attrs.evolve(site.responder)  # also empties the response cache
+        self._unpin_timer = None
         if oldest_s is not None:
             wait_s = oldest_s + _PINNED_S - now_s
-            self._pins = asyncio.get_running_loop().call_later(wait_s, self._unpin, site)
+            self._unpin_timer = asyncio.get_running_loop().call_later(wait_s, self._unpin, site)
 
-    def _tell(self, *, done: bool) -> None:
-        """Tell the manager what goes on, and whether what it waited for is done."""
-        (self.manager.ready if done else self.manager.status)(self._in_a_line())
+    def _notify(self, *, done: bool) -> None:
+        """Send systemd the status; `done` ends a start or reload."""
+        (self.manager.ready if done else self.manager.status)(self._status_line())
 
     def _accept(self) -> None:
         self._loaded = datetime.now(UTC)
         self._refused = ()
 
     def _refuse(self, error: InvalidDataError, consequence: str) -> None:
-        """Log why a repository is not taken, once for as long as the reasons stay the same."""
+        """Log why the repository is refused, but not the same reasons twice in a row."""
         reasons = tuple(map(str, error.issues))
         if reasons == self._refused:
             return
@@ -318,25 +309,28 @@ class Service:
         if error.hint:
             _log.error("  %s", error.hint)
 
-    def _hang_up(self, watcher: Watcher) -> None:
-        """Take what changed in the configuration, then reload the repository."""
+    def _reload_all(self, watcher: Watcher) -> None:
+        """Reload the configuration, then the repository."""
         self.manager.reloading()
-        self._asked = True
+        self._is_reloading = True
         if self.reread:
             try:
                 self.config, waiting = self.config.reloaded(self.reread())
             except NetotaError as error:
-                _log.error("the configuration is not taken, the old one stays: %s", error.detail)
+                _log.error(
+                    "the configuration is refused, the old one stays in effect: %s",
+                    error.detail,
+                )
             else:
                 for key in waiting:
-                    _log.warning("%s: is changed by a restart only", key)
+                    _log.warning("%s: takes effect after a restart", key)
                 logs.set_level(self.config.log_level)
                 if self._site:
                     self._configure(self._site)
         watcher.poke()
 
     def _configure(self, site: Site) -> None:
-        """Let the configuration take effect that a reload may change."""
+        """Apply the settings that do not need a restart."""
         site.observers.caps = self.config.caps
         site.status_readers = self.config.status_readers
         age_s = self.config.coap_max_age_s
@@ -350,13 +344,14 @@ def _import_http() -> None:
         import netota_coap.http.server  # noqa: F401
     except ImportError as error:
         hint = "pip install 'netota-coap[http]'"
-        raise ConfigError(f"HTTP takes what is not installed: {error.name}", hint=hint) from error
+        detail = f"HTTP needs a package that is not installed: {error.name}"
+        raise ConfigError(detail, hint=hint) from error
 
 
-def _over_http(
+def _http_site(
     service: Service, catalog: Catalog
 ) -> tuple[HttpSite, AbstractAsyncContextManager[tuple[str, ...]]]:
-    """Return the site that serves a catalog over HTTP, and what opens it."""
+    """Return the HTTP site, and the context in which it is served."""
     from netota_coap.http.server import HttpSite, serving
 
     site = HttpSite(
@@ -372,8 +367,8 @@ def _over_http(
 
 
 def _gateway_of(config: Config, root: Path) -> Gateway:
-    """Make the gateway that a configuration asks for, and its repository if need be."""
-    # Only who is one takes the time and the memory for these.
+    """Return the configured gateway; creates its repository if there is none."""
+    # Imported here: other services save the time and the memory.
     from netota_coap.gateway.adoption import Choice
     from netota_coap.gateway.blob_fetcher import Incoming
     from netota_coap.gateway.gateway import Gateway
@@ -396,9 +391,6 @@ def _gateway_of(config: Config, root: Path) -> Gateway:
         ahead=config.blobs_cache == "ahead",
     )
     return Gateway.of(incoming, config.mirror_upstreams, choice, terms)
-
-
-_STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager

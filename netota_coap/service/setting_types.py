@@ -1,4 +1,4 @@
-"""Kinds of settings: how the values of a configuration look, and what is refused.
+"""Kinds of settings: how values are written in a configuration, and which are refused.
 
 Source: `spec/operation.md`.
 """
@@ -24,23 +24,39 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 @attrs.frozen
 class Kind:
-    """How the values of a setting look.
+    """How the values of a setting are written.
 
     Attributes:
-        name: For people.
-        decode: From what TOML has, and the directory that paths are relative to, to the value.
-        parse: From text of the environment to what TOML would have; what is not of the kind is
-            left for `decode` to refuse.
-        encode: From the value to what TOML has.
+        metavar: Stands for one value in documents and usage lines.
+        decode: Turns a TOML value into the setting's value; relative paths are resolved against
+            the directory given. Raises `InvalidDataError`.
+        parse: Turns the text of an environment variable into a TOML value; text that it cannot
+            read is passed on, so that `decode` refuses it.
+        encode: Turns a value into a TOML value.
+        of: The TOML type of one value; `Path` where it is text that names a directory.
+        many: Whether the setting is an array.
+        bounds: Smallest and largest number allowed.
+        choices: The only texts allowed; empty if not restricted.
     """
 
-    name: str
+    metavar: str
     decode: Callable[[Any, Path], Any]
     parse: Callable[[str], Any] = str
     encode: Callable[[Any], Any] = lambda value: value
+    of: type = str
+    many: bool = False
+    bounds: tuple[int, int] | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Describe the values for people."""
+        if self.bounds:
+            return f"{self.metavar.lower()}, {self.bounds[0]} to {self.bounds[1]}"
+        return f"array of {self.metavar}" if self.many else self.metavar
 
 
-def _held(rule: Rule, plain: Any) -> Any:
+def _valid(rule: Rule, plain: Any) -> Any:
     reason = rule(plain)
     if reason is not None:
         raise refuse(reason)
@@ -48,19 +64,19 @@ def _held(rule: Rule, plain: Any) -> Any:
 
 
 def _directory(plain: Any, base: Path) -> Path:
-    return base / str(_held(text("summary"), str(plain) if isinstance(plain, Path) else plain))
+    return base / str(_valid(text("summary"), str(plain) if isinstance(plain, Path) else plain))
 
 
 def _bind(plain: Any) -> str:
     try:
-        parse_bind(_held(text("url"), plain))
+        parse_bind(_valid(text("url"), plain))
     except ConfigError as error:
         raise refuse(error.detail) from error
     return str(plain)
 
 
 def _http_bind(plain: Any, _base: Path) -> str:
-    if not _held(instance(str, "text"), plain):
+    if not _valid(instance(str, "text"), plain):
         return ""
     if not _bind(plain).rpartition(":")[2].isdecimal():
         raise refuse(f"{plain!r}: must be HOST:PORT")
@@ -68,19 +84,19 @@ def _http_bind(plain: Any, _base: Path) -> str:
 
 
 def _prefix(plain: Any, _base: Path) -> str:
-    path = str(_held(instance(str, "text"), plain))
+    path = str(_valid(instance(str, "text"), plain))
     if path and not _PREFIX.fullmatch(path):
         raise refuse("must be a path as in a URL, begin with '/' and not end with it")
     return path
 
 
-def _interface(plain: Any) -> str:
-    return str(_held(text("name"), plain))
+def _name(plain: Any) -> str:
+    return str(_valid(text("name"), plain))
 
 
 def _network(plain: Any) -> str:
     try:
-        return str(ipaddress.ip_network(_held(text("text"), plain)))
+        return str(ipaddress.ip_network(_valid(text("text"), plain)))
     except InvalidDataError:
         raise
     except ValueError as error:
@@ -88,32 +104,28 @@ def _network(plain: Any) -> str:
 
 
 def _upstream(plain: Any) -> str:
-    return str(_held(text("url"), plain)).rstrip("/")
-
-
-def _pattern(plain: Any) -> str:
-    return str(_held(text("name"), plain))
+    return str(_valid(text("url"), plain)).rstrip("/")
 
 
 def _parameter(plain: Any) -> str:
-    if "=" not in _held(text("url"), plain):
-        raise refuse("must say what a device is, as in machine=nrf52840dk")
+    if "=" not in _valid(text("url"), plain):
+        raise refuse("must be KEY=VALUE, as in machine=nrf52840dk")
     return str(plain)
 
 
 def _array(
-    of: str,
+    metavar: str,
     item: Callable[[Any], str],
     fewest: int = 0,
     same: Callable[[str], object] | None = None,
 ) -> Kind:
-    """Return the kind of several.
+    """Return the kind of an array.
 
     Args:
-        of: What they are.
-        item: Reads one of them.
-        fewest: There must be.
-        same: Returns what no two may have in common, and refuses what cannot be used.
+        metavar: Stands for one item.
+        item: Validates one item.
+        fewest: Number of items required.
+        same: Returns a key that no two items may share; may refuse an item.
     """
 
     def decode(plain: Any, _base: Path) -> tuple[str, ...]:
@@ -135,12 +147,12 @@ def _array(
             raise InvalidDataError(issues)
         return tuple(values)
 
-    return Kind(f"array of {of}", decode, str.split, list)
+    return Kind(metavar, decode, str.split, list, many=True)
 
 
-def _number(unit: str, low: int, high: int) -> Kind:
+def _number(metavar: str, low: int, high: int) -> Kind:
     def decode(plain: Any, _base: Path) -> int:
-        number = int(_held(instance(int, "an integer"), plain))
+        number = int(_valid(instance(int, "an integer"), plain))
         if not low <= number <= high:
             raise refuse(f"must be from {low} to {high}")
         return number
@@ -148,11 +160,11 @@ def _number(unit: str, low: int, high: int) -> Kind:
     def parse(given: str) -> int | str:
         return int(given) if given.isascii() and given.isdecimal() and len(given) < 20 else given
 
-    return Kind(f"{unit}, {low} to {high}", decode, parse)
+    return Kind(metavar, decode, parse, of=int, bounds=(low, high))
 
 
 def choice(*names: str) -> Kind:
-    """Return the kind of what is one of a few names."""
+    """Return the kind of a setting that is one of a few names."""
     one_of = ", ".join(names)
 
     def decode(plain: Any, _base: Path) -> str:
@@ -160,26 +172,27 @@ def choice(*names: str) -> Kind:
             raise refuse(f"must be one of {one_of}")
         return str(plain)
 
-    return Kind(one_of, decode)
+    return Kind(one_of, decode, choices=names)
 
 
-PATH = Kind("directory", _directory, encode=str)
+PATH = Kind("DIR", _directory, encode=str, of=Path)
 HTTP_BIND = Kind("HOST:PORT", _http_bind)
-PREFIX = Kind("path", _prefix)
+PREFIX = Kind("PATH", _prefix)
 LISTENERS = _array("HOST:PORT", _bind, fewest=1)
-INTERFACES = _array("interfaces", _interface)
-NETWORKS = _array("networks", _network)
-UPSTREAMS = _array("URIs", _upstream, same=canonical)
-PATTERNS = _array("patterns", _pattern, fewest=1)
+INTERFACES = _array("INTERFACE", _name)
+NETWORKS = _array("NETWORK", _network)
+UPSTREAMS = _array("URI", _upstream, same=canonical)
+PATTERNS = _array("PATTERN", _name, fewest=1)
 PARAMETERS = _array("KEY=VALUE", _parameter)
-BYTES = _number("bytes", 0, 2**63 - 1)
-SECONDS = _number("seconds", 0, LIMITS["poll"].value)
-PERIOD = _number("seconds", 1, LIMITS["poll"].value)
-WINDOW = _number("number", 1, 64)
-COUNT = _number("number", 1, 10_000_000)
-METRIC = _number("number", 0, LIMITS["metric"].value)
+BYTES = _number("BYTES", 0, 2**63 - 1)
+SECONDS = _number("SECONDS", 0, LIMITS["poll"].value)
+PERIOD = _number("SECONDS", 1, LIMITS["poll"].value)
+WINDOW = _number("NUMBER", 1, 64)
+COUNT = _number("NUMBER", 1, 10_000_000)
+METRIC = _number("NUMBER", 0, LIMITS["metric"].value)
 BOOLEAN = Kind(
     "true or false",
-    lambda plain, _: _held(instance(bool, "a boolean"), plain),
+    lambda plain, _: _valid(instance(bool, "a boolean"), plain),
     lambda given: {"true": True, "false": False}.get(given, given),
+    of=bool,
 )

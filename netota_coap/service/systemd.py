@@ -1,4 +1,4 @@
-"""The service manager: what it is told of a service, and the unit by which it runs one.
+"""systemd: notifications to the service manager, and the unit that it runs.
 
 Source: sd_notify(3), systemd.service(5); `spec/operation.md`.
 """
@@ -29,19 +29,19 @@ _log = logging.getLogger(__name__)
 UNIT = "netota-coapd.service"
 
 # ----------------------------------------------------------------------------------------------
-# Telling it
+# Notifications
 
-_SEND_TIMEOUT_S = 1.0  # its queue is short, while it is busy with booting
-_LONGEST_STATUS = 1_000  # bytes: what `systemctl status` shows is one line
+_SEND_TIMEOUT_S = 1.0  # its queue is short, and may be full while the machine boots
+_LONGEST_STATUS = 1_000  # bytes; `systemctl status` shows one line
 
 
 @attrs.define
 class Manager:
-    """Told what a service does; where there is none, nobody is.
+    """Notifies the service manager; without one, it does nothing.
 
     Attributes:
-        address: Of its socket; "": there is none.
-        watchdog_s: How long it may hear nothing; infinite: for ever.
+        address: Of the manager's socket, or "".
+        watchdog_s: The manager restarts a service that is silent for longer.
     """
 
     address: str = ""
@@ -50,40 +50,40 @@ class Manager:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Manager:
-        """Return the one that started this process."""
+        """Return the manager that started this process."""
         address = environment.get("NOTIFY_SOCKET", "")
         if address.startswith("@"):
             address = "\0" + address[1:]
-        meant = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environment.get("WATCHDOG_USEC", "")
-        watched = meant and microseconds.isascii() and microseconds.isdecimal()
+        watched = is_ours and microseconds.isascii() and microseconds.isdecimal()
         return cls(address, (int(microseconds) / 1e6 if watched else 0) or math.inf)
 
     def ready(self, status: str) -> None:
-        """Say that the start, or a reload, is done."""
+        """Report that the start, or a reload, is done."""
         self._tell("READY=1", *self._news(status))
 
     def reloading(self) -> None:
-        """Say that a reload has begun; `ready` ends it."""
-        # Its own clock, which is the kernel's and not the event loop's.
+        """Report that a reload has begun; `ready` ends it."""
+        # sd_notify(3) demands this clock, which is not always the event loop's.
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
         self._tell("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def stopping(self) -> None:
-        """Say that the end has begun."""
+        """Report that the service is stopping."""
         self._tell("STOPPING=1")
 
     def status(self, status: str) -> None:
-        """Say what the service does, if that changed."""
+        """Report what the service does, if that changed."""
         self._tell(*self._news(status))
 
     async def beat(self, status: Callable[[], str]) -> None:
-        """Say for ever that the event loop is alive, and what the service does if that changed.
+        """Feed the watchdog, and report the status if it changed, until cancelled.
 
-        An idle service is woken up by nothing else, so what changes by itself is told here.
+        An idle service has no other wake-ups, so this also reports what changes by itself.
         """
         while True:
-            # By itself, so that nothing in a status can keep it from being heard.
+            # In a message of its own, which no status can spoil.
             self._tell("WATCHDOG=1")
             self.status(status())
             await asyncio.sleep(self.watchdog_s / 2)
@@ -103,11 +103,11 @@ class Manager:
                 opened.connect(self.address)
                 opened.send("\n".join(lines).encode())
         except OSError as error:
-            _log.warning("the service manager cannot be told: %s", error)
+            _log.warning("the service manager cannot be notified: %s", error)
 
 
 def _line(status: str) -> str:
-    """Keep a status from being another variable, or more than a datagram takes."""
+    """Return a status as one line that fits into a notification."""
     data = status.replace("\n", " ").encode(errors="replace")
     if len(data) <= _LONGEST_STATUS:
         return data.decode()
@@ -122,11 +122,7 @@ _SYSTEM_ONLY = re.compile(r"# From here .*?\n(?=\n)", re.DOTALL)
 
 
 def unit(*, user: bool = False) -> str:
-    """Return the unit that runs this installation.
-
-    Args:
-        user: For the manager of a user, which can do less.
-    """
+    """Return the unit for this installation, or its part that a user's manager can do."""
     template = (importlib.resources.files("netota_coap") / UNIT).read_text(encoding="utf-8")
     if user:
         template = _SYSTEM_ONLY.sub("", template)
@@ -141,7 +137,7 @@ def _quoted(path: str) -> str:
 
 
 def unit_directory(environment: Mapping[str, str], *, user: bool = False) -> Path:
-    """Return where an administrator, or a user, keeps units."""
+    """Return the directory for units of an administrator or a user."""
     if not user:
         return Path("/etc/systemd/system")
     config = environment.get("XDG_CONFIG_HOME")
@@ -149,27 +145,20 @@ def unit_directory(environment: Mapping[str, str], *, user: bool = False) -> Pat
 
 
 def install(directory: Path, *, user: bool = False) -> Path:
-    """Write the unit, and let it be started from now on at each boot, or log-in.
-
-    Args:
-        directory: As `unit_directory` has it.
-        user: For the manager of a user.
-
-    Returns:
-        The file.
+    """Write the unit, enable it for each boot or log-in, and return its file.
 
     Raises:
-        ConfigError: It cannot be written, or the manager refuses.
+        ConfigError: The file cannot be written, or systemd refuses it.
     """
     if not user:
         _check_place()
     if shutil.which("systemctl") is None:
-        raise ConfigError("there is no systemctl here", hint=_BY_HAND)
+        raise ConfigError("systemctl is not installed on this machine", hint=_BY_HAND)
     file = directory / UNIT
     try:
         write(file, unit(user=user).encode())
     except OSError as error:
-        hint = "Do it as root, or for yourself: netota-coap systemd install --user"
+        hint = "Run it as root, or install for your user only: netota-coap systemd install --user"
         raise ConfigError(f"{file}: cannot be written: {error.strerror}", hint=hint) from error
     for action in (("daemon-reload",), ("enable", UNIT)):
         command = ("systemctl", *(("--user",) if user else ()), *action)
@@ -182,14 +171,14 @@ def install(directory: Path, *, user: bool = False) -> Path:
     return file
 
 
-_BY_HAND = "What runs it in another way finds the command in: netota-coap systemd print"
+_BY_HAND = "To run the service by other means, see its command in: netota-coap systemd print"
 
 
 def _check_place() -> None:
-    """A service of the system sees no home directories, and so no Python that is there."""
+    """Refuse a Python in a home directory, which the unit hides from the service."""
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):
         if any(path.is_relative_to(home) for home in _HOMES):
             raise ConfigError(
-                f"{path}: is in a home directory, which a service does not see",
+                f"{path}: is in a home directory, which a system service cannot see",
                 hint="Install into /opt: python3 -m venv /opt/netota-coap; or use --user.",
             )

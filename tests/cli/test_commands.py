@@ -16,7 +16,7 @@ import pytest
 from netota_coap import cli
 from netota_coap.errors import NetotaError
 from netota_coap.repository import lock
-from tests.support.serving import COMMAND, PROJECT, netota, served, serving, until
+from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, served, serving, until
 
 
 async def ok(*arguments: str | Path) -> str:
@@ -105,7 +105,7 @@ async def test_watch(sample: Path, image: Path, as_json: bool) -> None:
         )  # fmt: skip
         try:
             assert watching.stdout is not None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 lines = [await watching.stdout.readline()]
                 await ok(
                     "publish", sample, "sensor-node/stable", "2.0",
@@ -148,7 +148,7 @@ async def test_watch_waits_for_a_server(sample: Path) -> None:
     try:
         assert watching.stdout is not None
         assert watching.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await watching.stderr.readline()).startswith(b"waiting: coap://127.0.0.1")
             async with serving(sample, uri.removeprefix("coap://")):
                 assert (await watching.stdout.readline()).endswith(b"nothing suits\n")
@@ -172,7 +172,7 @@ MISTAKES = [
     (
         ["publish", "{root}", "sensor-node/edge", "2"],
         2,
-        "give either --archive",
+        "give --archive",
     ),
     (
         ["publish", "{root}", "sensor-node/edge", "2", "--archive", "nix.bin"],
@@ -198,7 +198,7 @@ MISTAKES = [
         4,
         "error: coap://127.0.0.1:1/p: Connection refused\nhint: ",
     ),
-    (["spec", "nix"], 2, "there is no document 'nix'"),
+    (["spec", "nix"], 2, "no document 'nix'"),
     (["nix"], 2, "No such command"),
 ]
 
@@ -248,7 +248,7 @@ async def test_locked(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     child = (
-        "import netota_coap.repository as r; locked = r.locked; "
+        "import netota_coap.repository.store as r; locked = r.locked; "
         "r.locked = lambda root: locked(root, 0.1); from netota_coap.cli import main; main()"
     )
     with (sample / lock.FILE).open("ab") as held:
@@ -272,11 +272,17 @@ async def test_spec() -> None:
 
 
 async def test_help_and_version() -> None:
-    """Each command explains itself in one line."""
-    text = await ok("--help")
-    for name, command in cli.cli.commands.items():
-        assert name in text
-        assert (command.help or "").split("\n")[0].endswith(".")
+    """Each command stands under a heading with a sentence, which begins its own help, too."""
+    lines = (await ok("--help")).splitlines()
+    for heading, rows in cli.COMMANDS.items():
+        at = lines.index(f"{heading}:") + 1
+        assert lines[at : at + len(rows)] == [
+            f"  {name:10}  {sentence}" for name, (_, sentence) in rows.items()
+        ]
+        for name, (_, sentence) in rows.items():
+            command = cli.cli.get_command(click.Context(cli.cli), name)
+            assert command is not None
+            assert (command.help or "").splitlines()[0] == command.short_help == sentence
     assert "netota-coap, version " in await ok("--version")
 
 
@@ -352,6 +358,6 @@ async def test_log_of_the_service(sample: Path) -> None:
         stream.write_text(before)
         await until(lambda: len(server.log) >= 3)
 
-    assert server.log[0] == "ERROR not reloaded, the old state is served on:"
+    assert server.log[0] == "ERROR not reloaded, the old state is still served:"
     assert server.log[1].startswith("ERROR   packages/sensor-node/streams/stable.toml: is not")
     assert server.log[2].startswith("INFO reloaded 1 files in ")

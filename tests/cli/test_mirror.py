@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from netota_coap.repository.blobs import Blobs
 from tests.support.file_servers import just
@@ -15,6 +16,7 @@ from tests.support.mirroring import BOARD, offered, origin, present, require_cor
 from tests.support.serving import COMMAND, PROJECT, netota, until
 
 
+@pytest.mark.slow
 async def test_once(tmp_path: Path) -> None:
     """For cron: 0 if all is level, 1 if something is not, 2 and 4 where nothing can be done."""
     root = tmp_path / "mirror"
@@ -47,7 +49,7 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
             *COMMAND, "mirror", uris["coap"], root, "--announce", "at-once",
             cwd=PROJECT, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        await until(lambda: version(root) == "1.0", 20)
+        await until(lambda: version(root) == "1.0")
         upstream.publish("1.1")
         await until(lambda: version(root) == "1.1")
         process.send_signal(signal.SIGTERM)
@@ -56,9 +58,11 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert f"{uris['coap']}: took sensor-node/stable 1.1, sequence 2" in err.decode()
 
 
+@pytest.mark.fuzz
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "most"), [("http", 2**20), ("coap", 1)])
 async def test_kills(tmp_path: Path, scheme: str, most: int) -> None:
     """Killed at random it ends with a correct repository, and little is fetched twice."""
-    figures = await kill(tmp_path, 4, scheme)
+    figures = await kill(tmp_path, settings().max_examples // 20, scheme)
     assert figures.under_way > 0
     assert figures.twice <= most

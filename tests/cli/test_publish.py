@@ -73,7 +73,7 @@ async def test_a_lost_build(sample: Path, images: list[str]) -> None:
     publish = ("publish", sample, NAME, "2.0", images[0], OFFER)
     code, out, _ = await netota(*publish, "-n")
     assert (code, out.splitlines()[-1]) == (
-        1, "lost: nothing is left for arch=arm machine=nrf9160dk",
+        1, "lost: no archive is left for arch=arm machine=nrf9160dk",
     )  # fmt: skip
     code, out, err = await netota(*publish)
     assert (code, out) == (3, "")
@@ -130,9 +130,13 @@ async def test_a_release_file(sample: Path, tmp_path: Path, images: list[str]) -
         (
             ["publish", "{root}", NAME, "--release", "x", "--archive", "y"],
             2,
-            "give either --archive",
+            "give --archive",
         ),
-        (["publish", "{root}", NAME, "--release", "x", "--offer", "/y"], 2, "no --offer with it"),
+        (
+            ["publish", "{root}", NAME, "--release", "x", "--offer", "/y"],
+            2,
+            "--offer cannot be used",
+        ),
         (["publish", "{root}", NAME, "--release", "nix"], 3, "error: nix: is not a file\n"),
         (["release", "{root}"], 3, "there is nothing to publish"),
         (["promote", "{root}", NAME, NAME], 3, "cannot be promoted to itself"),
@@ -233,7 +237,7 @@ async def test_check_online(sample: Path, tmp_path: Path, images: list[str], web
     await ok("remove", sample, "sensor-node/edge")
     asked = ("check", sample, "--online", "--server", web)
     lines = (await ok(*asked)).splitlines()
-    assert lines[1] == f"fine: {stream}: nrf52840dk: {web}/nrf52840dk.bin"
+    assert lines[1] == f"ok: {stream}: nrf52840dk: {web}/nrf52840dk.bin"
     assert lines[-1] == "4 offers, 0 bad"
     (tmp_path / "nrf9160dk.bin").write_text("image of nrf9160dX")
     assert (await netota(*asked))[0] == 0
@@ -258,7 +262,7 @@ async def test_download(sample: Path, tmp_path: Path, images: list[str], web: st
     said = f"{file}: nrf9160dk, 18 bytes, "
     assert await ok(*fetch) == f"{said}from {web}/nrf9160dk.bin\n"
     assert file.read_text() == "image of nrf9160dk"
-    assert await ok(*fetch) == f"{said}was there already\n"
+    assert await ok(*fetch) == f"{said}already complete\n"
     file.unlink()
     async with serving(sample) as (uri,):
         remote = ("download", uri, "boards/stable", "-o", file, "--json")
@@ -266,7 +270,8 @@ async def test_download(sample: Path, tmp_path: Path, images: list[str], web: st
         assert (got["archive"], got["url"]) == ("nrf52840dk", f"{web}/nrf52840dk.bin")
         assert got.keys() == json.loads(SHAPES["downloaded"]).keys()
     code, _, err = await netota(*fetch[:-4], "--scheme=coap", "-o", file)
-    assert (code, err.splitlines()[0]) == (3, "error: nothing of boards/stable suits scheme=coap")
+    said = "error: no archive of boards/stable suits scheme=coap"
+    assert (code, err.splitlines()[0]) == (3, said)
     (tmp_path / "nrf9160dk.bin").write_text("another one")
     file.unlink()
     code, _, err = await netota(*fetch)
@@ -322,7 +327,7 @@ async def test_shapes(sample: Path, images: list[str], shape: str, arguments: li
 
 def test_each_command_has_an_example() -> None:
     """Each example is a command line that exists, of the command that it stands at."""
-    for name, command in spec_cli._each(cli.cli):
+    for name, command in spec_cli.each_command(cli.cli):
         assert command.epilog is not None
         assert f"{command.epilog} ".startswith(f"Example: netota-coap {name} ")
         options = {option for param in command.params for option in param.opts}
@@ -335,15 +340,24 @@ async def test_completion(shell: str) -> None:
     assert "_NETOTA_COAP_COMPLETE" in await ok("completion", shell)
 
 
-async def test_completion_knows_the_streams(sample: Path) -> None:
-    """A shell is told the streams of the repository that stands on the line."""
-    words = f"netota-coap show {sample} sensor-node/s"
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("netota-coap show {root} sensor-node/s", ["sensor-node/stable"]),
+        ("netota-coap re", ["release", "reopen", "remove"]),
+        ("netota-coap serve --multi", ["--multicast"]),
+        ("netota-coap config ch", ["check"]),
+    ],
+)
+async def test_completion_in_a_shell(sample: Path, words: str, found: list[str]) -> None:
+    """A shell is told commands, options, and the streams of the repository on the line."""
+    line = words.format(root=sample)
     complete = "_netota_coap_completion netota-coap"
     process = await asyncio.create_subprocess_exec(
-        "bash", "-c", 'source <(netota-coap completion bash); '
-        f'COMP_WORDS=({words}); COMP_CWORD=3; {complete}; echo "${{COMPREPLY[@]}}"',
+        "bash", "-c", 'source <(netota-coap completion bash); COMP_WORDS=(' + line + '); '
+        f'COMP_CWORD={line.count(" ")}; {complete}; echo "${{COMPREPLY[@]}}"',
         stdout=asyncio.subprocess.PIPE, cwd=PROJECT,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     out, _ = await process.communicate()
-    assert out.decode().split() == ["sensor-node/stable"]
+    assert out.decode().split() == found

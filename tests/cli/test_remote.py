@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.cli.remote import _duration
+from netota_coap.cli.remote import duration
 from tests.support.serving import netota, serving
 
 
@@ -18,7 +18,7 @@ async def test_status(sample: Path) -> None:
         assert (code, err) == (0, "")
         assert [line.split("  ")[0].strip() for line in out.splitlines()] == [
             "version",
-            "up for",
+            "uptime",
             "serves",
             "observers",
         ]
@@ -58,7 +58,7 @@ async def test_status_is_for_some(sample: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     """In the largest unit that fits."""
-    assert text == _duration(seconds)
+    assert text == duration(seconds)
 
 
 async def test_discover() -> None:

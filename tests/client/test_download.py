@@ -547,8 +547,8 @@ async def test_places_that_are_no_files(tmp_path: Path, good: HttpServer) -> Non
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from netota_coap.download import download
-from tests.test_download import archive
+from netota_coap.client.download import download
+from tests.client.test_download import archive
 asyncio.run(download(archive(sys.argv[1]), Path(sys.argv[2])))
 """
 

@@ -128,7 +128,7 @@ async def test_http(target: Path) -> None:
         (601, None, 600.0),
         (61, None, 600.0),
         (60, None, 720.0),  # a gateway says it again and again while it fetches a large file
-        (0, None, 720.0),
+        (0, 90.0, 90.0),
     ],
 )
 async def test_patience(

@@ -11,7 +11,7 @@ import pytest
 
 from netota_coap.client.download import download
 from tests.client.test_download import DATA, archive, check
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.file_servers import certificate, http_server, ranged, to
 
 pytestmark = needs("openssl")

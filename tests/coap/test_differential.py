@@ -18,6 +18,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from hypothesis import settings
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
@@ -30,8 +31,9 @@ from netota_coap.model.selection import Selection
 from netota_coap.repository.loading import Loader
 from tests.conftest import FIXTURES
 from tests.support.device import ACK, CON, FETCH, GET, NON, RST
+from tests.support.serving import PATIENCE_S
 
-REQUESTS = 5_000
+REQUESTS = 50 * settings().max_examples
 PATHS: Sequence[Sequence[bytes]] = (
     (b"p", b"sensor-node", b"s", b"stable"),
     (b"p", b"sensor-node", b"s", b"stable"),
@@ -110,7 +112,7 @@ class Peer:
         number = (ping | 0x4000).to_bytes(2, "big")  # an ID that no request has
         await loop.sock_sendall(self.socket, bytes((0x40, 0)) + number)
         came = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (data := await loop.sock_recv(self.socket, 4_096)) != bytes((0x70, 0)) + number:
                 came.append(data)
         return came
@@ -139,6 +141,7 @@ def comparable(answers: list[bytes]) -> list[bytes]:
     ]
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", range(2))
 async def test_door_and_resource_answer_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of requests, each answered by both; many twice, as when an answer is lost."""

@@ -33,10 +33,10 @@ from netota_coap.coap.vetting import Doorkeeper, vet
 from netota_coap.model.values import Repository
 from netota_coap.monitoring import Tally
 from netota_coap.repository.loading import Loader
-from tests.environment import needs_ipv6
 from tests.support.device import ACK, CON, FETCH, GET, NON, POST, RST, code, device
+from tests.support.environment import needs_ipv6
 from tests.support.publishing import NOW, publish
-from tests.support.serving import run, serving
+from tests.support.serving import PATIENCE_S, run, serving
 
 EMPTY = Repository(format=1)
 
@@ -349,7 +349,7 @@ async def test_ready_answers(sample: Path, bind: str, kind: int) -> None:
         assert {answer.kind for answer in answers} == {ACK if kind == CON else NON}
         assert len({answer.message_id for answer in answers}) == 3
         publish(sample, ("sensor-node", "stable"), "2.0", [], now=NOW)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (await it.ask(GET, path)).payload == answers[0].payload:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 

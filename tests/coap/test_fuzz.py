@@ -5,15 +5,19 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import pytest
+from hypothesis import settings
+
 from tests.support.device import GET, device
 from tests.support.serving import served
 from tools.bench.mutated import datagrams
 
-COUNT = 10_000
+COUNT = 100 * settings().max_examples
 
 
+@pytest.mark.fuzz
 async def test_mutated_datagrams(sample: Path) -> None:
-    """10,000 generated and mutated datagrams leave no trace but answers."""
+    """Thousands of generated and mutated datagrams leave no trace but answers."""
     async with served(sample) as server, device(server.uri) as fuzzer, device(server.uri) as good:
         for number, data in enumerate(islice(datagrams(7252), COUNT)):
             fuzzer.send(data)

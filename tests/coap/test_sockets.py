@@ -10,7 +10,7 @@ import pytest
 from netota_coap.coap import sockets
 from netota_coap.coap.sockets import open_sockets, parse_bind, uri_of
 from netota_coap.errors import AddressError, ConfigError
-from tests.environment import needs_ipv6
+from tests.support.environment import needs_ipv6
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,9 @@ def test_length(fmt: Format) -> None:
 def test_a_key_twice_is_found_quickly() -> None:
     """A long document with a key twice at its end does not keep anybody busy."""
     pairs = ",".join(f'"{index}":0' for index in range(50_000))
-    start = time.perf_counter()
+    start = time.process_time()
     reason(f'{{{pairs},"49999":0}}'.encode(), Format.JSON)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_dump() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from netota_coap.encoding.codecs import Format
@@ -25,7 +25,7 @@ from tests.support.storing import ENVELOPE
 
 ORIGIN = "coap://upstream.example.com"
 whole = strategies.streams().filter(lambda state: state.archives is not None)
-few = settings(max_examples=30)  # whole states take long to make
+few = strategies.fewer(3)  # whole states take long to make
 
 
 def state(sequence: int = 5, version: str = "1", *urls: str) -> Stream:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
 
 import attrs
@@ -89,7 +88,7 @@ async def test_what_waits_is_given_up(
     async with offered(upstream.root) as uris, running(it := mirror(root, uris["coap"])):
         await until(lambda: upstream.asked("2.0"))
         upstream.publish("2.1")
-        await until(lambda: version(root) == "2.1", 5)
+        await until(lambda: version(root) == "2.1")
         await until(lambda: not it.status.behind)
         assert it.incoming._slots._value == 2
 
@@ -211,7 +210,7 @@ async def test_an_event_stream_that_lasts(root: Path) -> None:
     async with http_server(nasty) as server:
         it = mirror(root, server.url.removesuffix("/file"), terms=terms)
         async with running(it):
-            await until(lambda: len(nasty.asked.get("events", ())) >= 10, 5)
+            await until(lambda: len(nasty.asked.get("events", ())) >= 10)
 
 
 async def test_events_without_end(root: Path) -> None:
@@ -277,10 +276,10 @@ async def test_a_package_that_goes_between_two_questions(root: Path, missing: in
 async def test_a_list_of_nonsense(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is wrong with it is told in brief, and found out while others are served."""
     nonsense = dump({f"bad name {number:06}": {} for number in range(13_000)}, Format.CBOR)
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with pytest.raises(InvalidDataError) as caught:
         decode_list(PackageEntry, nonsense, Format.CBOR)
-    took_s = time.perf_counter() - begin
+    took_s = time.thread_time() - begin
     assert len(caught.value.detail) > 1_000_000
 
     stalled_s = 0.0
@@ -288,9 +287,9 @@ async def test_a_list_of_nonsense(root: Path, caplog: pytest.LogCaptureFixture) 
     async def watch() -> None:
         nonlocal stalled_s
         while True:
-            before = time.perf_counter()
+            before = time.thread_time()
             await asyncio.sleep(0.001)
-            stalled_s = max(stalled_s, time.perf_counter() - before)
+            stalled_s = max(stalled_s, time.thread_time() - before)
 
     def reply(request: Request) -> Response:
         if "event-stream" in request.headers["accept"]:
@@ -298,15 +297,12 @@ async def test_a_list_of_nonsense(root: Path, caplog: pytest.LogCaptureFixture) 
         return _cbor(nonsense)
 
     async with http_server(reply) as server:
-        for _ in range(5):  # what else this machine does only adds
-            it, stalled_s = mirror(root, server.url.removesuffix("/file")), 0.0
-            watching = asyncio.create_task(watch())
-            async with running(it):
-                await until(partial(lambda it: it.status.error, it))
-            watching.cancel()
-            error = it.status.error
-            if stalled_s < took_s / 2:
-                break
+        it = mirror(root, server.url.removesuffix("/file"))
+        watching = asyncio.create_task(watch())
+        async with running(it):
+            await until(lambda: it.status.error)
+        watching.cancel()
+        error = it.status.error
         with pytest.raises(IntegrityError) as refused:
             await it.once()
     assert error.endswith("…")

@@ -42,7 +42,7 @@ from tests.support.mirroring import (
     where,
 )
 from tests.support.publishing import STABLE
-from tests.support.serving import until
+from tests.support.serving import PATIENCE_S, until
 
 BETA = ("sensor-node", "beta")
 
@@ -86,7 +86,7 @@ async def test_an_observer_learns(upstream: Origin, root: Path, scheme: str) -> 
             async with contextlib.aclosing(states):
                 assert (await anext(states)).version == "1.0"
                 upstream.publish("1.1")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE_S):
                     state = await anext(states)
                 assert state.version == "1.1"
                 assert content("1.1") == held(root, (state.archives or ())[0])
@@ -211,7 +211,7 @@ async def _overtaken(upstream: Origin, slow: Mirror) -> None:
         upstream.publish("1.1")
         await until(lambda: list(root.glob("blobs/.incoming/.*.part")))
         upstream.publish("1.2")
-        await until(lambda: version(root) == "1.2", 5)
+        await until(lambda: version(root) == "1.2")
 
 
 async def test_a_file_of_two_streams_is_fetched_once(upstream: Origin, root: Path) -> None:
@@ -556,8 +556,8 @@ async def test_an_event_stream_that_ends(root: Path) -> None:
     ends = whole(b"data: 1\n\n").having(Content_Type="text/event-stream")
     async with (
         http_server(lambda _: ends) as server,
-        upstreams.upstream_of(server.url.removesuffix("/file"), 5.0) as it,
-        asyncio.timeout(5),
+        upstreams.upstream_of(server.url.removesuffix("/file"), PATIENCE_S) as it,
+        asyncio.timeout(PATIENCE_S),
     ):
         assert [change async for change in it.changes(3_600)] == [None]
 

@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 
 from netota_coap.http.server import HttpSite, serving
-from tests import environment
+from tests.support import environment
+from tests.support.serving import PATIENCE_S
 from tests.support.web import archive, catalog, connected, site, stream
 
 NGINX = shutil.which("nginx", path=environment.PATH)
@@ -61,7 +62,7 @@ async def nginx(directory: Path, uri: str) -> AsyncIterator[str]:
         str(NGINX), "-p", directory, "-c", path, "-e", "stderr", stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while process.returncode is None:
                 with contextlib.suppress(ConnectionError):
                     async with connected(f"http://127.0.0.1:{port}"):
@@ -116,6 +117,6 @@ async def test_event_streams_pass_at_once(it: tuple[HttpSite, str]) -> None:
             served.swap(catalog({"big": stream(sequence)}, served.catalog))
             assert f'"sequence":{sequence}' in (await connection.event())["data"]
         assert len(served.events) == 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(served.events):  # noqa: ASYNC110 - what is waited for is nginx
             await asyncio.sleep(0.005)

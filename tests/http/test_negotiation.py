@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netota_coap.catalog.stream_query import View
 from netota_coap.errors import NotFoundError
-from netota_coap.http.negotiation import chosen, has, parameters_of, path_of
+from netota_coap.http.negotiation import chosen, is_current, parameters_of, path_of
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_chosen(accept: str, expected: str | None) -> None:
 def test_whatever_is_sent(text: str, data: bytes) -> None:
     """Headers, paths and queries of any bytes are read or refused."""
     assert chosen(text, ["a/x", "b/y"]) in ("a/x", "b/y", None)
-    assert has(text, "0" * 16) in (True, False)
+    assert is_current(text, "0" * 16) in (True, False)
     with contextlib.suppress(NotFoundError):
         path_of(b"/" + data)
     with contextlib.suppress(ValueError):

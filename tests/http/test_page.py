@@ -1,4 +1,4 @@
-"""http/page.py, http/view.py: what a browser is shown."""
+"""http/page.py, http/page_content.py: what a browser is shown."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ async def test_gone(shown: Shown, path: str) -> None:
         404,
         "text/html; charset=utf-8",
     )
-    assert "Nothing is here" in answer.text
+    assert "Stream not found" in answer.text
     assert "<b>" not in answer.text.partition("<main")[2]
 
 
@@ -309,12 +309,12 @@ async def test_empty_repository(tmp_path: Path) -> None:
 
     make()
     page = await shown.page("/p/p/s/s")
-    assert "None: devices are told that nothing suits them." in page.text
+    assert "There are no archives: devices learn that nothing suits them." in page.text
     assert page.one("summary").text == "any device 14 bytes"
     make(archive("a", machine="m"), archive("b", debug=True))
     page = await shown.page("/p/p/s/s")
     assert [cell.text for cell in page.one("tbody", id="archive-a").all("td")[:2]] == ["m", "any"]
-    assert "Has no offer: nobody can download it." in page.text
+    assert "This archive has no offer, so no device can download it." in page.text
 
 
 async def test_more_than_is_shown(tmp_path: Path) -> None:
@@ -327,8 +327,8 @@ async def test_more_than_is_shown(tmp_path: Path) -> None:
     page = await Shown(tmp_path).page("/p/p/s/s")
     states = [item for item in page.all("li") if (item.attributes.get("id") or "").strip()]
     assert len(states) == page_content.MOST_STATES
-    assert "And more: these are the first 50." in page.text
-    assert "And older ones:" in page.text
+    assert "Only the first 50 kinds are shown." in page.text
+    assert "lists older states." in page.text
 
 
 async def test_left_out(tmp_path: Path) -> None:
@@ -342,7 +342,9 @@ async def test_left_out(tmp_path: Path) -> None:
         archives=(attrs.evolve(archive("a"), offers=offers),),
     )
     publishing.change(tmp_path, ("p", "s"), lambda _: state)
-    assert "Not all of it: more tells" in (await Shown(tmp_path).page("/p/p/s/s")).text
+    assert (
+        "Something is left out to fit: more tells" in (await Shown(tmp_path).page("/p/p/s/s")).text
+    )
 
 
 async def test_history_that_cannot_be_read(shown: Shown) -> None:
@@ -350,7 +352,7 @@ async def test_history_that_cannot_be_read(shown: Shown) -> None:
     present = shown.root / "packages/sensor-node/streams/stable.toml"
     present.write_text("version = 1")
     page = await shown.page(STABLE_PATH)
-    assert "It cannot be read now; netota-coap check tells why." in page.text
+    assert "The history cannot be read; netota-coap check says why." in page.text
     assert str(shown.root) not in page.text
 
 
@@ -371,7 +373,7 @@ async def test_refused(shown: Shown, path: str) -> None:
         "a.toml: <b>bad</b>",
         "b.toml: \\u202eworse",
     ]
-    assert "netota-coap status" in main.one("section", aria_label="Trouble").text
+    assert "netota-coap status" in main.one("section", aria_label="Problem").text
     assert "secret" not in main.text
 
 
@@ -393,9 +395,8 @@ TAGS |= {"code", "abbr", "button", "details", "summary", "svg", "rect", "pre", "
 def hostile(root: Path, text: str) -> None:
     """Put a text everywhere where a publisher can."""
     web, bad = "https://example.com/\"'><script>alert(3)</script>", "javascript:alert(4)"
-    DirectoryStore(root).write_package(
-        "evil", Package(title=text, summary=text, homepage=bad, poll_s=1)
-    )
+    package = Package(title=text, summary=text, homepage=bad, poll_s=1)
+    DirectoryStore(root).write_package("evil", package)
     offers = (Offer(url=bad, metric=1), Offer(url=web, metric=2), Offer(url="/b/x", metric=3))
     content = Content(type=text, arch=text, machine=text, attributes={"free": text})
     envelope = Envelope(type=text, size=2**63 - 1, sha256=bytes(32))

@@ -22,10 +22,11 @@ from netota_coap.model.values import Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository.store import DirectoryStore
-from tests.environment import needs
 from tests.http.test_page import HOSTILE, STABLE_PATH, hostile
+from tests.support.environment import needs
 from tests.support.pages import Shown
 from tests.support.publishing import NOW, STABLE, change
+from tests.support.serving import PATIENCE_S
 from tools.generate import screenshot
 from tools.generate.screenshot import chromium, picture, view, wait
 
@@ -61,7 +62,7 @@ class Visit:
         async def call() -> None:
             change()
 
-        asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(call(), self.loop).result(PATIENCE_S)
 
     def texts(self, selector: str) -> list[str]:
         script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
@@ -140,7 +141,7 @@ def test_a_publish_is_followed(visit: Visit) -> None:
     ]
     assert visit.run("return document.activeElement.closest('details').id") == "kind-3"
     assert visit.run("return [window.same, scrollY]") == [True, before]
-    assert "brought up to date" in visit.texts("#news")[0]
+    assert "the page was updated" in visit.texts("#news")[0]
 
 
 def test_counts_go_up(visit: Visit) -> None:
@@ -182,13 +183,9 @@ def test_a_stream_that_is_removed(visit: Visit) -> None:
     """Who looks at a stream when it is removed learns that it is."""
     visit.open(STABLE_PATH)
     edit = Edit(now=NOW, allow_missing=True)
-    visit.do(
-        lambda: (
-            publish.remove(DirectoryStore(visit.shown.root), STABLE, edit=edit),
-            visit.shown.reload(),
-        )
-    )
-    visit.shows("h1", "Nothing is here")
+    store = DirectoryStore(visit.shown.root)
+    visit.do(lambda: (publish.remove(store, STABLE, edit=edit), visit.shown.reload()))
+    visit.shows("h1", "Stream not found")
     # The browser tells of the 404 that this is.
     assert [line["source"] for line in visit.driver.get_log("browser")] == ["network"]
 
@@ -278,6 +275,7 @@ def test_dark(visit: Visit) -> None:
     assert grounds == ["rgb(246, 247, 249)", "rgb(14, 19, 22)"]
 
 
+@pytest.mark.slow
 def test_picture(tmp_path: Path) -> None:
     """The picture of the README can be taken again, and is a small one."""
     screenshot.main(tmp_path / "page.png")

@@ -1,4 +1,4 @@
-"""http/live.py: what open pages are told, over real sockets."""
+"""http/page_updates.py: what open pages are sent, over real sockets."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from netota_coap.http.server import serving
 from tests.support import publishing
 from tests.support.pages import Shown
 from tests.support.publishing import STABLE
-from tests.support.serving import until
+from tests.support.serving import PATIENCE_S, until
 
 STABLE_PATH = ("p", "sensor-node", "s", "stable")
-_LOOK_S = 0.02
+_INTERVAL_S = 0.02
 
 
 @pytest.fixture
 async def shown(repository_dir: Path) -> AsyncIterator[tuple[Shown, str]]:
     """The typical repository, looked at more often, and where it is served."""
     shown = Shown(repository_dir)
-    shown.site.page.live.look_s = _LOOK_S
+    shown.site.page.updates.interval_s = _INTERVAL_S
     async with serving(shown.site, "127.0.0.1:0") as (uri,):
         yield shown, uri
 
@@ -35,7 +35,10 @@ async def shown(repository_dir: Path) -> AsyncIterator[tuple[Shown, str]]:
 async def following(uri: str, page: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """Be an open page: what its events say."""
     url = f"{uri}/live?page={page}"
-    async with httpx2.AsyncClient(timeout=5) as client, client.stream("GET", url) as answer:
+    async with (
+        httpx2.AsyncClient(timeout=PATIENCE_S) as client,
+        client.stream("GET", url) as answer,
+    ):
         lines = answer.aiter_lines()
         yield (json.loads(line[6:]) async for line in lines if line.startswith("data: "))
 
@@ -43,7 +46,7 @@ async def following(uri: str, page: str) -> AsyncIterator[AsyncIterator[dict[str
 async def test_stream_is_followed(shown: tuple[Shown, str]) -> None:
     """A page is told its counts and mark at once, then only what changed."""
     site, uri = shown
-    mark = site.site.page.live.mark(STABLE_PATH, ())
+    mark = site.site.page.updates.mark(STABLE_PATH, ())
     async with following(uri, "/".join(STABLE_PATH)) as events:
         key = "/".join(STABLE_PATH)
         assert await anext(events) == {"page": mark, "observers": 0, "told": 0, key: 0}
@@ -56,9 +59,9 @@ async def test_stream_is_followed(shown: tuple[Shown, str]) -> None:
         publishing.close(site.root, STABLE)
         site.reload()
         (fresh,) = (await anext(events)).values()
-        assert fresh == site.site.page.live.mark(STABLE_PATH, ()) != mark
+        assert fresh == site.site.page.updates.mark(STABLE_PATH, ()) != mark
         site.issues = ("bad",)
-        assert await anext(events) == {"page": site.site.page.live.mark(STABLE_PATH, ("bad",))}
+        assert await anext(events) == {"page": site.site.page.updates.mark(STABLE_PATH, ("bad",))}
         site.issues = ()
         assert await anext(events) == {"page": fresh}
         publishing.remove(site.root, STABLE)
@@ -82,7 +85,7 @@ async def test_index_is_followed(shown: tuple[Shown, str]) -> None:
 async def test_other_streams_change_nothing(shown: tuple[Shown, str]) -> None:
     """A page is not brought up to date because of a stream that it does not show."""
     site, _ = shown
-    live = site.site.page.live
+    live = site.site.page.updates
     paths = (STABLE_PATH, ())
     stable, everything = (live.mark(path, ()) for path in paths)
     publishing.close(site.root, ("sensor-node", "edge"))
@@ -93,7 +96,7 @@ async def test_other_streams_change_nothing(shown: tuple[Shown, str]) -> None:
 async def test_nobody_looks_for_nothing(shown: tuple[Shown, str]) -> None:
     """While no page is open, nothing is done; one look serves all that are."""
     site, uri = shown
-    live, looks = site.site.page.live, 0
+    live, looks = site.site.page.updates, 0
     original = site.site.status
 
     def counting() -> Any:
@@ -106,8 +109,8 @@ async def test_nobody_looks_for_nothing(shown: tuple[Shown, str]) -> None:
         await anext(one)
         await anext(other)
         await until(lambda: looks > 3)
-        assert live._later
-    await until(lambda: live._later is None)
+        assert live._timer
+    await until(lambda: live._timer is None)
 
 
 async def test_too_many_pages(repository_dir: Path) -> None:

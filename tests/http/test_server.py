@@ -25,7 +25,8 @@ from netota_coap.encoding.documents import decode
 from netota_coap.errors import AddressError, ConfigError
 from netota_coap.http.server import Bounds, HttpSite, serving
 from netota_coap.model.values import Repository, Stream
-from tests.environment import needs_ipv6
+from tests.support.environment import needs_ipv6
+from tests.support.serving import PATIENCE_S
 from tests.support.web import STATUS, archive, catalog, connected, site, stream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -409,10 +410,12 @@ async def test_several_requests_by_one_connection(it: Server) -> None:
 async def test_answers_do_not_wait_for_acknowledgements(it: Server) -> None:
     """Headers and payload are two writes, and come together all the same."""
     await it.get(BIG)
-    start = time.perf_counter()
+    took_s = []
     for _ in range(20):
+        start = time.perf_counter()
         await it.get(BIG)
-    assert time.perf_counter() - start < 20 * 0.03
+        took_s.append(time.perf_counter() - start)
+    assert sorted(took_s)[5] < 0.03  # an acknowledgement comes after 40 ms
 
 
 async def test_idle_server_sleeps() -> None:
@@ -456,7 +459,7 @@ async def test_connections_have_a_bound() -> None:
 
 async def _answered(uri: str) -> None:
     """Wait until there is room for one more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 async with connected(uri) as connection:
@@ -495,7 +498,7 @@ async def test_the_end_waits_for_a_moment() -> None:
         reads = await stack.enter_async_context(connected(uri))
         reads.send("GET", "/p/pkg/s/huge")
         await reads.head()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             rest, _ = await asyncio.gather(reads.rest(), running.aclose())
         assert json.loads(rest)["sequence"] == 1
 
@@ -559,7 +562,7 @@ async def test_what_turns_out_to_be_malformed_is_not_logged(
                 await connection.reader.read(1)
                 connection.writer.write(b"ZZ\r\n")
             with contextlib.suppress(ConnectionError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while await connection.reader.read(65_536):
                         pass
     assert (await it.get("/healthz")).status_code == 200

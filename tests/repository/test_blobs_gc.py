@@ -24,7 +24,7 @@ from netota_coap.repository.check import check
 from netota_coap.repository.watch import Watcher
 from tests.support.publishing import STABLE, promote, publish, remove, rollback, served
 from tests.support.repositories import stable
-from tests.support.serving import PROJECT
+from tests.support.serving import PATIENCE_S, PROJECT
 from tests.support.storing import (
     ENVELOPE,
     FIRMWARE,
@@ -341,7 +341,7 @@ async def test_servers_notice(blobs: Blobs, image: Path, what: str) -> None:
         "another": lambda: blobs.add(PROJECT / "LICENSE"),
         "damaged": blobs.verify,
     }
-    async with Watcher(blobs.root) as watcher, asyncio.timeout(10):
+    async with Watcher(blobs.root) as watcher, asyncio.timeout(PATIENCE_S):
         if what != "first":
             blobs.add(image, ENVELOPE if what != "damaged" else attrs.evolve(ENVELOPE, size=5))
             with pytest.raises(TimeoutError):

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -21,6 +20,7 @@ from netota_coap.repository.loading import Loader
 from tests.support.publishing import NOW, STABLE, publish, remove
 from tests.support.serving import PROJECT
 from tests.support.storing import damage, digests
+from tests.support.strategies import fewer
 
 # ----------------------------------------------------------------------------------------------
 # A kill, and a disk that is full, are in test_crash.py. Here: whatever is done, in any order.
@@ -127,7 +127,7 @@ class BlobsMachine(RuleBasedStateMachine):
         assert {(hashlib.sha256(data).digest(), len(data)) for data in there} == present
 
 
-BlobsMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20)
+BlobsMachine.TestCase.settings = fewer(5, stateful_step_count=20)
 test_blobs_machine = BlobsMachine.TestCase
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -20,6 +19,7 @@ from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.scaffold import init
 from tests.support.publishing import NOW, close, promote, publish, remove, reopen, rollback
+from tests.support.strategies import fewer
 
 NAMES: tuple[StreamName, ...] = (("a", "stable"), ("a", "beta"), ("b", "stable"))
 names = st.sampled_from(NAMES)
@@ -309,5 +309,5 @@ class RepositoryMachine(RuleBasedStateMachine):
         assert interrupted | bereft == {issue.file for issue in findings.warnings}
 
 
-RepositoryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
+RepositoryMachine.TestCase.settings = fewer(3, stateful_step_count=30)
 test_repository_machine = RepositoryMachine.TestCase

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -15,9 +17,16 @@ import pytest
 from netota_coap.cli import cli
 from netota_coap.coap import options as coap
 from netota_coap.errors import ConfigError, InvalidDataError
-from netota_coap.service.config import SETTINGS, Config, assemble, default_file, documented
+from netota_coap.service.config import (
+    SETTINGS,
+    Command,
+    Config,
+    assemble,
+    default_file,
+    documented,
+)
 from tests.support.device import GET, device
-from tests.support.serving import netota, served, until
+from tests.support.serving import PATIENCE_S, netota, served, until
 
 PATH = "p/sensor-node/s/stable"
 NO_SUCH_FILE: Mapping[str, str] = {"CONFIGURATION_DIRECTORY": "/nonexistent"}
@@ -50,7 +59,7 @@ def test_the_documented_file(file: Path) -> None:
     """It says nothing; each line that is a comment's can be used, and says what is so anyway."""
     assert from_text(file, documented()) == Config()
     lines = documented().splitlines()
-    said = [line.removeprefix("# ") if " = " in line else line for line in lines]
+    said = [re.sub(r"^# (?=[a-z_]+ = )", "", line) for line in lines]
     config = from_text(file, "\n".join(said))
     examples = {setting.name for setting in SETTINGS if setting.example}
 
@@ -60,20 +69,40 @@ def test_the_documented_file(file: Path) -> None:
     assert max(map(len, lines)) <= 99
 
 
-def test_each_option_is_one_of_serve() -> None:
-    """The table and the command name the same options, and so do their defaults."""
-    parameters = {
-        parameter.name: "DIR" if isinstance(parameter, click.Argument) else parameter.opts[0]
-        for parameter in cli.commands["serve"].params
-    }
-    del parameters["file"]
+@pytest.mark.parametrize("name", get_args(Command))
+def test_options_come_from_the_table(name: Command) -> None:
+    """Each setting's option has its description; arrays are repeatable, choices are checked."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    parameters = {parameter.name: parameter for parameter in command.params}
+    for row in SETTINGS:
+        parameter = parameters.get(row.name) if row.option(name) else None
+        if isinstance(parameter, click.Option):
+            assert parameter.opts == [row.option(name)]
+            assert parameter.multiple == row.kind.many
+            assert (parameter.help or "").startswith(row.help)
+        else:
+            assert row.option(name) in ("", "DIR")
 
-    assert {s.name: s.option for s in SETTINGS if s.option} == parameters
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("serve", "--max-age-s", "soon"), "'soon' is not a valid integer"),
+        (("serve", "--max-age-s", "-1"), "error: --max-age-s: must be from 0 to 4294967295"),
+        (("serve", "--log-format", "loud"), "'loud' is not one of 'auto', 'plain', 'journal'"),
+        (("mirror", "coap://a", "x", "--in-flight", "65"), "error: --in-flight: must be from 1"),
+    ],
+)
+async def test_options_that_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    """The message names the option and what it may be."""
+    code, _, err = await netota(*arguments)
+    assert (code, message in err) == (2, True), err
 
 
 WRONG = [
-    ("colour = 1", "colour: unknown key; there is repository, state, keep_trying, coap, http"),
-    ("[coap]\ncolour = 1", "coap.colour: unknown key; there is bind, multicast"),
+    ("colour = 1", "colour: unknown key; valid are repository, state, keep_trying, coap, http"),
+    ("[coap]\ncolour = 1", "coap.colour: unknown key; valid are bind, multicast"),
     ("[colours]\nred = 1", "colours: unknown key"),
     ('"coap.bind" = ["[::]:1"]', "coap.bind: unknown key"),
     ("coap = 1", "coap: must be a table"),
@@ -103,7 +132,7 @@ WRONG = [
         "mirror.upstreams[2]: is the same as [1]",
     ),
     ("[mirror]\npackages = []", "mirror.packages: must not be empty"),
-    ('[mirror]\ndevices = ["x"]', "mirror.devices[0]: must say what a device is, as in machine="),
+    ('[mirror]\ndevices = ["x"]', "mirror.devices[0]: must be KEY=VALUE, as in machine="),
     ("[mirror]\npoll_s = 0", "mirror.poll_s: must be from 1 to 4294967295"),
     ('[log]\nlevel = "loud"', "log.level: must be one of debug, info, warning, error"),
     ("[log]\nformat = [1]", "log.format: must be one of auto, plain, journal, json"),
@@ -206,7 +235,7 @@ def test_options_that_cannot_be_used(options: dict[str, object], reason: str) ->
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A file that is named must be there; what is there must be a file."""
-    with pytest.raises(ConfigError, match=r"nix\.toml: is not there"):
+    with pytest.raises(ConfigError, match=r"nix\.toml: does not exist"):
         assemble(tmp_path / "nix.toml", {})
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(ConfigError, match=r"config\.toml: cannot be read: Is a directory"):
@@ -239,7 +268,7 @@ async def test_commands(file: Path) -> None:
     code, out, _ = await netota("config", "default")
     file.write_text(out)
     assert code == 0
-    assert await netota("config", "check", file) == (0, f"{file}: can be used\n", "")
+    assert await netota("config", "check", file) == (0, f"{file}: valid\n", "")
     file.write_text('[log]\nlevel = "error"\n')
     _, out, _ = await netota("config", "show", file, "--json")
     assert json.loads(out)["log.level"] == {"value": "error", "from": str(file)}
@@ -276,12 +305,14 @@ async def test_sighup(sample: Path, file: Path) -> None:
         assert await max_age(server.uri) == 8
         file.write_text(f'repository = "{sample}"\n{bind}[log]\nlevel = "error"\n')
         server.signal(signal.SIGHUP)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await max_age(server.uri) != 60:
                 pass
 
-    assert server.log[0] == "WARNING repository: is changed by a restart only"
-    assert server.log[2].startswith("ERROR the configuration is not taken, the old one stays: ")
+    assert server.log[0] == "WARNING repository: takes effect after a restart"
+    assert server.log[2].startswith(
+        "ERROR the configuration is refused, the old one stays in effect: "
+    )
     assert len(server.log) == 4
 
 
@@ -290,7 +321,7 @@ async def test_no_repository() -> None:
     code, _, err = await netota("serve", "--config", os.devnull)
 
     assert code == 2
-    assert "error: no repository is named\nhint: netota-coap serve DIR" in err
+    assert "error: no repository is configured\nhint: Name it: netota-coap serve DIR" in err
 
 
 async def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:

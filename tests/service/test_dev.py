@@ -25,7 +25,7 @@ from netota_coap.repository.blobs import Blobs, blob_name
 from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.dev import Lines, Publisher, Screen, heard, logged
 from tests.support.device import GET, device
-from tests.support.serving import COMMAND, PROJECT, netota, until
+from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, until
 
 NAME = ("local", "dev")
 NOW = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
@@ -157,7 +157,7 @@ async def test_the_command(tmp_path: Path, image: Path) -> None:
         built(build, image)
         await until(lambda: line("local/dev: published") and line("reloaded"))
         coap = line("listening on coap").split()[-1]
-        async with device(coap) as it, asyncio.timeout(20):
+        async with device(coap) as it, asyncio.timeout(PATIENCE_S):
             # The blob alone may have been reloaded yet.
             while (await it.observe("p/local/s/dev")).code != "2.05":
                 pass
@@ -171,7 +171,7 @@ async def test_the_command(tmp_path: Path, image: Path) -> None:
         assert line("coap GET /p/nothing → 4.04")
     finally:
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await process.wait()
             await reading
     assert (process.returncode, await process.stderr.read()) == (0, b"")
@@ -197,7 +197,7 @@ async def test_the_command_in_a_terminal(tmp_path: Path) -> None:
         await until(lambda: b"listening on http" in shown)
     finally:
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await process.wait()
         loop.remove_reader(leader)
         shown.extend(_read(leader))

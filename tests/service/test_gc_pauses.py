@@ -1,4 +1,4 @@
-"""garbage.py: what has survived a full collection is set aside, until there is twice as much."""
+"""service/gc_pauses.py: full collections look at new objects only, as long as those are few."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from netota_coap.service import gc_pauses
-from netota_coap.service.gc_pauses import collected_rarely
+from netota_coap.service.gc_pauses import short_pauses
 
 
 def test_survivors_are_set_aside() -> None:
     """From the beginning, and after each full collection; at the end all is as it was."""
     before_s, callbacks = sys.getswitchinterval(), list(gc.callbacks)
-    with collected_rarely():
+    with short_pauses():
         first = gc.get_freeze_count()
         kept = [[number] for number in range(5_000)]
         gc.collect()
@@ -27,7 +27,7 @@ def test_survivors_are_set_aside() -> None:
 def test_all_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """When enough was set aside, so that what died there is found."""
     monkeypatch.setattr(gc_pauses, "_FEWEST", 0)
-    with collected_rarely():
+    with short_pauses():
         look = gc.callbacks[-1]
         look.most = 1  # type: ignore[attr-defined]
         gc.collect()

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 
 from tests.support.publishing import NOW, publish
-from tests.support.serving import PROJECT, Served, netota, served, until
+from tests.support.serving import PATIENCE_S, PROJECT, Served, netota, served, until
 
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
@@ -23,7 +23,7 @@ BIND = ("--bind", "127.0.0.1:0")
 async def second_uri(server: Served) -> str:
     """Return the other one that is listened on."""
     assert server.process.stdout
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         return (await server.process.stdout.readline()).decode().split()[-1]
 
 
@@ -55,17 +55,17 @@ async def test_http(sample: Path, tmp_path: Path) -> None:
             metrics = (await client.get("metrics")).text
     assert 'netota_reloads_total{result="taken"} 2.0' in metrics
     assert 'netota_reloads_total{result="refused"} 1.0' in metrics
-    assert "WARNING http.prefix: is changed by a restart only" in server.log
+    assert "WARNING http.prefix: takes effect after a restart" in server.log
 
 
 def test_http_is_an_extra(sample: Path) -> None:
     """Without what HTTP takes, the service says how to get it."""
     child = "import sys; sys.modules['starlette'] = None; import netota_coap.cli as c; c.main()"
     command = [sys.executable, "-c", child, "serve", sample, *BIND, "--http", "127.0.0.1:0"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert done.returncode == 2
-    assert "error: HTTP takes what is not installed: starlette" in done.stderr
+    assert "error: HTTP needs a package that is not installed: starlette" in done.stderr
     assert done.stderr.endswith("\nhint: pip install 'netota-coap[http]'\n")
 
 

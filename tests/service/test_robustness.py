@@ -19,7 +19,7 @@ import pytest
 from netota_coap.coap import options as coap
 from tests.support.device import GET, Device, device
 from tests.support.publishing import NOW, publish
-from tests.support.serving import served, until
+from tests.support.serving import PATIENCE_S, served, until
 
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
@@ -35,7 +35,7 @@ async def status(it: Device) -> dict[str, Any]:
 
 async def troubles(it: Device, known: bool) -> list[str]:
     """Return the troubles of the status once there are some, or none; it may be a second old."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             plain = await status(it)
             if ("troubles" in plain) == known:

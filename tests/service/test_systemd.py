@@ -21,10 +21,10 @@ from netota_coap.coap import options as coap
 from netota_coap.errors import ConfigError
 from netota_coap.service import systemd
 from netota_coap.service.systemd import UNIT, Manager
-from tests.environment import needs
 from tests.support.device import device
+from tests.support.environment import needs
 from tests.support.publishing import NOW, publish
-from tests.support.serving import COMMAND, PROJECT, netota, run, served, until
+from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, run, served, until
 
 PATH = "p/sensor-node/s/stable"
 FILE = "packages/sensor-node/streams/stable.toml"
@@ -152,7 +152,7 @@ async def test_waiting_for_a_repository(tmp_path: Path, sample: Path, listener: 
         beats = len(listener.all("WATCHDOG"))
         await until(lambda: len(listener.all("WATCHDOG")) > beats)
         sample.rename(root)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             uri = (await process.stdout.readline()).decode().split()[-1]
         async with device(uri) as it:
             assert (await it.observe(PATH)).uint(coap.OBSERVE)
@@ -163,7 +163,7 @@ async def test_waiting_for_a_repository(tmp_path: Path, sample: Path, listener: 
 
     assert process.returncode == 0
     assert log.decode().splitlines()[1:] == [
-        "ERROR nothing is served yet, until this is mended:",
+        "ERROR nothing is served until this is fixed:",
         f"ERROR   {root}: is not a directory",
     ]
 
@@ -175,7 +175,7 @@ async def test_stopped_while_it_waits(tmp_path: Path) -> None:
         stderr=subprocess.PIPE, cwd=PROJECT,
     )  # fmt: skip
     assert process.stderr
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while b"is not a directory" not in await process.stderr.readline():
             pass
         process.terminate()
@@ -205,7 +205,7 @@ def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     Manager.of({}).ready("serving")
     assert caplog.messages == []
     Manager.of({"NOTIFY_SOCKET": str(tmp_path / "nix")}).ready("serving")
-    assert "the service manager cannot be told: " in caplog.messages[0]
+    assert "the service manager cannot be notified: " in caplog.messages[0]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ async def test_the_command_of_the_unit(unit: Path, sample: Path) -> None:
     )  # fmt: skip
     assert process.stdout
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             line = (await process.stdout.readline()).decode()
         async with device(line.split()[-1]) as it:
             assert (await it.observe(PATH)).uint(coap.OBSERVE)
@@ -372,10 +372,10 @@ def test_what_keeps_it_from_being_installed(
     assert "is written" in caught.value.hint
     (tmp_path / "bin/systemctl").unlink()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(ConfigError, match="no systemctl") as caught:
+    with pytest.raises(ConfigError, match="systemctl is not installed") as caught:
         systemd.install(tmp_path / "units")
     assert "systemd print" in caught.value.hint
     monkeypatch.setattr(sys, "executable", "/home/ada/venv/bin/python")
-    with pytest.raises(ConfigError, match="which a service does not see") as caught:
+    with pytest.raises(ConfigError, match="which a system service cannot see") as caught:
         systemd.install(tmp_path / "units")
     assert "/opt" in caught.value.hint

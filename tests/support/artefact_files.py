@@ -18,7 +18,7 @@ from imgtool.main import imgtool
 from netota_coap.errors import InvalidDataError
 from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection.artefact import Artefact
-from tests import environment
+from tests.support import environment
 
 BODY = bytes(range(256)) * 40
 CODE = "void _start(void) { for (;;) {} }\n"

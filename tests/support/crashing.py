@@ -1,13 +1,13 @@
 """Runs what changes a repository again and again, each time into another trouble.
 
-Usage: python -m tests.support.crashing TROUBLE SCENARIO BASE OUT
-For each n a copy of BASE is changed by the command, or call, in a child, and left at OUT/<n>; the
-last one is of the command that came to its end. What became of them is printed as JSON. Troubles
-are
+For each n a copy of BASE is changed by the command, or call, in a forked child, and left at
+OUT/<n>; the last one is of the command that came to its end. Troubles are
 * faults: the n-th step goes wrong. A step is what the kernel is asked to do to a file; one that
   writes goes wrong half-way;
 * shortages: the copy is on a small disk, at OUT/disk, with n - 1 of something left on it. Once
-  there is room again, the same command runs once more; what it makes is at OUT/<n>-again.
+  there is room again, the same command runs once more; what it makes is at OUT/<n>-again. Such a
+  disk is mounted for one process: python -m tests.support.crashing SHORTAGE SCENARIO BASE OUT.
+  What became of the copies is printed as JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,8 @@ def take_over(root: Path, sequence: int, host: str = "h") -> Stream | None:
     archive = Archive(name="image", envelope=ENVELOPE, offers=(offer,))
     offered = Stream(version=version, sequence=sequence, published=NOW, archives=(archive,))
     origin = "coap://upstream.example.com"
-    return adoption.take_over(
-        DirectoryStore(root), STABLE, lambda local: adoption.adopt(local, offered, origin)
-    )
+    decide = partial(adoption.adopt, offered=offered, origin=origin)
+    return adoption.take_over(DirectoryStore(root), STABLE, decide)
 
 
 CALLS: dict[str, Callable[[Path], object]] = {
@@ -81,13 +81,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
 }
 """What a mirror does to a repository, for which there is no command of its own."""
 
-_MODULES = (
-    "repository.git",
-    "publishing.publish",
-    "publishing.release_file",
-    "cli.json_output",
-    "cli.text_output",
-)
+_MODULES = ("cli.publish", "cli.blobs")  # imported once, not in each child
 
 
 def _fail(number: int) -> None:
@@ -201,18 +195,21 @@ class End:
 
 def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
     """Run a command in a child."""
+    for module in _MODULES:
+        importlib.import_module(f"netota_coap.{module}")
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        arguments = shlex.split(SCENARIOS.get(scenario, "").replace("ROOT", str(root)))
-        sys.argv = ["netota-coap", *arguments]
-        sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
-        if steps:
-            for name in ("mkdir", "replace", "unlink", "fsync"):
-                steps.watch(name)
-            steps.watch_blobs()
-            io.open = steps.open  # type: ignore[assignment]
         try:
+            sys.settrace(None)  # who may be killed cannot tell what was covered
+            arguments = shlex.split(SCENARIOS.get(scenario, "").replace("ROOT", str(root)))
+            sys.argv = ["netota-coap", *arguments]
+            sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+            if steps:
+                for name in ("mkdir", "replace", "unlink", "fsync"):
+                    steps.watch(name)
+                steps.watch_blobs()
+                io.open = steps.open  # type: ignore[assignment]
             if scenario in CALLS:
                 CALLS[scenario](root)
                 sys.exit()
@@ -221,12 +218,16 @@ def run(scenario: str, root: Path, steps: Steps | None = None) -> End:
             names = steps.names if steps else []
             told = {"code": end.code or 0, "err": sys.stderr.getvalue(), "steps": names}
             WRITE_DESCRIPTOR(writing, json.dumps(told).encode())
-            os._exit(0)
+        finally:
+            os._exit(0)  # whatever happens, the child does not go on as its parent
     os.close(writing)
     with os.fdopen(reading) as stream:
         told = stream.read()
     _, status = os.waitpid(child, 0)
-    return End(**json.loads(told)) if told else End(os.waitstatus_to_exitcode(status))
+    if not told:
+        return End(os.waitstatus_to_exitcode(status))
+    found = json.loads(told)
+    return End(found["code"], found["err"], tuple(found["steps"]))
 
 
 def fault(name: str, scenario: str, base: Path, out: Path) -> Iterator[End]:
@@ -278,12 +279,9 @@ def fill(place: Path, what: str, left: int) -> None:
             (place / str(number)).unlink()
 
 
-def main(trouble: str, scenario: str, base: str, out: str) -> None:
-    """Run the command until it comes to its end."""
-    for module in _MODULES:
-        importlib.import_module(f"netota_coap.{module}")
-    what = fault if trouble in FAULTS else shortage
-    ends = what(trouble, scenario, Path(base), Path(out))
+def main(what: str, scenario: str, base: str, out: str) -> None:
+    """Run the command until there is room enough."""
+    ends = shortage(what, scenario, Path(base), Path(out))
     sys.stdout.write(json.dumps(list(ends), default=attrs.asdict))
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from netota_coap.coap import options as coap
+from tests.support.serving import PATIENCE_S
 
 CON, NON, ACK, RST = range(4)
 GET, POST, FETCH = 1, 2, 5
@@ -55,7 +56,7 @@ class Device:
     """A CoAP endpoint that does nothing by itself."""
 
     socket: socket.socket
-    timeout_s: float = 5.0
+    timeout_s: float = PATIENCE_S
     _numbers: itertools.count[int] = attrs.field(factory=lambda: itertools.count(0x1000))
 
     def send(self, data: bytes) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.support.serving import PATIENCE_S
+
 FILESERVER = Path(sys.executable).with_name("aiocoap-fileserver")
 
 
@@ -217,15 +219,16 @@ def _coap_server(command: Callable[[int], list[str | Path]]) -> Iterator[str]:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ping:
                 ping.connect(("127.0.0.1", port))
                 ping.settimeout(0.05)
-                for _ in range(400):
+                end_s = time.monotonic() + PATIENCE_S
+                while True:
                     try:
                         ping.send(b"\x40\x00\x00\x01")
                         ping.recv(100)
                         break
-                    except OSError:
+                    except OSError as error:
+                        if time.monotonic() > end_s:
+                            raise AssertionError(f"{command(port)[0]} does not answer") from error
                         time.sleep(0.025)
-                else:
-                    raise AssertionError(f"{command(port)[0]} does not answer")
             yield f"coap://127.0.0.1:{port}"
         finally:
             process.kill()

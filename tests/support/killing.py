@@ -143,7 +143,7 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
             said = asyncio.create_task(process.communicate())
             before = sent()
             if killed < kills:
-                if random.random() >= EARLY:
+                if not under_way or random.random() >= EARLY:
                     await until(lambda: said.done() or sent() > before)  # noqa: B023
                 await asyncio.wait((said,), timeout=random.uniform(0, LONGEST_S))
                 with contextlib.suppress(ProcessLookupError):

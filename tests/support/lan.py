@@ -1,6 +1,6 @@
 """Two hosts and a wire, in network namespaces of their own: a server, and who looks for it.
 
-Run by `test_multicast.py` as `unshare --net python tests/lan.py`; prints one JSON object.
+Run by `test_multicast.py` as `unshare --net python tests/support/lan.py`; prints one JSON object.
 """
 
 from __future__ import annotations

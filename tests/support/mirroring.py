@@ -21,9 +21,9 @@ from netota_coap.repository.check import check
 from tests.support import publishing
 from tests.support.file_servers import HttpServer, Request, Response, http_server, just, ranged
 from tests.support.publishing import STABLE
-from tests.support.serving import serving
+from tests.support.serving import PATIENCE_S, serving
 
-QUICK = Terms(retry_s=0.02, timeout_s=5.0)
+QUICK = Terms(retry_s=0.02, timeout_s=PATIENCE_S)
 ALL = Choice()
 BOARD = "nrf52840dk"
 
@@ -137,7 +137,7 @@ def version(root: Path, name: StreamName = STABLE) -> str:
 
 async def until_level(it: Mirror, wanted: str, name: StreamName = STABLE) -> None:
     """Run a mirror once, and again until the upstream serves what was published."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while version(it.root, name) != wanted or it.status.behind:
             await it.once()
 

@@ -26,6 +26,7 @@ class Relay:
         loss: What part of the datagrams gets lost, 0 to 1.
         requests: Datagrams that came from the client.
         lost: Datagrams that got lost, of both ways.
+        rounds: Round trips so far of which each waited for the one before it.
     """
 
     server: Address
@@ -35,6 +36,8 @@ class Relay:
     loss: float
     requests: int = 0
     lost: int = 0
+    rounds: int = 0
+    _begun: dict[bytes, int] = attrs.field(factory=dict)  # by message ID, the round of a request
     _client: Address = ("", 0)
     _dice: random.Random = attrs.field(factory=lambda: random.Random(5))
 
@@ -45,6 +48,7 @@ class Relay:
     def take_request(self) -> None:
         data, self._client = self.near.recvfrom(2_000)
         self.requests += 1
+        self._begun[data[2:4]] = self.rounds + 1
         self._later(self.far, data, self.server)
 
     def take_answer(self) -> None:
@@ -52,6 +56,8 @@ class Relay:
 
     def _later(self, way: socket.socket, data: bytes, address: Address) -> None:
         def arrive() -> None:
+            if way is self.near:
+                self.rounds = max(self.rounds, self._begun.get(data[2:4], 0))
             with contextlib.suppress(OSError):  # the relay is gone
                 way.sendto(data, address)
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import logging
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
+import pytest
 
+from netota_coap import cli
 from netota_coap.service.config import Config
 from netota_coap.service.service import Service
 
 COMMAND = (sys.executable, "-W", "error", "-m", "netota_coap")
 PROJECT = Path(__file__).parents[2]
+PATIENCE_S = 25.0
+"""How long is waited, on a busy machine, for what takes a moment on an idle one.
+
+It is less than the 30 s after which a service tries again by itself.
+"""
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for is often a file or a log
@@ -88,7 +98,7 @@ async def served(
 
     reading = asyncio.create_task(read_log(process.stderr))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             line = (await process.stdout.readline()).decode()
         assert line.startswith("listening on "), (line, server.log)
         server.uri = line.split()[-1]
@@ -96,13 +106,13 @@ async def served(
     finally:
         if process.returncode is None:
             process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await process.wait()
             await reading
     assert process.returncode == code, server.log
 
 
-async def run(*command: str | Path, timeout_s: float = 30) -> tuple[int, str, str]:
+async def run(*command: str | Path, timeout_s: float = PATIENCE_S) -> tuple[int, str, str]:
     """Run a command to its end: exit code, standard output, standard error."""
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
@@ -122,5 +132,30 @@ async def run(*command: str | Path, timeout_s: float = 30) -> tuple[int, str, st
 
 
 async def netota(*arguments: str | Path) -> tuple[int, str, str]:
-    """Run `netota-coap`."""
-    return await run(*COMMAND, *arguments)
+    """Run `netota-coap`: as a process if it serves, else in this one, which is far quicker."""
+    words = [*map(str, arguments)]
+    if words[0] in ("dev", "mirror", "serve"):
+        return await run(*COMMAND, *words)
+    return await asyncio.to_thread(_main, words)
+
+
+_ONE = threading.Lock()  # there is one sys.stdout
+
+
+def _main(words: list[str]) -> tuple[int, str, str]:
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    loggers = [logging.getLogger(name) for name in ("netota_coap.aiocoap", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    with (
+        _ONE,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["netota-coap", *words])
+        cli.main()
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, *(stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import string
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from netota_coap.model.selection import Selection
@@ -25,6 +27,12 @@ from netota_coap.model.values import (
     Stream,
     StreamEntry,
 )
+
+
+def fewer(times: int, **others: Any) -> settings:
+    """Return settings with so many times fewer examples than the profile has."""
+    return settings(max_examples=settings().max_examples // times, **others)
+
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 

@@ -16,6 +16,7 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.server import HttpSite
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
 from netota_coap.monitoring import Metrics, Status
+from tests.support.serving import PATIENCE_S
 
 STATUS = Status("1.0", 12.3456, 2, 3, 4, datetime(2026, 11, 24, 9, 30, tzinfo=UTC))
 
@@ -64,17 +65,17 @@ class Connection:
 
     async def head(self) -> str:
         """Return status line and headers of an answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
     async def rest(self) -> bytes:
         """Return what comes until the other side ends."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.reader.read()
 
     async def chunk(self) -> str:
         """Return one chunk; "" is the last one."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             size = int(await self.reader.readline(), 16)
             return (await self.reader.readexactly(size + 2))[:-2].decode()
 

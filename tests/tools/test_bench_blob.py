@@ -6,13 +6,14 @@ import io
 import json
 import sys
 
+import pytest
 from rich.console import Console
 
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.serving import PROJECT, run
 from tools.bench import bench_blob
 
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 
 async def test_it_measures_both() -> None:

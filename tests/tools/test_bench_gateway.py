@@ -25,6 +25,8 @@ from tools.bench.bench_gateway import CACHES, NAME, Bench
 from tools.bench.devices import BLOCK, Devices, Image
 from tools.bench.uplink import Uplink
 
+pytestmark = pytest.mark.bench
+
 DEVICES = 40
 KILOBYTES = 60
 BYTES_S = 150_000
@@ -272,7 +274,7 @@ async def test_devices_download(
     ("reply", "url", "failure"),
     [
         (lambda request, _: (block(request, bytes(len(DATA))),), IMAGE.url, "wrong bytes"),
-        (lambda request, _: (block(request, DATA[:50]),), IMAGE.url, "where a block of 1024"),
+        (lambda request, _: (block(request, DATA[:50]),), IMAGE.url, "instead of a block of 1024"),
         (lambda request, _: (piggybacked(request, 0x84, b""),), IMAGE.url, "4.04"),
         (lambda _request, _: (), IMAGE.url, "no answer"),
         (lambda request, _: (piggybacked(request, 0xA3, b"\xff"),), IMAGE.url, "malformed"),

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.environment import needs
+from tests.support.environment import needs
 from tests.support.serving import PROJECT, run
 from tools.bench import bench_get
 from tools.bench.bench_get import ADDED, PEERS, ROWS, Bench, Running
 from tools.bench.peers import together, until
 
 SMALL = ("--runs", "1", "--seconds", "0.05", "--archives", "12", "--json")
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 SEEN = ("door", "no_door", "aiocoap", "libcoap")  # npm's would have to be installed
 
@@ -112,13 +112,13 @@ def test_runs_together() -> None:
 def test_peers_that_are_not_there(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A peer whose program is not to be had is left out, with a line that says so."""
+    """A peer whose program is not installed is left out, with a line that says so."""
     monkeypatch.setenv("PATH", str(tmp_path))
     bench = Bench(tmp_path, tmp_path, tmp_path, {})
     for _ in range(2):
         with Running.start(bench, key) as running:
             assert running is None
-    line = f"{PEERS[key].what}: not to be had here, left out\n"
+    line = f"{PEERS[key].what}: it is not installed, so it is not measured\n"
     assert capsys.readouterr().err == line * 2
 
 
@@ -129,8 +129,8 @@ def test_other_bytes(tmp_path: Path) -> None:
         assert running
         until(lambda: running.answers(bench), "no answer")
         bench.payloads["large"].write_bytes(b"others")
-        with pytest.raises(SystemExit, match="aiocoap: 1024 bytes came, not 6"):
-            bench_get._measure(bench, ROWS["full_8"], running, 0.1)
+        with pytest.raises(SystemExit, match="aiocoap: 1024 bytes arrived, not 6"):
+            bench_get.measure(bench, ROWS["full_8"], running, 0.1)
 
 
 def test_narrowings_differ() -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from netota_coap.coap import options as coap
-from tests.environment import needs
+from tests.support.environment import needs
 from tools.bench import bench_observe, peers
 from tools.bench.bench_observe import (
     ADDED,
@@ -29,7 +29,7 @@ from tools.bench.bench_observe import (
 )
 from tools.bench.peers import together
 
-pytestmark = needs("cc", "coap-server-notls")
+pytestmark = [pytest.mark.bench, needs("cc", "coap-server-notls")]
 
 CON, NON, ACK = range(3)
 OBSERVERS = 60
@@ -127,7 +127,7 @@ def test_nobody_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench_observe, "_ours", lambda *of: attrs.evolve(ours(*of), change=lambda _: 1)
     )
     monkeypatch.setattr(bench_observe, "LONGEST_S", 0.5)
-    with pytest.raises(SystemExit, match=r"nobody was told in 0\.5 s"):
+    with pytest.raises(SystemExit, match=r"no observer was notified in 0\.5 s"):
         measure(bench, VARIANTS["plain"], seed=1)
 
 
@@ -295,7 +295,7 @@ def test_libcoap_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["--observers", "5", "--runs", "1", "--variant", "plain", "--variant", "libcoap"]
     done = CliRunner().invoke(bench_observe.main, asked, catch_exceptions=False)
 
-    assert done.stderr == "libcoap: not to be had here, left out\n"
+    assert done.stderr == "libcoap: coap-server-notls is not installed, so it is not measured\n"
     assert "5 observers, s after the publish, medians of 1 runs" in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines() if line[:5] == " ours"] == [
         "ours"

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.serving import PROJECT, run
 
+pytestmark = pytest.mark.bench
+
 SMALL = ("--files", "2", "--size-mb", "2", "--runs", "1")
 TIMES = {"sha256sum_s", "openssl_s", "read_s", "publish_s", "small_s", "help_s", "python_s"}
 RATIOS = {"read_ratio", "openssl_ratio", "publish_ratio", "read_times"}

@@ -20,7 +20,9 @@ from tools.bench import bench_soak
 from tools.bench.bench_soak import ROWS, TURNS, Publisher, Sample
 from tools.bench.crowd import FATES, KINDS, traffic
 
-SECONDS, RATE, OBSERVERS, MUTATED = 3, 600, 60, 300
+pytestmark = pytest.mark.bench
+
+SECONDS, RATE, OBSERVERS, MUTATED = 3, 200, 60, 300
 ASKED = {
     "seconds": SECONDS,
     "rate": RATE,
@@ -29,7 +31,7 @@ ASKED = {
     "seed": 1,
 }
 REFUSED = """\
-ERROR not reloaded, the old state is served on:
+ERROR not reloaded, the old state is still served:
 ERROR   packages/sensor-node/streams/{}.toml: invalid value
 """
 
@@ -57,14 +59,14 @@ def judged(
 ) -> dict[str, Any]:
     """Figures, of which these are not as they should be."""
     counts = {"tracebacks": 0, "expected": 2, "errors": 0}
-    same = {key: bench_soak._row(100, 100, 100) for key in ROWS}
+    same = {key: bench_soak.row_of(100, 100, 100) for key in ROWS}
     grown = {
-        "rss": bench_soak._row(100, 100 * rss, 100 * rss),
-        "handles": bench_soak._row(100, 100 * handles, 100 * handles),
+        "rss": bench_soak.row_of(100, 100 * rss, 100 * rss),
+        "handles": bench_soak.row_of(100, 100 * handles, 100 * handles),
     }
     return {
         "soak": same | grown,
-        "mutated": {"rss": bench_soak._row(100, 100 * mutated, 100)},
+        "mutated": {"rss": bench_soak.row_of(100, 100 * mutated, 100)},
         "log": {"soak": counts | log, "mutated": counts},
     }
 

@@ -16,7 +16,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.repository.loading import Loader
-from tests.environment import needs, needs_ipv6
+from tests.support.environment import needs, needs_ipv6
 from tests.support.serving import serving, until
 from tools.bench import load
 from tools.bench.load import Load, Result

@@ -10,6 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from netota_coap.cli import cli
@@ -30,8 +31,8 @@ async def test_demo() -> None:
 
     assert code == 0, err
     builds = re.findall(
-        r"(\S+) on stable +heard after +[\d.]+ ms, "
-        r"in one datagram of (\d+) bytes: 2\.5\.0, its build (\w+)",
+        r"(\S+) on stable +was notified after +[\d.]+ ms, "
+        r"in one datagram of (\d+) bytes: version 2\.5\.0, build (\w+)",
         out,
     )
     assert [(machine, build) for machine, _, build in builds] == [
@@ -39,8 +40,8 @@ async def test_demo() -> None:
         ("nrf9160dk", "nrf9160"),
     ]
     assert all(int(size) <= 256 for _, size, _ in builds)
-    assert out.count("closed, go to sensor-node/edge") == 2
-    assert out.count("on edge       heard nothing") == 2
+    assert out.count("the stream is closed, its replacement is sensor-node/edge") == 2
+    assert out.count("on edge       got no notification") == 2
 
 
 def test_commands_of_the_readme() -> None:
@@ -48,7 +49,9 @@ def test_commands_of_the_readme() -> None:
     shown = re.findall(r"^\$ netota-coap (\S+)(.*)$", README, re.MULTILINE)
     assert len(shown) >= 6
     for name, rest in shown:
-        options = {option for param in cli.commands[name].params for option in param.opts}
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        options = {option for param in command.params for option in param.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= options
 
 

@@ -1,10 +1,10 @@
-"""Measures how fast files are served block by block: by us, and by libcoap.
+"""Measures how fast files are served block by block, by netota_coap and by libcoap.
 
 Usage: tools/bench/bench_blob.py [--megabytes N] [--seconds S] [--runs N] [--json]
-One client, and a hundred at once, fetch the same file in blocks of 1,024 bytes, again and again.
-Each client waits for a block before it asks for the next. Peers take turns; figures are medians.
-Servers keep to one processor and the clients to another: what a round trip takes depends more on
-whether they share one than on the server.
+One client, and then a hundred at once, fetch the same file in blocks of 1,024 bytes, repeatedly.
+A client waits for a block before it requests the next. The servers take turns; figures are
+medians. Servers run on one processor and clients on another: whether they share one affects a
+round trip more than the server does.
 """
 
 from __future__ import annotations
@@ -46,13 +46,11 @@ _COLUMNS = ("clients", "MB/s", "to libcoap", "median", "99 %", "CPU", "unfair", 
 
 @attrs.frozen
 class Bench:
-    """What all runs share.
+    """The file that is fetched, and the tools of all runs.
 
     Attributes:
-        directory: Temporary.
-        file: That is fetched.
-        root: Of the repository that holds it.
-        path: Of it, at ours.
+        root: Our repository, which stores the file.
+        path: Of the file, on our server.
         program: The load generator.
     """
 
@@ -64,7 +62,7 @@ class Bench:
 
     @classmethod
     def prepare(cls, directory: Path, size: int) -> Bench:
-        """Make a file that no block of which is like another, and hold it."""
+        """Create a file without equal blocks, and store it in a repository."""
         file, root = directory / "image.bin", directory / "repository"
         file.write_bytes(random.Random(size).randbytes(size))
         init(root, "Generated")
@@ -74,7 +72,7 @@ class Bench:
 
     @contextlib.contextmanager
     def serving(self, key: str) -> Iterator[tuple[Process, load.Load, int]]:
-        """Let a peer serve the file: the server, a load for it, its port."""
+        """Serve the file until the block ends; yields the server, a load for it and its port."""
         port = free_port()
         if key == "ours":
             command: list[str | Path] = [sys.executable, "-m", "netota_coap", "serve", self.root]
@@ -100,7 +98,7 @@ class Bench:
 
 @contextlib.contextmanager
 def on_processor(place: int) -> Iterator[None]:
-    """Start processes on one of the processors that there are, until the block ends."""
+    """Start processes on one of the available processors until the block ends."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {sorted(before)[place]})
     try:
@@ -117,13 +115,13 @@ def _answers(asking: load.Load, port: int) -> bool:
 
 
 def measure(bench: Bench, key: str, seconds: float) -> dict[str, Figures]:
-    """Measure a peer once, with one client and with many."""
+    """Measure a server once, with one client and with many."""
     figures = {}
     with bench.serving(key) as (server, asking, port), on_processor(0):
         size = bench.file.stat().st_size
         whole = asking.run(port, 60, "-c", str(-(-size // BLOCK)))
         if (whole.transfers, whole.payload_bytes) != (1, size):
-            raise SystemExit(f"{key}: {whole.payload_bytes} bytes came, not {size}")
+            raise SystemExit(f"{key}: {whole.payload_bytes} bytes arrived, not {size}")
         for row, clients in CLIENTS.items():
             crowd = attrs.evolve(asking, window=clients, sockets=clients)
             crowd.run(port, WARM_UP_S)
@@ -142,7 +140,7 @@ def measure(bench: Bench, key: str, seconds: float) -> dict[str, Figures]:
 
 
 def table(figures: Mapping[str, Mapping[str, Figures]], title: str) -> Table:
-    """Show figures to people."""
+    """Return the figures as a table."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", *_COLUMNS):
         shown.add_column(column, justify="left" if column == "" else "right")
@@ -170,12 +168,12 @@ def table(figures: Mapping[str, Mapping[str, Figures]], title: str) -> Table:
 @click.option("--megabytes", type=click.IntRange(1, 100), default=10, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.05, 20), default=2, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(megabytes: int, seconds: float, runs: int, as_json: bool) -> None:
     """Measure how fast files are served block by block."""
     keys: Sequence[str] = list(PEERS)
     if shutil.which("coap-server-notls") is None:
-        click.echo("libcoap: not to be had here, left out", err=True)
+        click.echo("libcoap: coap-server-notls is not installed, so it is not measured", err=True)
         keys = ["ours"]
     with tempfile.TemporaryDirectory() as name:
         bench = Bench.prepare(Path(name), megabytes * 1_000_000)

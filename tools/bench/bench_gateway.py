@@ -1,12 +1,12 @@
-"""Measures a gateway: many devices behind it download a new version over a thin uplink.
+"""Measures a gateway: many devices behind it download a new version over a slow uplink.
 
 Usage: tools/bench/bench_gateway.py [--devices N] [--kilobytes N] [--scheme coap|http]
    [--bytes-s N] [--json]
-An upstream, which holds the file itself, publishes a version. A gateway follows it through a relay
-that lets so many bytes a second come down, and counts them. The devices observe the stream at the
-gateway, and download block by block, one block at a time, once they hear of the version. This is
-done twice: with a gateway that fetches the file when the first device asks for it, and with one
-that fetches it before devices hear of it.
+An upstream that stores the file publishes a version. A gateway follows it through a relay, which
+limits and counts the bytes from the upstream. The devices observe the stream at the gateway, and
+when they are notified of the version, they download it block by block, one block at a time. This
+is measured twice: with a gateway that fetches the file when the first device requests it, and with
+one that fetches it before it notifies devices.
 
 It ends with 1 if a device did not get the right file.
 """
@@ -71,7 +71,7 @@ _COLUMNS = {
     "rss_growth_mb": ("grows", "{:.1f}"),
     "failed": ("bad", "{:.0f}"),
 }
-"""Of figures: what people see over them, and how they are shown."""
+"""Heading and format of each figure."""
 
 
 def _publish(root: Path, version: str, data: bytes) -> None:
@@ -87,7 +87,7 @@ def _listens(process: Process) -> bool:
 
 
 async def _until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait for a condition, and let the relay and the devices go on meanwhile."""
+    """Wait until a condition holds, while the relay and the devices run."""
     end_s = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > end_s:
@@ -97,14 +97,13 @@ async def _until(condition: Callable[[], bool], what: str, patience_s: float = P
 
 @attrs.frozen
 class Bench:
-    """What is measured.
+    """One measurement.
 
     Attributes:
-        directory: Temporary.
-        devices: How many.
+        devices: Number of devices.
         size: Of the file, bytes.
-        scheme: By which the gateway asks its upstream.
-        bytes_s: That come down the uplink in a second.
+        scheme: By which the gateway follows its upstream.
+        bytes_s: Limit of the uplink, bytes per second.
     """
 
     directory: Path
@@ -115,7 +114,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _upstream(self, root: Path) -> Iterator[int]:
-        """Serve a repository; its port."""
+        """Serve a repository until the block ends; yields its port."""
         ports = {"coap": free_port(), "http": free_port()}
         command = [sys.executable, "-m", "netota_coap", "serve", str(root)]
         command += ["--bind", f"127.0.0.1:{ports['coap']}"]
@@ -126,7 +125,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _gateway(self, place: Path, cache: str, uplink: int) -> Iterator[tuple[Process, int]]:
-        """Run a gateway: the process, its port."""
+        """Run a gateway until the block ends; yields its process and port."""
         port, file = free_port(), place / "gateway.toml"
         given = {"port": port, "cache": cache, "scheme": self.scheme, "uplink": uplink}
         file.write_text(_CONFIGURATION.format(**given))
@@ -136,7 +135,7 @@ class Bench:
             yield process, port
 
     async def measure(self, cache: str) -> Figures:
-        """Measure one way of caching."""
+        """Measure one value of `blobs.cache`."""
         place = self.directory / cache
         root = place / "upstream"
         place.mkdir()
@@ -150,7 +149,7 @@ class Bench:
             carrying = uplink.of_streams if self.scheme == "http" else uplink.of_datagrams
             await stack.enter_async_context(carrying())
             gateway, port = stack.enter_context(self._gateway(place, cache, uplink.port))
-            # It listens when it has heard of the upstream, through this process.
+            # It listens once it has reached the upstream, through the relay in this process.
             await _until(lambda: _listens(gateway), "the gateway did not start")
             devices = Devices.at(port, self.devices, image)
             living = asyncio.create_task(devices.live())
@@ -200,7 +199,7 @@ def _downloads(every: Sequence[Device], start_s: float) -> Figures:
 
 
 def table(figures: Mapping[str, Figures], title: str) -> Table:
-    """Show figures to people."""
+    """Return the figures as a table."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("", *(heading for heading, _ in _COLUMNS.values())):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -214,7 +213,7 @@ def table(figures: Mapping[str, Figures], title: str) -> Table:
 @click.option("--kilobytes", type=click.IntRange(1, 100_000), default=1_000, show_default=True)
 @click.option("--scheme", type=click.Choice(["coap", "http"]), default="coap", show_default=True)
 @click.option("--bytes-s", type=click.IntRange(min=1), default=125_000, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(devices: int, kilobytes: int, scheme: str, bytes_s: int, as_json: bool) -> None:
     """Measure a gateway with many devices behind it."""
     with tempfile.TemporaryDirectory() as name:

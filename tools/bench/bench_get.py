@@ -1,14 +1,14 @@
-"""Measures how fast GETs are answered: by us, by plain aiocoap, by libcoap, by coap of npm.
+"""Measures how fast GETs are answered by netota_coap, aiocoap, libcoap and npm's coap.
 
 Usage: tools/bench/bench_get.py [--runs N] [--seconds S] [--archives N] [--peer KEY]... [--json]
-Each run starts all peers on loopback; each row asks one after the other, so that what else the
-machine does meets all of them. Figures are medians over the runs, and ratios are of medians. The
-others serve as many bytes as ours. A peer whose program is not to be had is left out.
+Each run starts all peers on loopback and measures each row for one after the other, so that other
+load of the machine affects all of them. Figures are medians over the runs; ratios are ratios of
+medians. The others serve as many bytes as netota_coap. A peer that is not installed is left out.
 
-Peers: ours bound to one address and to the wildcard; ours without its front door, by plain
-aiocoap; a bare resource of plain aiocoap; coap-server-notls of libcoap; coap of npm.
-Rows: a narrowed stream, 1, 32 and 64 requests in flight; 10,000 distinct narrowings in rotation,
-and the same straight after a swap, 32 in flight; `?full`, 8 transfers by blocks of 1,024 bytes.
+Peers: netota_coap bound to one address, and to the wildcard; netota_coap without its front door,
+by aiocoap alone; a bare resource of aiocoap; coap-server-notls of libcoap; coap of npm.
+Rows: a narrowed stream, 1, 32 and 64 requests in flight; 10,000 distinct selections in rotation,
+and the same right after a swap, 32 in flight; `?full`, 8 transfers by blocks of 1,024 bytes.
 """
 
 from __future__ import annotations
@@ -54,15 +54,14 @@ server.listen(Number(port), '127.0.0.1');
 
 @attrs.frozen
 class Row:
-    """One row of what is asked.
+    """A kind of load.
 
     Attributes:
-        what: For people.
-        stream: That is asked for, and the file of as many bytes that others serve.
-        queries: In rotation.
-        window: How many are in flight; with `szx`, whole transfers.
-        sockets: That they are spread over.
-        szx: Of the blocks that are asked for, if any.
+        stream: The requested stream; others serve a file of as many bytes.
+        queries: Sent in rotation.
+        window: Requests in flight; with `szx`, transfers in flight.
+        sockets: Number of sockets that send them.
+        szx: Block size exponent, if blocks are requested.
     """
 
     what: str
@@ -73,7 +72,7 @@ class Row:
     szx: int | None = None
 
 
-# What no archive says of itself narrows nothing, but makes them differ, as devices do.
+# `unit` is an attribute of no archive: it narrows nothing, but makes the requests distinct.
 _DISTINCT = [
     (f"machine=board-{index % BOARDS:03}", "scheme=https", f"unit={index:05}")
     for index in range(NARROWINGS)
@@ -94,27 +93,26 @@ AT_LEAST = {
     ("distinct_32", "door", "libcoap"): 0.8,
     ("full_8", "door", "libcoap"): 0.7,
 }
-"""Row, peer, and how many times the answers per second of another are wanted of it."""
+"""Row, peer, other peer, and the ratio of responses per second that is required."""
 
 MEDIAN_AT_MOST = {("narrowed_1", "door"): 1.5}
-"""Row, peer, and how many times the median latency of libcoap it may have."""
+"""Row, peer, and the ratio to the median latency of libcoap that is allowed."""
 
-SWAP_AT_LEAST = 15_000  # answers per second, with no 4.29
+SWAP_AT_LEAST = 15_000  # responses per second, none of them 4.29
 
 
 # ----------------------------------------------------------------------------------------------
-# What is served
+# The repository
 
 
 @attrs.frozen
 class Bench:
-    """What all runs share.
+    """The repository, files and tools of all runs.
 
     Attributes:
-        directory: Temporary.
-        root: Of our repository.
+        root: Our repository.
         program: The load generator.
-        payloads: Files of as many bytes as ours answers with, by stream.
+        payloads: By stream, files with as many bytes as our responses.
     """
 
     directory: Path
@@ -124,7 +122,7 @@ class Bench:
 
     @classmethod
     def prepare(cls, directory: Path, archives: int) -> Bench:
-        """Generate the repository, and measure what it answers."""
+        """Generate the repository, and measure the size of its responses."""
         root = directory / "repository"
         init(root, "Generated")
         (directory / "image.bin").write_bytes(b"a stand-in for an image")
@@ -141,7 +139,7 @@ class Bench:
         return cls(directory, root, load_generator.build(directory), payloads)
 
     def load(self, row: Row, peer: Peer) -> load_generator.Load:
-        """Make the load of a row for a peer."""
+        """Write the requests of a row for a peer."""
         if peer.is_ours:
             path, queries = _path(row.stream), row.queries
         else:
@@ -179,7 +177,7 @@ def _publish(root: Path, stream: str, version: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------
-# Who serves
+# Peers
 
 
 @attrs.frozen
@@ -187,11 +185,11 @@ class Peer:
     """A server to be measured.
 
     Attributes:
-        what: For people.
-        command: How to start it on a port; None where it is not to be had.
-        is_ours: Whether it serves our repository, else files.
-        resource: The only resource that it has, filled by PUT; "": one for each file.
-        reloads: Whether it takes what is published.
+        what: Its name in the output.
+        command: Returns the command that starts it on a port; None if it is not installed.
+        is_ours: Whether it serves our repository; others serve files.
+        resource: Its only resource, filled by PUT; "": one resource for each file.
+        reloads: Whether it serves what is published meanwhile.
     """
 
     what: str
@@ -247,13 +245,7 @@ PEERS = {
 
 @attrs.frozen
 class Running:
-    """A server that runs.
-
-    Attributes:
-        peer: What it is.
-        port: Of 127.0.0.1.
-        log: What it says.
-    """
+    """A running server."""
 
     peer: Peer
     port: int
@@ -262,18 +254,18 @@ class Running:
     @classmethod
     @contextlib.contextmanager
     def start(cls, bench: Bench, key: str) -> Iterator[Running | None]:
-        """Run a server until the block ends; None: its program is not to be had."""
+        """Run a server until the block ends; yields None if it is not installed."""
         peer, port = PEERS[key], free_port()
         command = peer.command(bench, port)
         if command is None:
-            click.echo(f"{peer.what}: not to be had here, left out", err=True)
+            click.echo(f"{peer.what}: it is not installed, so it is not measured", err=True)
             yield None
             return
         with Process.start(command, bench.directory / f"{key}.log") as process:
             yield cls(peer, port, process.log)
 
     def answers(self, bench: Bench) -> bool:
-        """Tell whether it answers already."""
+        """Tell whether the server answers."""
         try:
             asking = bench.load(ROWS["narrowed_1"], self.peer)
             return asking.run(self.port, 1, "-c", "1", "-r", "100").answers == 1
@@ -281,7 +273,7 @@ class Running:
             return False
 
     def fill(self, payload: Path) -> None:
-        """Give the resource its bytes, where there is only one for all files."""
+        """Send the payload by PUT to a server with only one resource."""
         if self.peer.resource:
             uri = f"coap://127.0.0.1:{self.port}/{self.peer.resource}"
             client = ("coap-client-notls", "-m", "put", "-b", "1024", "-f", payload, uri)
@@ -289,16 +281,16 @@ class Running:
 
 
 # ----------------------------------------------------------------------------------------------
-# What is measured
+# Measuring
 
 Figures = dict[str, float]
 
 ADDED = ("failed", "refused")
-"""Figures that no median may hide."""
+"""Figures that are added up, since a median would hide them."""
 
 
-def _measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figures:
-    """Look at what comes, warm up, and measure."""
+def measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figures:
+    """Check one response, warm up, and measure."""
     running.fill(bench.payloads[row.stream])
     asking = bench.load(row, running.peer)
     size = bench.payloads[row.stream].stat().st_size
@@ -306,7 +298,7 @@ def _measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figure
     single = attrs.evolve(asking, window=1, sockets=1)
     whole = single.run(running.port, PATIENCE_S, "-c", str(blocks))
     if (whole.transfers, whole.payload_bytes) != (1, size):
-        raise SystemExit(f"{running.peer.what}: {whole.payload_bytes} bytes came, not {size}")
+        raise SystemExit(f"{running.peer.what}: {whole.payload_bytes} bytes arrived, not {size}")
     asking.run(running.port, seconds, "-c", str(2 * NARROWINGS))
     result = asking.run(running.port, seconds)
     figures = ("per_second", "median_us", "p99_us", "cpu_s")
@@ -314,13 +306,13 @@ def _measure(bench: Bench, row: Row, running: Running, seconds: float) -> Figure
 
 
 def _measure_swap(bench: Bench, running: Running, seconds: float, version: str) -> Figures:
-    """Publish under load, and measure from the moment that the server has taken it."""
+    """Publish under load, and measure from the reload on."""
     asking = bench.load(ROWS["distinct_32"], running.peer)
     reloads = _reloads(running.log)
     loading = asking.start(running.port, 2 * PATIENCE_S)
     try:
         _publish(bench.root, SMALL, version)
-        until(lambda: _reloads(running.log) > reloads, "the server does not reload")
+        until(lambda: _reloads(running.log) > reloads, "the server did not reload")
         swapped_s = time.monotonic()
         time.sleep(seconds)
     finally:
@@ -348,7 +340,7 @@ def _run(bench: Bench, keys: Sequence[str], seconds: float, run: int) -> dict[st
             until(functools.partial(running.answers, bench), f"{running.peer.what}: no answer")
         for name, row in ROWS.items():
             for key, running in servers.items():
-                figures[name][key] = _measure(bench, row, running, seconds)
+                figures[name][key] = measure(bench, row, running, seconds)
         reloading = [key for key, running in servers.items() if running.peer.reloads]
         for index, key in enumerate(reloading):
             version = f"2.{run}.{index}"
@@ -357,14 +349,14 @@ def _run(bench: Bench, keys: Sequence[str], seconds: float, run: int) -> dict[st
 
 
 # ----------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 Measured = Mapping[str, Mapping[str, Figures]]
 """Figures by row and peer."""
 
 
 def table(figures: Measured, title: str) -> Table:
-    """Show figures to people."""
+    """Return the figures as a table."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
     for column in ("answers/s", "median", "99 %", "to libcoap", "to aiocoap", "bad"):
@@ -421,23 +413,23 @@ def _coloured(text: str, met: bool) -> str:
     type=click.FloatRange(0.01, 20),
     default=2,
     show_default=True,
-    help="Per measurement, and at most as long before it to warm up.",
+    help="Duration of a measurement; the warm-up before it takes at most as long.",
 )
 @click.option(
     "--archives",
     type=click.IntRange(1, 1_000),
     default=480,
     show_default=True,
-    help="Of the stream that is asked for with ?full.",
+    help="Number of archives of the stream that is requested with ?full.",
 )
 @click.option(
     "--peer",
     "peers",
     type=click.Choice(list(PEERS)),
     multiple=True,
-    help="Only this one. Again for each.",
+    help="Measure only this peer; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(runs: int, seconds: float, archives: int, peers: Sequence[str], as_json: bool) -> None:
     """Measure how fast GETs are answered."""
     with tempfile.TemporaryDirectory() as directory:

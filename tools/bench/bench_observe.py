@@ -1,17 +1,18 @@
-"""Measures how fast observers are told of a publish, by us and by libcoap.
+"""Measures how fast observers are notified of a publish, by netota_coap and by libcoap.
 
 Usage: tools/bench/bench_observe.py [--observers N] [--runs N] [--seed N] [--variant KEY]...
    [--json]
-Each run goes through all variants, each with a server of its own on loopback, so that what else
-the machine does meets all of them. Each observer is an endpoint of its own (`watch.c`). They
-register, something is published, and they acknowledge it; somebody else asks for the stream every
-few ms, until 3.5 s after the last of them. Times are from the rename of the stream's file, or from
-libcoap's PUT, to ACKs of the new state; after a restart, from the start of the server. Figures are
-medians over the runs; those who were not told, or twice, add up.
+Each run measures all variants, each with a server of its own on loopback, so that other load of
+the machine affects all of them. Each observer is an endpoint of its own (`watch.c`). Observers
+register, something is published, and they acknowledge it; another client requests the stream every
+few ms, until 3.5 s after the last acknowledgement. Times run from the rename of the stream's file,
+or from libcoap's PUT, to ACKs of the new state; after a restart, from the start of the server.
+Figures are medians over the runs; observers that were not notified, or twice, are added up.
 
-Variants: ours; coap-server-notls of libcoap, with as many bytes and at most 10,000 observers, for
-it takes minutes to register many more; ours with 1 % and 5 % of the datagrams lost, each way; with
-10 % of the observers silent once they have registered; killed, and started after the publish.
+Variants: netota_coap; coap-server-notls of libcoap, with as many bytes and at most 10,000
+observers, since it takes minutes to register many more; netota_coap with 1 % and 5 % of the
+datagrams lost, each way; with 10 % of the observers silent after they registered; killed, and
+restarted after the publish.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ LIBCOAP = "coap-server-notls"
 STABLE, EDGE = ("sensor-node", "stable"), ("sensor-node", "edge")
 PATH = ("p", STABLE[0], "s", STABLE[1])
 QUERY = ("machine=nrf52840dk",)
-LONGEST_S = 50.0  # nothing is repeated later than after 45 s, RFC 7252's MAX_TRANSMIT_SPAN
-QUIET_S = 3.5  # after all are told: what was not acknowledged is repeated within 3 s
+LONGEST_S = 50.0  # retransmissions end after 45 s, RFC 7252's MAX_TRANSMIT_SPAN
+QUIET_S = 3.5  # after the last ACK; a lost ACK leads to a retransmission within 3 s
 ASK_S = 0.005  # between two GETs during the fan-out
 ANSWER_S = 1.0
 GET, PUT = 1, 3
@@ -64,15 +65,14 @@ Figures = dict[str, float]
 
 @attrs.frozen
 class Variant:
-    """What is measured.
+    """A server and its conditions.
 
     Attributes:
-        what: For people.
         loss: Per cent of datagrams that are lost, each way.
-        dead: Per cent of observers that say nothing after they registered.
-        restarts: Whether the server is killed before the publish, and started after it.
-        is_ours: Else it is libcoap's server.
-        most: Observers.
+        dead: Per cent of observers that are silent after they registered.
+        restarts: Whether the server is killed before the publish, and restarted after it.
+        is_ours: Otherwise the server is libcoap's.
+        most: Limit of observers.
     """
 
     what: str
@@ -95,15 +95,13 @@ VARIANTS = {
 
 @attrs.frozen
 class Goal:
-    """What is wanted of a figure.
+    """A bound of a figure.
 
     Attributes:
         variant: Whose figure it is.
-        figure: Its name.
-        most: That it may be; with `of` times that of another variant, with as many observers.
-        least: That it must be.
-        of: The other variant.
-        up_to: Observers for which it is wanted.
+        most: Upper bound; with `of`, times the figure of that variant with as many observers.
+        least: Lower bound.
+        up_to: Number of observers up to which it applies.
     """
 
     variant: str
@@ -126,28 +124,27 @@ GOALS = (
     *(
         Goal(key, figure, most=0)
         for key, variant in VARIANTS.items()
-        if variant.is_ours and variant.loss <= 1  # of more, some lose all that is sent to them
+        if variant.is_ours and variant.loss <= 1  # with more loss, some receive nothing
         for figure in ("untold", "twice")
     ),
 )
 
 ADDED = ("refused", "untold", "twice", "repeated", "old", "strays")
-"""Figures that no median may hide."""
+"""Figures that are added up, since a median would hide them."""
 
 
 # ----------------------------------------------------------------------------------------------
-# Who serves
+# Servers
 
 
 @attrs.frozen
 class Bench:
-    """What all runs share.
+    """The tools of all runs.
 
     Attributes:
-        directory: Temporary.
         program: `watch.c`, compiled.
-        observers: That there are, where a variant takes as many.
-        size: Of what they are told, bytes.
+        observers: Number of observers, unless a variant has a lower limit.
+        size: Of a notification's payload, bytes.
     """
 
     directory: Path
@@ -157,7 +154,7 @@ class Bench:
 
     @classmethod
     def prepare(cls, directory: Path, observers: int) -> Bench:
-        """Compile the observers, and measure what ours tells them."""
+        """Compile the observers, and measure the payload of a notification."""
         program = directory / "watch"
         subprocess.run(["cc", "-O2", "-o", program, SOURCE], check=True)
         catalog = Catalog.of(Loader(_sample(directory)).load())
@@ -170,12 +167,10 @@ class Server:
     """A server to be measured.
 
     Attributes:
-        command: Starts it.
-        port: Of 127.0.0.1.
-        target: Options of a request for what is observed.
-        change: Changes that; when it did, ns since the epoch.
-        first: What is to be put there at first; b"": it is there.
-        journal: Where the observers are remembered, if they are.
+        target: Options of a request for the observed resource.
+        change: Changes that resource; returns when, ns since the epoch.
+        first: Its first payload, to be PUT there; b"" if it exists already.
+        journal: The journal of observers, if there is one.
     """
 
     command: Sequence[str | Path]
@@ -186,7 +181,7 @@ class Server:
     journal: Path | None = None
 
     def ask(self, code: int, payload: bytes = b"") -> bool:
-        """Make a request; whether it is answered in time, and with success."""
+        """Tell whether a request is answered in time, and with success."""
         message_id = random.randbytes(2)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
             opened.settimeout(ANSWER_S)
@@ -198,17 +193,17 @@ class Server:
                 return False
 
     def is_ready(self) -> bool:
-        """Tell whether it answers, with what is to be there at first."""
+        """Tell whether the server answers, with the first payload if there is one."""
         return self.ask(PUT, self.first) if self.first else self.ask(GET)
 
     def remembers(self, observers: int) -> bool:
-        """Tell whether it would know all observers after a crash."""
+        """Tell whether all observers would survive a crash."""
         assert self.journal
         kept, _ = journal_module.replay(self.journal.read_bytes())
         return len(kept.observers) == observers
 
     def registration(self) -> str:
-        """Encode the options of a registration, in hexadecimal digits."""
+        """Return the options of a registration in hexadecimal digits."""
         return coap.encode([(coap.OBSERVE, b""), *self.target]).hex()
 
 
@@ -253,12 +248,12 @@ def _libcoap(bench: Bench, _directory: Path) -> Server:
 
 
 # ----------------------------------------------------------------------------------------------
-# What is measured
+# Measuring
 
 
 @attrs.frozen
 class Watching:
-    """Observers that run."""
+    """Running observers."""
 
     _running: subprocess.Popen[str]
 
@@ -267,7 +262,7 @@ class Watching:
     def start(
         cls, bench: Bench, variant: Variant, server: Server, seed: int
     ) -> Iterator[Watching]:
-        """Let observers register, and run until the block ends."""
+        """Start observers, which register, and end them with the block."""
         observers = min(bench.observers, variant.most)
         asked: dict[str, float] = {"-n": observers, "-s": seed, "-t": LONGEST_S, "-q": QUIET_S}
         asked |= {"-l": variant.loss, "-d": variant.dead}
@@ -283,10 +278,10 @@ class Watching:
                 running.kill()
 
     def line(self) -> Any:
-        """Wait for the next line.
+        """Wait for the next line of output.
 
         Raises:
-            SystemExit: There is none; what the program said.
+            SystemExit: The program ended; the text is its error output.
         """
         assert self._running.stdout and self._running.stderr
         line = self._running.stdout.readline()
@@ -297,7 +292,7 @@ class Watching:
 
 @contextlib.contextmanager
 def asking(server: Server) -> Iterator[list[float]]:
-    """Ask for what is observed every few ms, until the block ends; how long each took, s."""
+    """Request the observed resource every few ms until the block ends; yields the times, s."""
     waits: list[float] = []
     ended = threading.Event()
 
@@ -320,7 +315,7 @@ def measure(bench: Bench, variant: Variant, seed: int) -> Figures:
     """Measure a variant once, with a server of its own.
 
     Raises:
-        SystemExit: It cannot be measured; why.
+        SystemExit: The variant cannot be measured; the text says why.
     """
     with contextlib.ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.directory))
@@ -333,7 +328,7 @@ def measure(bench: Bench, variant: Variant, seed: int) -> Figures:
         registered = watching.line()
         count = registered["registered"]
         if not count:
-            raise SystemExit(f"{variant.what}: no observer was taken")
+            raise SystemExit(f"{variant.what}: the server accepted no observer")
         figures: Figures = {
             "registered": count,
             "refused": registered["refused"],
@@ -363,7 +358,7 @@ def measure(bench: Bench, variant: Variant, seed: int) -> Figures:
 
 def _times(told_ns: Sequence[int], start_ns: int) -> Figures:
     if not told_ns:
-        raise SystemExit(f"nobody was told in {LONGEST_S:g} s")
+        raise SystemExit(f"no observer was notified in {LONGEST_S:g} s")
     times = [(each_ns - start_ns) / 1e9 for each_ns in sorted(told_ns)]
     last = len(times) - 1
     places = {"first_s": 0, "median_s": last // 2, "p99_s": last * 99 // 100, "last_s": last}
@@ -371,7 +366,7 @@ def _times(told_ns: Sequence[int], start_ns: int) -> Figures:
 
 
 # ----------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 COLUMNS = {
     "per_second": ("reg/s", ",.0f"),
@@ -385,14 +380,14 @@ COLUMNS = {
     "untold": ("untold", ".0f"),
     "twice": ("twice", ".0f"),
 }
-"""Heading and format of each figure that people see."""
+"""Heading and format of each figure in the table."""
 
 Measured = Mapping[str, Figures]
 """Figures by variant."""
 
 
 def table(figures: Measured, title: str) -> Table:
-    """Show figures to people."""
+    """Return the figures as a table."""
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     shown.add_column("", no_wrap=True)
     for heading, _ in COLUMNS.values():
@@ -404,7 +399,7 @@ def table(figures: Measured, title: str) -> Table:
 
 
 def notes(figures: Measured, observers: int) -> Iterator[str]:
-    """Tell who took fewer observers, and what falls short of what is wanted."""
+    """Yield which servers accepted fewer observers, and which figures miss their bounds."""
     for key, row in figures.items():
         if row["registered"] != observers:
             yield f"{VARIANTS[key].what}: {row['registered']:,.0f} observers"
@@ -430,21 +425,21 @@ def notes(figures: Measured, observers: int) -> Iterator[str]:
     type=click.IntRange(0, 10**6),
     default=1,
     show_default=True,
-    help="Says which datagrams are lost, and which observers die; each run adds one.",
+    help="Decides which datagrams are lost and which observers fall silent; each run adds 1.",
 )
 @click.option(
     "--variant",
     "variants",
     type=click.Choice(list(VARIANTS)),
     multiple=True,
-    help="Only this one. Again for each.",
+    help="Measure only this variant; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(observers: int, runs: int, seed: int, variants: Sequence[str], as_json: bool) -> None:
-    """Measure how fast observers are told of a publish."""
+    """Measure how fast observers are notified of a publish."""
     keys = [key for key in VARIANTS if key in (variants or VARIANTS)]
     if "libcoap" in keys and shutil.which(LIBCOAP) is None:
-        click.echo("libcoap: not to be had here, left out", err=True)
+        click.echo("libcoap: coap-server-notls is not installed, so it is not measured", err=True)
         keys.remove("libcoap")
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench.prepare(Path(directory), observers)

@@ -1,9 +1,9 @@
-"""Measures what publishing costs: how fast files are read, how often, and what the command takes.
+"""Measures what publishing costs: how fast and how often files are read, and the whole command.
 
 Usage: tools/bench/bench_publish.py [--files N] [--size-mb N] [--runs N] [--json]
-Each run measures everything once, one thing after the other, so that what else the machine does
-meets all of them; the figures are medians, those of ratios too. Some builds of sha256sum do not
-use what processors have for it, and are slow: so openssl, which does, is measured as well.
+Each run measures everything once, one after the other, so that other load of the machine affects
+all of it. Figures are medians, those of ratios too. Some builds of sha256sum do not use the SHA
+instructions of processors and are slow, so openssl, which does, is measured as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPENSSL = shutil.which("openssl")
 
 @attrs.frozen
 class Figure:
-    """One measured figure: what, its unit, and the highest value that is wanted, if any."""
+    """A measured figure: its name, unit, and upper bound."""
 
     what: str
     unit: str
@@ -43,7 +43,7 @@ class Figure:
 FIGURES = {
     "sha256sum_s": Figure("sha256sum of all files", "s"),
     "openssl_s": Figure("openssl dgst -sha256 of all files", "s"),
-    "read_s": Figure("artefacts.read of all files", "s"),
+    "read_s": Figure("inspection.read of all files", "s"),
     "publish_s": Figure("publish of all files, the whole command", "s"),
     "read_ratio": Figure("reading, to sha256sum", "times", 1.2),
     "openssl_ratio": Figure("reading, to openssl", "times", 1.2),
@@ -58,7 +58,7 @@ FIGURES = {
 
 
 # ----------------------------------------------------------------------------------------------
-# What is measured
+# Measuring
 
 
 _REPORTING = """
@@ -75,8 +75,8 @@ atexit.register(report)
 from netota_coap.cli import main
 main()
 """
-# Whoever starts a process cannot tell its memory: what the kernel tells then has a floor, which is
-# the memory of the one who started it.
+# The process reports its own memory: the peak that the kernel reports to the parent (ru_maxrss) is
+# never below the memory of that parent.
 
 
 @attrs.frozen
@@ -84,9 +84,8 @@ class Cost:
     """What a publish took.
 
     Attributes:
-        time_s: From its start to its end.
-        rss_mb: Memory at most.
-        read: Bytes, those of its modules included.
+        rss_mb: The peak of its memory.
+        read: Bytes read, including Python modules.
     """
 
     time_s: float
@@ -139,7 +138,7 @@ def _measure(root: Path, files: Sequence[Path], small: Path, version: str) -> di
 
 
 def _generate(directory: Path, files: int, size: int) -> list[Path]:
-    """Make files that differ and that no format is made out in."""
+    """Create files that differ, and in which no format is recognized."""
     block = os.urandom(MB)
     paths = [directory / f"image-{index:02}.bin" for index in range(files)]
     for index, path in enumerate(paths):
@@ -151,7 +150,7 @@ def _generate(directory: Path, files: int, size: int) -> list[Path]:
 
 
 # ----------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 
 def _table(figures: dict[str, float], files: int, size_mb: int, runs: int) -> Table:
@@ -173,7 +172,7 @@ def _table(figures: dict[str, float], files: int, size_mb: int, runs: int) -> Ta
 @click.option("--files", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--size-mb", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(files: int, size_mb: int, runs: int, as_json: bool) -> None:
     """Measure what publishing costs."""
     with tempfile.TemporaryDirectory() as name:

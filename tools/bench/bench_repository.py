@@ -1,7 +1,7 @@
-"""Measures what a large repository costs: time to load, memory, time to take one publish.
+"""Measures what a large repository costs: time to load, memory, time to reload after a publish.
 
 Usage: tools/bench/bench_repository.py [--streams N] [--runs N] [--json]
-Each run loads the same generated repository in a process of its own; the figures are medians.
+Each run loads the same generated repository in a process of its own; figures are medians.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 
 @attrs.frozen
 class Figure:
-    """One measured figure: what, its unit, and the highest value that is wanted, if any."""
+    """A measured figure: its name, unit, and upper bound."""
 
     what: str
     unit: str
@@ -61,7 +61,7 @@ FIGURES = {
 
 
 # ----------------------------------------------------------------------------------------------
-# What is measured
+# The repository
 
 
 def _archive(label: str, board: str, debug: bool) -> Archive:
@@ -128,10 +128,9 @@ def _measure(root: Path) -> dict[str, float]:
     image.write_bytes(b"a stand-in for an image")
     edit = Edit(now=NOW, allow_missing=True)
     name, source = ("package-0000", "stream-01"), ArchiveSource(image, "a")
-    publish(
-        DirectoryStore(root), name, "2.5.0", [source], edit=edit, force=True
-    )  # in each run the same
-    gc.collect()  # what publishing left behind is not the reload's to clear away
+    store = DirectoryStore(root)
+    publish(store, name, "2.5.0", [source], edit=edit, force=True)  # each run publishes the same
+    gc.collect()  # so that the reload does not collect the garbage of the publish
     published = time.perf_counter()
     Catalog.of(loader.load(), catalog)
     reloaded = time.perf_counter()
@@ -147,7 +146,7 @@ def _measure(root: Path) -> dict[str, float]:
 
 
 # ----------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 
 def _table(figures: dict[str, float], streams: int, runs: int) -> Table:
@@ -166,7 +165,7 @@ def _table(figures: dict[str, float], streams: int, runs: int) -> Table:
 @click.command()
 @click.option("--streams", type=click.IntRange(min=2), default=5_000, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--measure", type=click.Path(path_type=Path), hidden=True)
 def main(streams: int, runs: int, as_json: bool, measure: Path | None) -> None:
     """Measure what a large repository costs."""

@@ -1,8 +1,8 @@
-"""Measures what a service costs that has nothing to do: start, memory, wake-ups.
+"""Measures what an idle service costs: time to start, memory, wake-ups.
 
 Usage: tools/bench/bench_service.py [--streams N] [--idle SECONDS] [--runs N] [--json]
-Each run starts the command anew on the same generated repository, asks until the first answer,
-lets it be for a while, and looks at what the kernel says of it. Figures are medians.
+Each run starts the command on the same generated repository, sends requests until the first
+response, leaves it idle for a while, and reads its counters from the kernel. Figures are medians.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tools.bench.bench_repository import generate
 from tools.bench.peers import free_port
 
 PATIENCE_S = 30.0
-SETTLE_S = 1.0  # after the first answer, in which what a start leaves behind is done
+SETTLE_S = 1.0  # after the first response, until the work of the start is done
 VARIANTS = {"coap": (), "http": ("--http", "127.0.0.1:0")}
 WATCHDOG_S = 10.0
 
 
 @attrs.frozen
 class Figure:
-    """One measured figure: what, its unit, and the highest value that is wanted."""
+    """A measured figure: its name, unit, and upper bound."""
 
     what: str
     unit: str
@@ -54,7 +54,7 @@ FIGURES = {
 
 
 def _answers(port: int) -> bool:
-    """Ask once; whether it is answered within 5 ms."""
+    """Tell whether a request is answered within 5 ms."""
     tail = coap.encode([(coap.URI_PATH, b"p")])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         opened.settimeout(0.005)
@@ -67,7 +67,7 @@ def _answers(port: int) -> bool:
 
 
 def _of_status(process: int, *names: str) -> int:
-    """Add up numbers that the kernel tells of each thread of a process."""
+    """Add up numbers of the kernel over all threads of a process."""
     total = 0
     for status in Path(f"/proc/{process}/task").glob("*/status"):
         for line in status.read_text().splitlines():
@@ -89,7 +89,7 @@ def _memory_mb(process: int) -> float:
 def _measure(
     root: Path, more: Sequence[str], idle_s: float, environment: dict[str, str]
 ) -> tuple[float, float, float]:
-    """Start the command, and let it be: seconds to an answer, MB, wake-ups a second."""
+    """Return seconds to the first response, MB, and wake-ups per second while idle."""
     port = free_port()
     command = [sys.executable, "-m", "netota_coap", "serve", str(root)]
     command += ["--bind", f"127.0.0.1:{port}", "--state", str(root.with_name("state")), *more]
@@ -144,9 +144,9 @@ def _table(figures: dict[str, float], streams: int, idle_s: float, runs: int) ->
 @click.option("--streams", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--idle", "idle_s", type=click.FloatRange(0.1, 600), default=20, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(streams: int, idle_s: float, runs: int, as_json: bool) -> None:
-    """Measure what a service costs that has nothing to do."""
+    """Measure what an idle service costs."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory) / "repository"
         generate(root, streams)

@@ -1,12 +1,12 @@
-"""Soaks a server: mixed load, observers and a publish each second; does its memory stay?
+"""Runs a server under mixed load for minutes, and checks that its memory stays the same.
 
 Usage: tools/bench/bench_soak.py [--seconds N] [--rate N] [--observers N] [--mutated N] [--seed N]
                            [--json]
-First a server is asked, observed, sent nonsense and published to, moderately; each second is a
-sample of what it takes. Then another one gets mutated datagrams alone, after twice as many of
-other seeds. The same seed makes the same datagrams in the same order, at other times.
+A first server gets requests, observers, mutated datagrams and a publish each second; its resources
+are sampled each second. A second server gets mutated datagrams alone, after twice as many with
+other seeds. The same seed generates the same datagrams in the same order, at other times.
 
-It ends with 1 if something is over its bound, or the log has what it should not have.
+It ends with 1 if a figure exceeds its bound, or the log has unexpected errors.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from tools.bench.crowd import (
 from tools.bench.mutated import datagrams
 from tools.bench.peers import PATIENCE_S, Process, until
 
-FIRST_S = 60.0  # or a tenth of a shorter run
-SPAN = 10  # samples that a figure is the median of, or a tenth of fewer
-# Times as many mutated datagrams before those that are measured. By then aiocoap remembers what
-# one source may let it remember in a minute, and the allocator has what it needs.
+FIRST_S = 60.0  # the warm-up; a tenth of a shorter run
+SPAN = 10  # samples whose median is a figure; a tenth of all if those are fewer than 100
+# Rounds of mutated datagrams before the measured one, which fill the allocator's memory, and what
+# aiocoap remembers of one source within a minute.
 WARM = 2
-BETWEEN = 100  # mutated datagrams between two requests that must be answered
+BETWEEN = 100  # mutated datagrams between two valid requests
 DAMAGED = "damaged.toml"
 
 
 @attrs.frozen
 class Figure:
-    """What is sampled: what it is, of how many of its units one is shown, and in which."""
+    """A sampled figure: its name, the unit in the table, and how many of its own make one."""
 
     what: str
     unit: str = ""
@@ -84,14 +84,14 @@ ROWS = {
 }
 
 AT_MOST = {("soak", "rss"): 1.1, ("soak", "handles"): 1.1, ("mutated", "rss"): 1.01}
-"""Phase, figure, and how many times what it was first it may be at the end."""
+"""Phase, figure, and the ratio of its last to its first value that is allowed."""
 
-# Damage is told once, with its reasons.
+# The server logs a damaged repository once, with the reasons.
 EXPECTED = re.compile(rf"ERROR (not reloaded, |  .*{DAMAGED})")
 
 
 # ----------------------------------------------------------------------------------------------
-# What is published
+# Publishing
 
 
 @attrs.define
@@ -99,9 +99,8 @@ class Publisher:
     """Changes a repository, each time in another way.
 
     Attributes:
-        root: Of the repository.
-        turn: How many changes there were.
-        version: Of the next publish.
+        turn: Number of changes so far.
+        version: Of the last publish.
     """
 
     root: Path
@@ -110,7 +109,7 @@ class Publisher:
 
     @classmethod
     def prepare(cls, root: Path) -> Publisher:
-        """Make the repository."""
+        """Create the repository."""
         init(root, "Soaked")
         root.with_name("image.bin").write_bytes(b"a stand-in for an image")
         publisher = cls(root)
@@ -142,12 +141,12 @@ class Publisher:
         self._damage.write_bytes(b"version =")
 
     def mend(self) -> None:
-        """Put it right again, with a publish."""
+        """Repair the repository, and publish."""
         self._damage.unlink()
         self.publish(STABLE)
 
     def change(self) -> None:
-        """Make the next change."""
+        """Make the next of the changes in `TURNS`."""
         change = TURNS[self.turn % len(TURNS)]
         self.turn += 1
         change(self)
@@ -161,7 +160,7 @@ class Publisher:
             await asyncio.sleep(1 - (loop.time() - start_s) % 1)
 
     def settle(self) -> None:
-        """Leave a repository that can be loaded."""
+        """Repair the repository if it is malformed."""
         self._damage.unlink(missing_ok=True)
 
 
@@ -184,20 +183,20 @@ def _edit() -> publishing.Edit:
 
 
 # ----------------------------------------------------------------------------------------------
-# What the server takes
+# Samples
 
 Sample = Mapping[str, float]
-"""What it took in one second, by the keys of `ROWS`, and `at_s`: seconds since the start."""
+"""Resources in one second, by the keys of `ROWS`; `at_s` is the time since the start."""
 
 
 @attrs.frozen
 class Served(Process):
-    """A server, looked at from outside."""
+    """A server whose resources are sampled."""
 
     @classmethod
     @contextlib.contextmanager
     def serve(cls, root: Path, state: Path) -> Iterator[Served]:
-        """Serve a repository until the block ends; its log is beside its state."""
+        """Serve a repository until the block ends; the log is a file beside the state."""
         command = (sys.executable, "-m", "netota_coap", "serve", root, "--bind", "127.0.0.1:0")
         with cls.start((*command, "--state", state), state.with_suffix(".log")) as served:
             assert isinstance(served, cls)
@@ -206,7 +205,7 @@ class Served(Process):
 
     @property
     def ports(self) -> Sequence[int]:
-        """Of 127.0.0.1, where it listens."""
+        """Ports of 127.0.0.1 on which the server listens."""
         return [int(port) for port in re.findall(r"listening on \S+:(\d+)\n", self.said)]
 
     @property
@@ -215,11 +214,11 @@ class Served(Process):
         return self.log.read_text(errors="replace")
 
     def held(self, state: Path) -> dict[str, float]:
-        """Look at what it holds now; `state` is its directory."""
+        """Return what the server uses now; `state` is its directory."""
         process = Path(f"/proc/{self._running.pid}")
         size = 0
         for path in state.iterdir():
-            # A file that is written anew has another name at first.
+            # Files are replaced by a rename, so one may vanish here.
             with contextlib.suppress(FileNotFoundError):
                 size += path.stat().st_size
         return {
@@ -233,7 +232,7 @@ class Served(Process):
 async def _sample(
     served: Served, state: Path, counted: Callable[[], Mapping[str, float]], seconds: int
 ) -> list[Sample]:
-    """Look each second; `counted` are counts that only rise."""
+    """Take a sample each second; `counted` returns counters."""
 
     def counts() -> dict[str, float]:
         return {"at_s": loop.time() - start_s, "cpu": served.cpu_s, **counted()}
@@ -254,19 +253,18 @@ async def _sample(
 
 
 # ----------------------------------------------------------------------------------------------
-# The phases
+# Phases
 
 
 @attrs.frozen
 class Soak:
-    """What is asked for.
+    """The parameters of a run.
 
     Attributes:
-        seconds: How long.
+        seconds: Duration of the mixed load.
         rate: Datagrams per second, besides those of observers.
-        observers: How many there are at a time.
-        mutated: How many datagrams the second server gets while it is measured.
-        seed: Of all that is decided by chance.
+        observers: Number of observers at a time.
+        mutated: Datagrams to the second server in the measured round.
     """
 
     seconds: int
@@ -285,7 +283,7 @@ class Soak:
         with Served.serve(publisher.root, directory / "mutated") as served:
             rss = [self._mutated(served, self.seed + each) for each in range(1, WARM + 2)]
             before, after = rss[-2:]
-            figures["mutated"] = {"rss": _row(before, after, max(before, after))}
+            figures["mutated"] = {"rss": row_of(before, after, max(before, after))}
             log["mutated"] = errors_of(served.said)
         figures = {"asked": attrs.asdict(self), **figures, "log": log}
         return figures | {"over": judge(figures)}
@@ -316,7 +314,7 @@ class Soak:
         }
 
     def _mutated(self, served: Served, seed: int) -> int:
-        """Send nothing but mutated datagrams; the RSS after them, bytes."""
+        """Send mutated datagrams only, and return the RSS after them, bytes."""
         (port,) = served.ports
         good = message(seed, CON, b"good", request(("p",)))
         with connected(port) as hostile, connected(port) as friend:
@@ -324,33 +322,33 @@ class Soak:
             for number, data in enumerate(itertools.islice(datagrams(seed), self.mutated), 1):
                 send(hostile, data)
                 if number % BETWEEN == 0 or number == self.mutated:
-                    # Also keeps the socket's buffer from running over: all are looked at.
+                    # Waiting for a response also keeps the socket's buffer from overflowing.
                     friend.send(good)
                     friend.recv(LONGEST)
         return served.rss
 
 
 # ----------------------------------------------------------------------------------------------
-# What comes of it
+# Results
 
 Row = dict[str, float | None]
 
 
 def summary(samples: Sequence[Sample], first_s: float) -> dict[str, Row]:
-    """Compare the end with what was after the first minute.
+    """Compare the end of a run with its state after the warm-up.
 
     Args:
         samples: In the order of time, at least one.
-        first_s: When that was, seconds since the start.
+        first_s: End of the warm-up, seconds since the start.
 
     Returns:
-        For each key of `ROWS`: medians after the first minute and at the end, the largest since,
-        and the ratio of the medians.
+        For each key of `ROWS`: medians after the warm-up and at the end, the largest value since
+        the warm-up, and the ratio of the medians.
     """
     span = max(1, min(SPAN, len(samples) // 10))
     settled = [each for each in samples if each["at_s"] >= first_s] or samples[-1:]
     return {
-        key: _row(
+        key: row_of(
             statistics.median(each[key] for each in settled[:span]),
             statistics.median(each[key] for each in settled[-span:]),
             max(each[key] for each in settled),
@@ -359,13 +357,13 @@ def summary(samples: Sequence[Sample], first_s: float) -> dict[str, Row]:
     }
 
 
-def _row(first: float, end: float, largest: float) -> Row:
+def row_of(first: float, end: float, largest: float) -> Row:
     ratio = end / first if first else None
     return {"first": first, "end": end, "largest": largest, "ratio": ratio}
 
 
 def errors_of(log: str) -> dict[str, int]:
-    """Count tracebacks, errors that tell of a damaged repository, and other errors."""
+    """Count tracebacks, errors about the damaged repository, and other errors."""
     lines = log.splitlines()
     bad = [line for line in lines if line.startswith(("ERROR", "CRITICAL"))]
     expected = [line for line in bad if EXPECTED.match(line)]
@@ -378,7 +376,7 @@ def errors_of(log: str) -> dict[str, int]:
 
 
 def judge(figures: Mapping[str, Any]) -> list[str]:
-    """Say what is over its bound, or should not be in a log."""
+    """Return the figures over their bounds, and the unexpected errors."""
     grown = (
         (phase, ROWS[key].what, figures[phase][key]["ratio"], most)
         for (phase, key), most in AT_MOST.items()
@@ -398,11 +396,11 @@ def judge(figures: Mapping[str, Any]) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------
-# Telling
+# Output
 
 
 def table(figures: Mapping[str, Any]) -> Table:
-    """Show figures to people."""
+    """Return the figures as a table."""
     sent, mutated = sum(figures["sent"].values()), figures["sent"]["mutated"]
     asked = figures["asked"]
     title = (
@@ -445,7 +443,7 @@ def _ratio(row: Row, most: float | None) -> str:
     type=click.IntRange(1, 5_000),
     default=3_000,
     show_default=True,
-    help="Datagrams in a second, besides those of observers.",
+    help="Datagrams per second, besides those of observers.",
 )
 @click.option("--observers", type=click.IntRange(1, 1_000), default=200, show_default=True)
 @click.option(
@@ -453,12 +451,12 @@ def _ratio(row: Row, most: float | None) -> str:
     type=click.IntRange(1, 1_000_000),
     default=10_000,
     show_default=True,
-    help="Datagrams that the second server gets while it is measured.",
+    help="Mutated datagrams to the second server while it is measured.",
 )
 @click.option("--seed", type=click.IntRange(0), default=7252, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(as_json: bool, **asked: Any) -> None:
-    """Soak a server."""
+    """Run a server under mixed load."""
     with tempfile.TemporaryDirectory() as directory:
         figures = Soak(**asked).run(Path(directory))
     if as_json:

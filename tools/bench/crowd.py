@@ -1,4 +1,4 @@
-"""A mixed load, moderate and seeded: who asks, and who observes."""
+"""A seeded mixed load for `bench_soak.py`: clients that send requests, and observers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tools.bench.mutated import datagrams
 
 STABLE, EDGE, LARGE = ("sensor-node", "stable"), ("sensor-node", "edge"), ("gateway", "stable")
 BOARDS = {STABLE: 20, EDGE: 2, LARGE: 60}
-"""The streams that are asked for, and how many archives are expected of each."""
+"""The streams of the load, with their numbers of archives."""
 
-BLOCKS = 60  # of 256 bytes, that are asked for of the largest: some past the end
-LONGEST = 2_048  # bytes of an answer
+BLOCKS = 60  # of 256 bytes; some are past the end of the largest stream
+LONGEST = 2_048  # bytes of a response
 
 _TICK_S = 0.01
 _SOCKETS = 8
-_RENEWALS = 20  # of so many observers one asks again each second
+_RENEWALS = 20  # one of so many observers registers again each second
 _MOST_SILENT = 200
 CON, NON, ACK, RST = range(4)
 _GET, _FETCH = 1, 5
@@ -35,10 +35,10 @@ _REGISTER, _DEREGISTER = b"", b"\x01"
 
 
 # ----------------------------------------------------------------------------------------------
-# What is asked
+# Requests
 
 Asked = tuple[int, bytes]
-"""Method of a request, and what follows its token."""
+"""Method of a request, and the bytes after its token."""
 
 
 def request(
@@ -48,7 +48,7 @@ def request(
     method: int = _GET,
     payload: bytes = b"",
 ) -> Asked:
-    """Make a request."""
+    """Build a request."""
     found = [(coap.URI_PATH, part.encode()) for part in path]
     found += [(coap.URI_QUERY, part.encode()) for part in query]
     return method, coap.encode([*found, *options], payload)
@@ -95,7 +95,7 @@ def path_of(name: StreamName) -> Sequence[str]:
 
 
 def board(number: int) -> str:
-    """Return a name that an archive has, and the machine that it is for."""
+    """Return the name and machine of an archive."""
     return f"board-{number:03}"
 
 
@@ -112,11 +112,11 @@ _MAKERS: Mapping[str, Callable[[random.Random], Asked]] = {
     "missing": _missing,
 }
 KINDS = {**dict.fromkeys(_MAKERS, 5), "narrowed": 40, "distinct": 20, "full": 20, "mutated": 5}
-"""Of datagrams, and of each hundred how many are of a kind."""
+"""Kinds of datagrams, with their weights."""
 
 
 def traffic(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Make datagrams without end, with the kind of each; the same for the same seed."""
+    """Generate datagrams with their kinds, without end; a seed always gives the same."""
     chance = random.Random(seed)
     mutated = datagrams(seed)
     kinds, weights = list(KINDS), list(KINDS.values())
@@ -131,20 +131,13 @@ def traffic(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def message(number: int, kind: int, token: bytes, asked: Asked) -> bytes:
-    """Make a datagram.
-
-    Args:
-        number: The message ID, modulo 2^16.
-        kind: CON or NON.
-        token: At most 8 bytes.
-        asked: What for.
-    """
+    """Build a datagram; `number` is the message ID modulo 2^16, `kind` CON or NON."""
     head = bytes((0x40 | kind << 4 | len(token), asked[0]))
     return head + (number & 0xFFFF).to_bytes(2, "big") + token + asked[1]
 
 
 def connected(port: int) -> socket.socket:
-    """Open a socket to a server on loopback, of a port of its own."""
+    """Open a socket of its own to a server on loopback."""
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     opened.setblocking(False)
     opened.connect(("127.0.0.1", port))
@@ -152,7 +145,7 @@ def connected(port: int) -> socket.socket:
 
 
 def send(opened: socket.socket, data: bytes) -> None:
-    """Send; what the system refuses is lost on the way, as datagrams are."""
+    """Send a datagram; one that the system refuses counts as lost."""
     with contextlib.suppress(OSError):
         opened.send(data)
 
@@ -165,12 +158,11 @@ def _received(opened: socket.socket) -> Iterator[bytes]:
 
 @attrs.define(eq=False)
 class Crowd:
-    """Who asks, and does no more with an answer than to count it.
+    """Clients that send requests and count the responses.
 
     Attributes:
-        port: Of the server.
-        sent: Datagrams, by their kind.
-        answers: By the class of their code.
+        sent: Datagrams, by kind.
+        answers: Responses, by the class of their code.
     """
 
     port: int
@@ -183,7 +175,7 @@ class Crowd:
         return [connected(self.port) for _ in range(_SOCKETS)]
 
     async def ask(self, asked: Iterator[tuple[str, bytes]], rate: int) -> None:
-        """Send, so many in a second; what a busy machine did not let us send is left out."""
+        """Send `rate` datagrams per second; those that a busy machine misses are skipped."""
         loop = asyncio.get_running_loop()
         for opened in self._sockets:
             loop.add_reader(opened, self._read, opened)
@@ -202,7 +194,7 @@ class Crowd:
                 owed -= 1
 
     def leave(self) -> None:
-        """Close everything."""
+        """Close all sockets."""
         for opened in self._sockets:
             asyncio.get_running_loop().remove_reader(opened)
             opened.close()
@@ -214,21 +206,15 @@ class Crowd:
 
 
 # ----------------------------------------------------------------------------------------------
-# Who observes
+# Observers
 
 FATES = {"acknowledges": 92, "resets": 2, "deregisters": 2, "falls silent": 2, "is gone": 2}
-"""What becomes of an observer with a notification, of a hundred how many."""
+"""What an observer does with a notification, with weights."""
 
 
 @attrs.define(eq=False)
 class Observer:
-    """A device.
-
-    Attributes:
-        opened: Its socket.
-        token: Of its registration.
-        asked: With the method, what it observes.
-    """
+    """An observer; `asked` is the request that it observes."""
 
     opened: socket.socket
     token: bytes
@@ -244,12 +230,10 @@ class Observer:
 
 @attrs.define(eq=False)
 class Fleet:
-    """Observers: those who leave are followed by others, or come back on another port.
+    """A constant number of observers: one that leaves is replaced, or returns on another port.
 
     Attributes:
-        port: Of the server.
-        chance: Decides.
-        fates: What became of them so far, with how many notifications.
+        fates: Numbers of notifications, by what the observer did.
     """
 
     port: int
@@ -260,7 +244,7 @@ class Fleet:
     _numbers: Iterator[int] = attrs.field(init=False, factory=itertools.count)
 
     def come(self, asked: Asked | None = None) -> None:
-        """Let an observer register, for something new or for what it asked before."""
+        """Add an observer, with a new request if `asked` is None."""
         kinds = (_narrowed, _narrowed, _distinct, _fetch)
         asked = asked or self.chance.choice(kinds)(self.chance)
         observer = Observer(connected(self.port), self.chance.randbytes(4), asked)
@@ -269,7 +253,7 @@ class Fleet:
         observer.ask(next(self._numbers), _REGISTER)
 
     async def live(self) -> None:
-        """Let some ask again, as all devices do from time to time."""
+        """Let observers register again from time to time, as devices do."""
         while True:
             await asyncio.sleep(_RENEWALS / len(self._here))
             self.chance.choice(self._here).ask(next(self._numbers), _REGISTER)
@@ -288,7 +272,7 @@ class Fleet:
                 return
 
     def _meet(self, observer: Observer, message_id: bytes) -> bool:
-        """Let an observer do what it does with a notification; whether it leaves then."""
+        """React to a notification; returns whether the observer left."""
         (fate,) = self.chance.choices(list(FATES), list(FATES.values()))
         self.fates[fate] += 1
         if fate in ("acknowledges", "deregisters", "resets"):
@@ -300,7 +284,7 @@ class Fleet:
             observer.ask(next(self._numbers), _DEREGISTER)
         asyncio.get_running_loop().remove_reader(observer.opened)
         self._here.remove(observer)
-        # Of a closed port the system tells the server, of a silent one nobody does.
+        # The system reports a closed port to the server by ICMP, a silent open one it does not.
         if fate == "falls silent":
             self._silent.append(observer.opened)
         else:

@@ -1,4 +1,4 @@
-"""Devices that wait for a version and download it block by block, made of messages by hand."""
+"""Simulated devices that observe a stream and download a version block by block."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ BLOCK = 1_024
 _SZX = 6
 _GET = 1
 _CONTENT, _NOT_FOUND, _UNAVAILABLE = 0x45, 0x84, 0xA3  # 2.05, 4.04, 5.03
-_MAX_AGE_S = 60  # where an answer has none
-RETRY_S = 0.5  # until there is the stream
+_MAX_AGE_S = 60  # of a response without Max-Age
+RETRY_S = 0.5  # while the stream does not exist
 TIMEOUT_S = 2.0
 _ATTEMPTS = 5
 TICK_S = 0.05
 _TOKEN = b"\x0b\x10"
-_AT_A_TIME = 50  # that begin, before the server has its turn
+_AT_A_TIME = 50  # devices that start before the server gets to run
 
 
 def _header(kind: int, code: int, number: int, token: bytes = _TOKEN) -> bytes:
@@ -39,15 +39,13 @@ def _header(kind: int, code: int, number: int, token: bytes = _TOKEN) -> bytes:
 
 @attrs.frozen
 class Image:
-    """What is waited for.
+    """The version that devices wait for.
 
     Attributes:
-        version: Of the stream.
-        stream: Options of the request that observes it.
-        url: Of the file, on the server that has the stream.
-        blocks: Options of the requests of all blocks of the file, in order.
+        stream: Options of the request that observes the stream.
+        url: Of the file, on the same server.
+        blocks: Options of the requests for all blocks, in order.
         size: Of the file, bytes.
-        sha256: Of the file.
     """
 
     version: str
@@ -59,13 +57,7 @@ class Image:
 
     @classmethod
     def of(cls, version: str, name: StreamName, data: bytes) -> Image:
-        """Make the requests of a file.
-
-        Args:
-            version: That has it.
-            name: Of the stream.
-            data: The file.
-        """
+        """Encode the requests for a file."""
         sha256 = hashlib.sha256(data).digest()
         url = f"/b/{blob_name(sha256)}"
         path = [(coap.URI_PATH, part.encode()) for part in path_of(name)]
@@ -80,17 +72,15 @@ class Image:
 
 @attrs.define(eq=False)
 class Device:
-    """A device, with a socket of its own.
+    """A device with a socket of its own.
 
     Attributes:
-        opened: Its socket.
-        image: What it waits for, and downloads when it is there.
-        registered: Whether it was told what the stream holds.
-        begun: Whether it asked for the file.
-        put_off: How often it was told to come back later.
-        repeated: Requests that it sent again.
-        ended_s: When it had all of the file, on the clock of `time.monotonic`.
-        failure: Why it has it not.
+        registered: Whether its registration was answered.
+        begun: Whether it has requested the file.
+        put_off: Number of responses 5.03.
+        repeated: Number of retransmissions.
+        ended_s: When it had the whole file, on the clock of `time.monotonic`.
+        failure: Why it gave up.
     """
 
     opened: socket.socket
@@ -111,11 +101,11 @@ class Device:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has the file, or gave it up."""
+        """Whether the device has the file, or gave up."""
         return self.ended_s is not None or bool(self.failure)
 
     def ask(self) -> None:
-        """Ask for the stream, or for the next block."""
+        """Request the stream, or the next block."""
         self._number = self._number + 1 & 0xFFFF
         options = self.image.stream if self._block < 0 else self.image.blocks[self._block]
         self._request = _header(CON, _GET, self._number) + options
@@ -130,7 +120,7 @@ class Device:
         send(self.opened, self._request)
 
     def tick(self, now_s: float) -> None:
-        """Do what is due."""
+        """Retransmit, or request again, if the time has come."""
         if now_s < self._due_s or self.is_over:
             return
         if not self._request:
@@ -142,7 +132,7 @@ class Device:
             self._transmit()
 
     def read(self) -> None:
-        """Take in one datagram."""
+        """Read one datagram."""
         try:
             data = self.opened.recv(LONGEST)
         except OSError:
@@ -156,11 +146,11 @@ class Device:
                 self.failure = f"malformed: {error}"
 
     def _take(self, data: bytes) -> None:
-        """Take in a block. Which one it is, and whether it is right, the hash will tell."""
+        """Append a block; the hash of the whole file shows whether it was the right one."""
         left = self.image.size - self._block * BLOCK
         size = min(left, BLOCK)
         if data[-size - 1 : -size] != b"\xff":
-            self.failure = f"{len(data)} bytes came where a block of {size} should have come"
+            self.failure = f"{len(data)} bytes arrived instead of a block of {size}"
             return
         self._hash.update(data[-size:])
         self._block += 1
@@ -197,7 +187,7 @@ class Device:
         self._due_s = time.monotonic() + wait_s * random.uniform(1.0, 1.1)
 
     def _learn(self, data: bytes) -> None:
-        """Read what the stream holds, and begin if that is what was waited for."""
+        """Read a state of the stream, and start the download if it has the version."""
         state = decode(Stream, coap.decode(data[6:])[1], Format.CBOR)
         if state.version != self.image.version:
             return
@@ -211,21 +201,17 @@ class Device:
 
 @attrs.define(eq=False)
 class Devices:
-    """All devices behind a gateway.
-
-    Attributes:
-        every: Each of them.
-    """
+    """All devices behind a gateway."""
 
     every: Sequence[Device]
 
     @classmethod
     def at(cls, port: int, count: int, image: Image) -> Devices:
-        """Make so many, of a server on loopback."""
+        """Create `count` devices for a server on loopback."""
         return cls([Device(connected(port), image) for _ in range(count)])
 
     async def live(self) -> None:
-        """Let all of them register, and do what is due, until cancelled."""
+        """Register all devices, and run them until cancelled."""
         loop = asyncio.get_running_loop()
         try:
             for number, device in enumerate(self.every):

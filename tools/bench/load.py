@@ -1,4 +1,4 @@
-"""The load generator: compiles `load.c`, and runs it against a server on loopback."""
+"""Compiles the load generator `load.c`, and runs it against a server on loopback."""
 
 from __future__ import annotations
 
@@ -17,28 +17,24 @@ SLICE_S = 0.01
 
 @attrs.frozen
 class Result:
-    """What one run of the load generator counted.
+    """Counters of one run of the load generator.
 
     Attributes:
-        requests: That were sent, repetitions not counted.
-        answers: That came, of any code.
-        lost: Requests that were given up.
-        retransmissions: Of confirmable requests.
-        resets: Requests that were reset.
-        strays: Datagrams that belong to no open request, repeated answers among them.
-        by_code: Answers by their code, dotted.
+        requests: Requests that were sent, without retransmissions.
+        answers: Responses of any code.
+        lost: Requests without a response after all retransmissions.
+        strays: Datagrams that belong to no open request, repeated responses among them.
+        by_code: Responses by code, as `2.05`.
         started_s: On the clock of `time.monotonic`.
-        seconds: From the start to the last answer.
-        per_second: Answers.
-        cpu_s: What the load generator took itself; near `seconds`, it is what was measured.
-        median_us: Time until an answer, repetitions of the request included.
-        p99_us: 99 % were no slower.
-        max_us: The slowest.
-        fewest: Answers that one of the window got.
-        most: Likewise.
-        transfers: Payloads that came whole.
-        payload_bytes: Of the last payload, of all its blocks that came.
-        slices: Answers in each hundredth of a second, from the start to the last answer.
+        seconds: From the start to the last response.
+        per_second: Responses.
+        cpu_s: CPU time of the load generator; near `seconds`, it was the bottleneck.
+        median_us: Time until a response, retransmissions included.
+        fewest: Responses to the slot of the window that got the fewest.
+        most: Responses to the slot that got the most.
+        transfers: Complete block-wise payloads.
+        payload_bytes: Of the last payload, all its blocks.
+        slices: Responses in each hundredth of a second, from the start to the last response.
     """
 
     requests: int
@@ -63,18 +59,18 @@ class Result:
 
     @property
     def failed(self) -> int:
-        """Requests without an answer of success."""
+        """Requests without a success response."""
         succeeded = sum(n for code, n in self.by_code.items() if code.startswith("2."))
         return self.requests - succeeded
 
     def between(self, from_s: float, to_s: float) -> Sequence[int]:
-        """Return the slices of a time on the clock of `time.monotonic`."""
+        """Return the slices of a period on the clock of `time.monotonic`."""
         first, last = (max(0, round((t - self.started_s) / SLICE_S)) for t in (from_s, to_s))
         return self.slices[first:last]
 
 
 def build(directory: Path) -> Path:
-    """Compile the load generator into a directory; the program."""
+    """Compile the load generator into a directory, and return the program."""
     program = directory / "load"
     subprocess.run(["cc", "-O2", "-o", program, SOURCE], check=True)
     return program
@@ -92,14 +88,13 @@ def options(path: Iterable[str], query: Iterable[str] = ()) -> bytes:
 
 @attrs.frozen
 class Load:
-    """A load, to be put on any server.
+    """A load for any server.
 
     Attributes:
-        program: As `build` made it.
-        requests: File with the options of a request in each line, in hexadecimal digits.
-        window: Requests, or with `szx` transfers, that are in flight.
-        sockets: That they are spread over.
-        szx: Fetch block by block, of 2^(szx+4) bytes; None: no blocks are asked for.
+        requests: File with the options of one request per line, in hexadecimal digits.
+        window: Requests in flight; with `szx`, transfers in flight.
+        sockets: Number of sockets that send them.
+        szx: Size exponent of blocks of 2^(szx+4) bytes; None for requests without Block2.
     """
 
     program: Path
@@ -110,20 +105,16 @@ class Load:
 
     @classmethod
     def write(cls, program: Path, requests: Path, lines: Iterable[bytes]) -> Load:
-        """Make a load of the options of requests, which are written to a file."""
+        """Write the options of requests to a file, and return a load of them."""
         requests.write_text("".join(f"{line.hex()}\n" for line in lines))
         return cls(program, requests)
 
     def start(
         self, port: int, seconds: float, *more: str, host: str = "127.0.0.1"
     ) -> subprocess.Popen[str]:
-        """Start it; SIGTERM ends it early.
+        """Start the load generator for at most 60 seconds; SIGTERM ends it early.
 
-        Args:
-            port: Of the server.
-            seconds: How long, at most 60.
-            more: Arguments of the program.
-            host: An address of loopback.
+        `more` are arguments of the program; `host` is an address of loopback.
         """
         blocks = () if self.szx is None else ("-b", str(self.szx))
         shape = ("-w", str(self.window), "-s", str(self.sockets), "-t", str(seconds))
@@ -136,7 +127,7 @@ class Load:
         )
 
     def run(self, port: int, seconds: float, *more: str, host: str = "127.0.0.1") -> Result:
-        """Run it to its end, as `start`."""
+        """Run the load generator to its end; arguments as in `start`."""
         return result(self.start(port, seconds, *more, host=host))
 
 
@@ -144,7 +135,7 @@ def result(running: subprocess.Popen[str]) -> Result:
     """Wait for a load to end.
 
     Raises:
-        RuntimeError: It failed; what it said.
+        RuntimeError: The load generator failed; the text is its error output.
     """
     out, err = running.communicate()
     if running.returncode:

@@ -1,4 +1,4 @@
-"""Hostile datagrams: good requests, mutated ones and noise, for tests and for soaks."""
+"""Hostile datagrams for tests and soaks: valid requests, mutated ones and noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GET, _POST, _FETCH = 1, 2, 5
 
 
 def datagrams(seed: int) -> Iterator[bytes]:
-    """Make datagrams without end; the same for the same seed."""
+    """Generate datagrams without end; a seed always gives the same."""
     chance = random.Random(seed)
     selection = selection_to_cbor(Selection.of({"machine": ["a", "b"], "scheme": "coap"}))
     while True:
@@ -35,7 +35,7 @@ def datagrams(seed: int) -> Iterator[bytes]:
 
 
 def _mutate(data: bytearray, chance: random.Random) -> None:
-    """Turn a bit over, leave bytes out or put some in."""
+    """Flip a bit, delete bytes or insert some."""
     action = chance.randrange(3)
     at = chance.randrange(len(data) + 1)
     if action == 0 and at < len(data):

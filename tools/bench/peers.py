@@ -1,4 +1,4 @@
-"""What benchmarks share: servers in processes of their own, and what is made of several runs."""
+"""Helpers of all benchmarks: servers in processes of their own, and medians over runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE_S = 30.0
 
 
 def free_port() -> int:
-    """Return a port that nothing is bound to, of any address."""
+    """Return a UDP port that no socket is bound to, on any address."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as opened:
         opened.bind(("::", 0))
         port: int = opened.getsockname()[1]
@@ -26,10 +26,10 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition.
+    """Wait until a condition holds.
 
     Raises:
-        SystemExit: It took too long; `what` is the case until then.
+        SystemExit: It took too long; `what` says what is missing.
     """
     end_s = time.monotonic() + PATIENCE_S
     while not condition():
@@ -40,11 +40,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 @attrs.frozen
 class Process:
-    """A server that runs.
-
-    Attributes:
-        log: What it says.
-    """
+    """A running server; `log` is the file with its output."""
 
     log: Path
     _running: subprocess.Popen[bytes]
@@ -66,7 +62,7 @@ class Process:
                 running.wait()
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server without warning, as a crash would."""
         self._running.kill()
         self._running.wait()
 
@@ -74,7 +70,7 @@ class Process:
         """Return True.
 
         Raises:
-            SystemExit: It has ended; what it said last.
+            SystemExit: The server has ended; the text has its last line of output.
         """
         if self._running.poll() is not None:
             last = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
@@ -97,12 +93,12 @@ class Process:
 
 
 def together(runs: Sequence[Any], added: Collection[str], figure: str = "") -> Any:
-    """Return the medians of figures that have the same places in each run.
+    """Return the medians of nested figures over several runs.
 
     Args:
-        runs: Mappings, of mappings or figures.
-        added: Figures that are added up, since no median may hide them.
-        figure: That the runs are of.
+        runs: Mappings with the same keys, or numbers.
+        added: Names of figures that are added up, since a median would hide them.
+        figure: Name of the figure, if `runs` are numbers.
     """
     if isinstance(runs[0], dict):
         return {key: together([run[key] for run in runs], added, key) for key in runs[0]}

@@ -1,8 +1,8 @@
-"""Serves by aiocoap as it comes, without our front door, to be measured beside it.
+"""Serves by aiocoap without our front door, to compare the two.
 
 Usage: tools/bench/plain_server.py PORT DIR|FILE...
-A repository is served by the same `Site` as `netota-coap serve` has, but never reloaded; each file
-by a bare resource of aiocoap, at its name.
+A repository is served by the same `Site` as in `netota-coap serve`, but never reloaded; each file
+by a bare resource of aiocoap with the file's name.
 """
 
 # mypy: disable-error-code="no-untyped-call"

@@ -1,4 +1,4 @@
-"""A thin way between a gateway and its upstream, which counts what comes down it."""
+"""A relay between a gateway and its upstream that limits and counts what comes back."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import AsyncIterator
 
 import attrs
 
-_LONGEST = 4_096  # bytes of a datagram, and that are carried at a time over TCP
-_WAITING = 64  # datagrams; more are lost, as with any router
+_LONGEST = 4_096  # bytes of a datagram; over TCP, bytes that are relayed at a time
+_WAITING = 64  # datagrams in the queue; more are dropped, as by any router
 
 
 @attrs.define(eq=False)
 class Uplink:
-    """Carries everything to the upstream at once, and what comes back at a pace.
+    """Relays to the upstream without delay, and back at a limited rate.
 
     Attributes:
-        upstream: Its port, on loopback.
-        bytes_s: Bytes per second that come down, payloads of UDP or TCP.
-        port: Where the gateway finds it.
-        carried: Bytes that came down.
+        upstream: Port of the upstream, on loopback.
+        bytes_s: Limit of the way back; counts payloads of UDP or TCP.
+        port: Port for the gateway.
+        carried: Bytes that were relayed back.
     """
 
     upstream: int
@@ -31,7 +31,7 @@ class Uplink:
     _free_s: float = attrs.field(init=False, default=0.0)
 
     async def _carry(self, count: int) -> None:
-        """Wait until so many bytes have come down."""
+        """Wait until the limit allows `count` more bytes."""
         now_s = asyncio.get_running_loop().time()
         self._free_s = max(self._free_s, now_s) + count / self.bytes_s
         await asyncio.sleep(self._free_s - now_s)
@@ -39,7 +39,7 @@ class Uplink:
 
     @contextlib.asynccontextmanager
     async def of_datagrams(self) -> AsyncIterator[None]:
-        """Carry UDP until the block ends."""
+        """Relay UDP until the block ends."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Queue[tuple[bytes, tuple[str, int]]] = asyncio.Queue(_WAITING)
         flows: dict[tuple[str, int], socket.socket] = {}
@@ -80,7 +80,7 @@ class Uplink:
 
     @contextlib.asynccontextmanager
     async def of_streams(self) -> AsyncIterator[None]:
-        """Carry TCP until the block ends."""
+        """Relay TCP until the block ends."""
         carrying: set[asyncio.Task[None]] = set()
 
         async def pump(

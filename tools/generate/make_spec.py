@@ -1,8 +1,8 @@
 """Writes the tables and examples of the documents in `netota_coap/spec` from the code.
 
-What stands between `<!-- table:NAME -->` or `<!-- example:NAME -->` and `<!-- end -->` is made
-here. Rules for editors of this file: a part of a document is a row of `PARTS`; nothing here knows
-a fact that the code could tell.
+It replaces the text between `<!-- table:NAME -->` or `<!-- example:NAME -->` and `<!-- end -->`.
+Rules for editors: each part of a document is a row of `PARTS`; no fact is written here that the
+code can tell.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tools.generate import spec_cli, spec_http, spec_operation
 
 SPEC = Path(__file__).parents[2] / "netota_coap" / "spec"
 
-_PART = re.compile(r"(<!-- ((?:table|example):[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- ((?:table|example):[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # ----------------------------------------------------------------------------------------------
 # The repository of the examples
@@ -137,7 +137,7 @@ _TYPES = {
 
 
 def _looks(cls: type[Value], field: Field, fmt: Format) -> str:
-    """Say how a field looks: by its form's docstring, or by its type."""
+    """Describe the form of a field: by its form's docstring, or by its type."""
     if fmt not in field.formats:
         return "-"
     table = getattr(field.form, "table", None)
@@ -160,7 +160,7 @@ def _fields_disk() -> str:
     rows = []
     for cls, table in TABLES.items():
         if cls in (PackageEntry, StreamEntry):
-            continue  # lists of the wire
+            continue  # only the wire has lists
         for field in table.fields:
             if Format.TOML in field.formats:
                 required = "yes" if Format.TOML in field.required else ""
@@ -235,7 +235,7 @@ def _codes() -> str:
 
 
 def _decisions() -> str:
-    """List each decision by its title."""
+    """Link each decision by its title."""
     paths = sorted((SPEC / "decisions").glob("*.md"))
     titles = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
     return "".join(
@@ -305,7 +305,7 @@ def _sizes() -> str:
 
 
 def _cbor(payload: bytes, rule: str) -> str:
-    """Show a payload; `rule` is what wire.cddl calls it."""
+    """Show a payload; `rule` is the name of its rule in wire.cddl."""
     digits = payload.hex()
     lines = "\n".join(digits[at : at + 64] for at in range(0, len(digits), 64))
     notation = diagnostic(cbor2.loads(payload))
@@ -372,20 +372,20 @@ PARTS: Mapping[str, Callable[[], str]] = {
     **spec_http.PARTS,
     **spec_operation.PARTS,
 }
-"""What can stand in a document, by the name in its marker."""
+"""Functions that write a part of a document, by the name in its marker."""
 
 # ----------------------------------------------------------------------------------------------
 # Documents
 
 
 def render(document: str) -> tuple[str, list[str]]:
-    """Make the parts of a document anew.
+    """Write the parts of a document.
 
     Returns:
-        The document, and the names of the parts that were stale.
+        The document, and the names of the parts that changed.
 
     Raises:
-        KeyError: It asks for a part that `PARTS` lacks.
+        KeyError: `PARTS` lacks a part that the document names.
     """
     stale = []
 
@@ -395,13 +395,15 @@ def render(document: str) -> tuple[str, list[str]]:
             stale.append(match[2])
         return fresh
 
-    return _PART.sub(part, document), stale
+    return PART.sub(part, document), stale
 
 
 def main(arguments: Sequence[str] | None = None, spec: Path = SPEC) -> int:
-    """Rewrite the documents, or with `--check` name what is stale and return 1."""
+    """Update the documents; with `--check`, name stale parts and return 1 if there are any."""
     parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[__name__]))
-    parser.add_argument("--check", action="store_true", help="compare only")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare, and end with 1 if something is stale"
+    )
     check = parser.parse_args(arguments).check
     found = 0
     for path in sorted(spec.rglob("*.md")):

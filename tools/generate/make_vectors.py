@@ -1,8 +1,9 @@
-"""Write fixtures/vectors/valid, or compare it with `--check`.
+"""Writes fixtures/vectors/valid; with `--check`, only compares it.
 
-The vectors are for whoever implements the wire format elsewhere. Each file holds one value in
-all formats that its class has: CBOR as hexadecimal digits, JSON as an object, TOML as text. The
-vectors of fixtures/vectors/invalid are written by hand: a document, and what is wrong with it.
+Usage: tools/generate/make_vectors.py [--check]
+The vectors are for implementations of the wire format in other languages. Each file has one value
+in all formats of its class: CBOR as hexadecimal digits, JSON as an object, TOML as text. The
+vectors in fixtures/vectors/invalid are written by hand: a document, and what is wrong with it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ TYPICAL = Stream(
     version="2.4.1", sequence=17, published=PUBLISHED, poll_s=86_400, archives=(IMAGE,)
 )
 
-# By file name: what it shows, and the rule of wire.cddl with the value.
+# By file name: what the vector shows, its rule in wire.cddl, and the value.
 STREAMS: Mapping[str, tuple[str, str, Stream]] = {
     "stream-minimal": ("nothing that can be left out", "full", MINIMAL),
     "stream-typical": ("one archive with one offer", "full", TYPICAL),
@@ -238,9 +239,9 @@ def _valued(value: Value, on_disk: bool) -> dict[str, Any]:
 
 
 def vectors() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return each file's name and what it holds."""
+    """Yield each file's name and its content."""
     for name, (shows, rule, value) in {**STREAMS, **VALUES}.items():
-        # The disk knows no stream whose archives were left out.
+        # TOML has no streams without their archives.
         on_disk = not isinstance(value, Stream) or (value.archives is not None and not value.more)
         if isinstance(value, Stream) and value.more:
             # JSON is always full, so it has no key 8.
@@ -300,10 +301,10 @@ def main(arguments: list[str]) -> int:
         names = sorted(wanted.keys() | present.keys())
         different = [name for name in names if wanted.get(name) != present.get(name)]
         for name in different:
-            print(f"{name} is not as tools/generate/make_vectors.py writes it")
+            print(f"fixtures/vectors/valid/{name} is stale: run tools/generate/make_vectors.py")
         return 1 if different else 0
     if arguments:
-        print("usage: make_vectors.py [--check]")
+        print("usage: tools/generate/make_vectors.py [--check]")
         return 2
     VALID.mkdir(parents=True, exist_ok=True)
     for name in present.keys() - wanted.keys():

@@ -1,7 +1,7 @@
-"""Takes the picture of a stream's page that stands in the README, in Debian's Chromium.
+"""Takes the screenshot of a stream's page in the README, with Debian's Chromium.
 
-Rules for editors of this file: what is shown is made here, from the repository of the fixtures, so
-that the picture can be taken again at any time; `chromium` is what tests look at pages with, too.
+Rules for editors: everything in the picture is generated here or comes from the fixtures, so that
+it can be taken again at any time. Tests use `chromium`, too.
 """
 
 from __future__ import annotations
@@ -43,13 +43,7 @@ _AGO = timedelta(minutes=3)
 def chromium(
     width: int = _WIDTH, height: int = _HEIGHT, *, dark: bool = False
 ) -> Iterator[webdriver.Chrome]:
-    """Open a browser that nobody sees.
-
-    Args:
-        width: Of the page, CSS pixels.
-        height: Likewise.
-        dark: Whether its user likes it dark.
-    """
+    """Run a headless browser until the block ends; sizes are in CSS pixels."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
@@ -64,7 +58,7 @@ def chromium(
 
 
 def view(driver: webdriver.Chrome, width: int, height: int, *, dark: bool = False) -> None:
-    """Let a browser show pages in another size, or dark."""
+    """Set the size of a page in CSS pixels, and the colour scheme."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -72,19 +66,19 @@ def view(driver: webdriver.Chrome, width: int, height: int, *, dark: bool = Fals
 
 
 def picture(driver: webdriver.Chrome) -> bytes:
-    """Return what a browser shows, as PNG."""
+    """Return a PNG of the visible part of the page."""
     taken = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     return base64.b64decode(taken["data"])
 
 
 def wait(driver: webdriver.Chrome, condition: Callable[[], T]) -> T:
-    """Wait until a page shows what it should, and return it."""
+    """Wait until a condition is true, and return its value."""
     waiting = WebDriverWait(driver, _TIMEOUT_S, poll_frequency=0.02)
     return waiting.until(lambda _: condition())
 
 
 def _served(root: Path) -> HttpSite:
-    """Return a site as if it had run for a while, with devices that observe."""
+    """Return a site that seems to have run for a while, with devices that observe."""
     catalog = Catalog.of(loading.Loader(root).load())
     paths = [path for path in catalog.resources if len(path) == 4]
     status = Status(
@@ -113,7 +107,7 @@ def _take(uri: str) -> bytes:
 
 
 def _publish(root: Path) -> None:
-    """Publish for fewer kinds of devices than the fixture: the picture is to be small."""
+    """Publish without debug builds, which keeps the picture small."""
     directory = store.DirectoryStore(root)
     read = directory.read(STREAM)
     assert read.present

@@ -1,4 +1,4 @@
-"""The parts of `spec/cli.md` that `make_spec.py` makes: the commands, their exit codes, JSON."""
+"""Writes the parts of `spec/cli.md` for `make_spec.py`: commands, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from netota_coap.cli import cli, json_output
-from netota_coap.cli.common import BUG, exit_codes
+from netota_coap.cli.common import BUG, EXIT_CODES
 from netota_coap.client.download import Report
 from netota_coap.errors import Issue
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream
@@ -58,21 +58,24 @@ AFTER = Stream(
 
 
 def commands() -> str:
-    """Describe each command as its `--help` does."""
-    return "\n".join(_command(name, command) for name, command in _each(cli))
+    """Describe each command by its `--help`."""
+    return "\n".join(_command(name, command) for name, command in each_command(cli))
 
 
-def _each(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Yield each command with its name, those of a group with the group's before it."""
-    for name, command in sorted(group.commands.items()):
+def each_command(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command with its name, after the name of its group if it has one."""
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
-            yield from _each(command, f"{name} ")
+            yield from each_command(command, f"{name} ")
         else:
             yield prefix + name, command
 
 
 def _command(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, show_default=True)
     usage = " ".join(p for p in command.collect_usage_pieces(context) if p != "[OPTIONS]")
     records = [record for p in command.params if (record := p.get_help_record(context))]
     rows = "".join(f"| `{option}` | {_cell(meaning)} |\n" for option, meaning in records)
@@ -88,9 +91,9 @@ def _cell(meaning: str) -> str:
 
 
 def codes() -> str:
-    """Say which exit code stands for what."""
+    """List the exit codes with their causes."""
     found: dict[int, list[str]] = {0: ["done"], 1: ["problems were found"], 2: ["usage"]}
-    for cls, code in exit_codes().items():
+    for cls, code in EXIT_CODES.items():
         found.setdefault(code, []).append(f"`{cls.__name__}`")
     found[BUG] = ["a bug: please report it"]
     rows = "".join(f"| {code} | {', '.join(what)} |\n" for code, what in sorted(found.items()))
@@ -102,13 +105,11 @@ def codes() -> str:
 
 
 def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
-    """Yield each function of `plain.py`, the commands that print its shape, and an example."""
+    """Yield the functions of `json_output.py` with the commands that use them and an example."""
     change = Change(NAME, Package(), BEFORE, AFTER)
     reason = "is ignored: it stands at no place that counts"
     findings = Findings(None, (), (Issue("", reason, "notes.txt"),))
-    changing = ", ".join(
-        f"`{name}`" for name, command in sorted(cli.commands.items()) if _changes(command)
-    )
+    changing = ", ".join(f"`{name}`" for name, command in each_command(cli) if _changes(command))
     yield json_output.made, "`init`", json_output.made(Path("fleet"))
     yield (
         json_output.findings,
@@ -155,11 +156,11 @@ def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
 
 
 def _changes(command: click.Command) -> bool:
-    return any("--dry-run" in parameter.opts for parameter in command.params)
+    return any("--message" in parameter.opts for parameter in command.params)
 
 
 def shapes() -> str:
-    """Show what `--json` prints, by example."""
+    """Show an example of each shape that `--json` prints."""
     return "\n".join(
         f"### {function.__name__}\n\n{_first(function)} Printed by {where}.\n\n"
         f"```json-shape {function.__name__}\n"
@@ -177,4 +178,4 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:exit-codes": codes,
     "example:shapes": shapes,
 }
-"""What can stand in a document, by the name in its marker."""
+"""Functions that write a part of the document, by the name in its marker."""

@@ -1,4 +1,4 @@
-"""The part of `spec/http.md` that `make_spec.py` makes: status codes of errors."""
+"""Writes the part of `spec/http.md` for `make_spec.py`: status codes of errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from netota_coap.http.site import STATUSES
 
 
 def statuses() -> str:
-    """Describe the status of each class of errors."""
+    """List the classes of errors with their status codes."""
     rows = "".join(
         f"| `{cls.__name__}` | {(inspect.getdoc(cls) or '').partition('.')[0]} "
         f"| {status.value} {status.phrase} |\n"
@@ -19,4 +19,4 @@ def statuses() -> str:
 
 
 PARTS: Mapping[str, Callable[[], str]] = {"table:statuses": statuses}
-"""What can stand in the document, by the name in its marker."""
+"""Functions that write a part of the document, by the name in its marker."""

@@ -1,37 +1,39 @@
-"""The parts of `spec/operation.md` that `make_spec.py` makes: settings and metrics."""
+"""Writes the parts of `spec/operation.md` for `make_spec.py`: settings and metrics."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from netota_coap.monitoring import METRICS
-from netota_coap.service.config import SETTINGS, Config, Setting
+from netota_coap.service.config import SETTINGS, Command, Setting
 
 
 def settings() -> str:
-    """Describe each setting."""
+    """List the settings."""
     rows = "".join(
         f"| `{row.key}` | {_option(row)} | {row.kind.name} | {_default(row)} "
         f"| {'reload' if row.at_reload else 'restart'} | {row.help} |\n"
         for row in SETTINGS
     )
     return (
-        "| key | option of `serve` | values | default | takes effect at | meaning |\n"
+        "| key | option | values | default | takes effect at | meaning |\n"
         f"| --- | --- | --- | --- | --- | --- |\n{rows}"
     )
 
 
 def _option(row: Setting) -> str:
-    return f"`{row.option}`" if row.option else ""
+    options = [f"{name} {row.option(name)}" for name in get_args(Command) if row.option(name)]
+    return ", ".join(f"`{option}`" for option in options)
 
 
 def _default(row: Setting) -> str:
-    return "" if row.example else f"`{json.dumps(row.plain(Config()))}`"
+    return "" if row.default is None else f"`{json.dumps(row.default)}`"
 
 
 def metrics() -> str:
-    """Describe each metric."""
+    """List the metrics."""
     rows = "".join(
         f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} "
         f"| {each.help} |\n"
@@ -44,4 +46,4 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "table:settings": settings,
     "table:metrics": metrics,
 }
-"""What can stand in the document, by the name in its marker."""
+"""Functions that write a part of the document, by the name in its marker."""

@@ -1,5 +1,5 @@
-// What is live of a page: it works without. Numbers arrive as events; of what else changed, the
-// page itself is fetched again, so that there is one place that makes it.
+// Updates the open page, which without JavaScript stays as it was loaded. Numbers arrive as events.
+// When anything else changes, the page is fetched again: only the server's templates make pages.
 "use strict";
 
 const ages = [[31557600, "year"], [2629800, "month"], [86400, "day"], [3600, "hour"], [60, "minute"]];
@@ -29,7 +29,7 @@ function showCount(name, count) {
 
 function flash(element) {
   element.classList.remove("fresh");
-  void element.offsetWidth; // begins the animation anew
+  void element.offsetWidth; // a reflow, without which the animation does not start again
   element.classList.add("fresh");
 }
 
@@ -77,7 +77,7 @@ function show(fresh) {
     if (before.size && before.get(id) !== element.textContent) flash(element);
   }
   showAges();
-  document.getElementById("news").textContent = `${document.title}: the page was brought up to date`;
+  document.getElementById("news").textContent = `${document.title}: the page was updated`;
 }
 
 function follow() {
@@ -98,7 +98,7 @@ function follow() {
 async function copy(button) {
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
-  } catch { // only over HTTPS and on this machine
+  } catch { // browsers offer the clipboard only over HTTPS and on localhost
     const code = button.parentElement.querySelector("code");
     getSelection().selectAllChildren(code);
     document.execCommand("copy");

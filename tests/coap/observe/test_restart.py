@@ -13,7 +13,7 @@ from netota_coap.coap import options as coap
 from netota_coap.errors import InvalidDataError
 from tests.support.device import GET, device
 from tests.support.publishing import NOW, publish
-from tests.support.serving import served, serving, until
+from tests.support.serving import PATIENCE_S, served, serving, until
 
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
@@ -39,8 +39,8 @@ async def test_told_after_a_restart(sample: Path, tmp_path: Path, number: signal
             for it in told:
                 await it.observe(PATH, token=b"token")
             await told[1].ask(GET, PATH, token=b"token", options=[(coap.OBSERVE, b"\x01")])
-            await told[0].observe("p/sensor-node/s/edge", token=b"edge")
-            await kept(state, b"edge")
+            await told[0].observe("p/sensor-node/s/edge", token=b"the last")
+            await kept(state, b"the last")
             server.signal(number)
             await server.process.wait()
         publish(sample, STABLE, "2.0", [], now=NOW)
@@ -75,7 +75,7 @@ async def test_what_went_back_is_refused_at_the_start(sample: Path, tmp_path: Pa
     before = (sample / FILE).read_bytes()
     async with serving(sample, state=tmp_path / "state") as (uri,):
         publish(sample, STABLE, "2.0", [], now=NOW)
-        async with device(uri) as it, asyncio.timeout(5):
+        async with device(uri) as it, asyncio.timeout(PATIENCE_S):
             while b"2.0" not in (await it.ask(GET, PATH)).payload:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
     (sample / FILE).write_bytes(before)

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap import files as source_files
@@ -156,7 +156,7 @@ def test_headers_across_pieces(
     tool: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a piece of a file ends, its headers are understood."""
-    monkeypatch.setattr(source_files, "_CHUNK", chunk)
+    monkeypatch.setattr(source_files, "CHUNK", chunk)
     data = packed(tmp_path, tool) * 3
     assert accepted(tmp_path / "update", data)
     assert not accepted(tmp_path / "update", data[:-1])
@@ -176,7 +176,6 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_frame(data: st.DataObject, tmp_path: Path) -> None:
     """Whatever follows the magic number of zstd, it is read or refused."""
     path = tmp_path / "update"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap import files as source_files
@@ -26,7 +26,7 @@ from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection.artefact import Artefact
 from tests.support import artefact_files as files
 
-CHUNK = source_files._CHUNK
+CHUNK = source_files.CHUNK
 
 # ----------------------------------------------------------------------------------------------
 # Any file
@@ -451,7 +451,6 @@ def test_mutilated_files(name: str, real: dict[str, bytes], tmp_path: Path) -> N
 
 
 @given(data=st.data())
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_start(data: st.DataObject, real: dict[str, bytes], tmp_path: Path) -> None:
     """Whatever stands at the start of a file, it is read or refused."""
     start = bytearray(real[data.draw(st.sampled_from(KINDS))][:4096])

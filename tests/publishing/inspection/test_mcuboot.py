@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap import files as source_files
@@ -19,7 +19,7 @@ from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection import artefact
 from tests.support import artefact_files as files
 
-CHUNK = source_files._CHUNK
+CHUNK = source_files.CHUNK
 HASHED = 512 + len(files.BODY)
 """Where the TLVs of an image without protected ones begin."""
 
@@ -268,7 +268,6 @@ def test_mutilated_images(signed: bytes, tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_header(data: st.DataObject, signed: bytes, tmp_path: Path) -> None:
     """Whatever stands in header and TLVs, an image is read or refused."""
     changed = bytearray(signed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netota_coap.errors import InvalidDataError
@@ -276,7 +276,6 @@ def test_settings_that_cannot_be_read(tmp_path: Path) -> None:
     info=st.text(st.sampled_from(" \n-:{}[]&*!?|#'\"a\t\\"), max_size=40),
 )
 @example(config=['CONFIG_ARCH="' + "\\" * 100_000, "CONFIG_A=" + "a" * 100_000 + " b"], info="")
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text(config: list[str], info: str, tmp_path: Path) -> None:
     """Whatever stands in them, a build is read or refused."""
     text = "\n".join(config).encode("utf-8", "replace").decode()
