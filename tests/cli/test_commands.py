@@ -254,7 +254,7 @@ async def test_locked(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (sample / lock.FILE).open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", child, "reopen", str(sample), "sensor-node/edge",
+            sys.executable, "-c", child, "close", str(sample), "sensor-node/edge",
             stderr=asyncio.subprocess.PIPE, cwd=PROJECT,
         )  # fmt: skip
         _, err = await process.communicate()
