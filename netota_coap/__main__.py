@@ -1,10 +1,10 @@
-"""`python -m netota_coap` is the command `netota-coap`."""
+"""Run the command `netota-coap` by `python -m netota_coap`."""
 
 import sys
 
 try:
     from netota_coap.cli import main
-except KeyboardInterrupt:  # so early, nothing else would keep it from being a traceback
+except KeyboardInterrupt:  # while importing, when no command can catch it
     sys.exit(130)
 
 if __name__ == "__main__":

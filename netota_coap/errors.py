@@ -1,4 +1,4 @@
-"""What can go wrong, named by what went wrong.
+"""Errors, named by what went wrong.
 
 Each adapter (CLI, CoAP, …) owns one table from these classes to its own codes, looked up along
 the class hierarchy. This module imports nothing and knows no protocol.
@@ -15,8 +15,8 @@ class NetotaError(Exception):
     """Base of all errors that this package raises on purpose.
 
     Attributes:
-        detail: What is wrong and where, one sentence for a person.
-        hint: What to do about it, one sentence, or "".
+        detail: One sentence that says what is wrong and where.
+        hint: One sentence that says what to do about it, or "".
     """
 
     def __init__(self, detail: str, *, hint: str = "") -> None:
@@ -26,7 +26,7 @@ class NetotaError(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape what would rewrite a terminal or a log, or could not be written to one."""
+    """Escape characters that would rewrite a terminal or a log, or that it cannot show."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
@@ -34,13 +34,12 @@ def printable(text: str) -> str:
 
 @attrs.frozen
 class Issue:
-    """One thing wrong with a datum.
+    """A broken rule.
 
     Attributes:
         place: Path of the field from the root of the datum, as `archives[0].envelope.sha256`;
             "" for the datum as a whole.
-        reason: The rule that is broken.
-        file: The file, relative to the repository; "" where the datum is not a file's.
+        file: The datum's file, relative to the repository, or "".
     """
 
     place: str
@@ -48,7 +47,7 @@ class Issue:
     file: str = ""
 
     def inside(self, place: str) -> Issue:
-        """Return the issue as seen from the datum that contains this one at `place`."""
+        """Return the issue with the place that it has in the datum around this one."""
         joint = "." if place and self.place and not self.place.startswith("[") else ""
         return attrs.evolve(self, place=f"{place}{joint}{self.place}")
 
@@ -57,11 +56,7 @@ class Issue:
 
 
 class InvalidDataError(NetotaError, ValueError):
-    """A datum breaks rules; all broken ones are listed.
-
-    Attributes:
-        issues: At least one.
-    """
+    """A datum breaks rules; all broken ones are listed."""
 
     def __init__(self, issues: Iterable[Issue], *, hint: str = "") -> None:
         self.issues = tuple(issues)
@@ -69,19 +64,15 @@ class InvalidDataError(NetotaError, ValueError):
 
 
 class NotFoundError(NetotaError, LookupError):
-    """What was asked for by name does not exist (any more)."""
+    """The name does not exist (any more)."""
 
 
 class DamagedError(NotFoundError):
-    """What was asked for is here, but is not what it should be."""
+    """The file is stored here but its bytes are not what they should be."""
 
 
 class NotYetError(NetotaError):
-    """What was asked for is not here yet, but on its way.
-
-    Attributes:
-        after_s: When to ask again, seconds.
-    """
+    """The file is being fetched; ask again later."""
 
     def __init__(self, detail: str, *, after_s: int) -> None:
         super().__init__(detail)
@@ -89,7 +80,7 @@ class NotYetError(NetotaError):
 
 
 class NotFetchedError(NotYetError):
-    """What was asked for should come from another host, and could not be had there."""
+    """The file could not be fetched from another host."""
 
 
 class RepositoryError(NetotaError):
@@ -97,19 +88,15 @@ class RepositoryError(NetotaError):
 
 
 class RepositoryLockedError(RepositoryError):
-    """Somebody else is writing, and did not stop in time."""
+    """Another process is writing and did not finish in time."""
 
 
 class RepositoryConflictError(RepositoryError):
-    """The change does not go with the state that the repository is in."""
+    """The state of the repository does not allow the change."""
 
 
 class TransferError(NetotaError):
-    """Talking to another host failed.
-
-    Attributes:
-        uri: What was asked for.
-    """
+    """A request to another host failed."""
 
     def __init__(self, detail: str, *, uri: str, hint: str = "") -> None:
         super().__init__(f"{uri}: {detail}", hint=hint)
@@ -120,8 +107,8 @@ class PeerError(TransferError):
     """The peer answered with an error.
 
     Attributes:
-        code: Its response code, dotted as in `4.04`; that of HTTP as in `404`.
-        retry_after_s: When to ask again, seconds, if it is not available now and said so.
+        code: Response code, as `4.04` for CoAP and `404` for HTTP.
+        retry_after_s: Seconds after which the peer says to ask again, or None.
     """
 
     def __init__(
@@ -139,7 +126,7 @@ class PeerError(TransferError):
 
 
 class IntegrityError(TransferError):
-    """What arrived is not what was promised."""
+    """The bytes that arrived are not those that were announced."""
 
 
 class RollbackError(TransferError):

@@ -1,12 +1,12 @@
-"""What a server counts: plain numbers, which any adapter can show.
+"""What a server counts and its status, as plain numbers that any adapter can show.
 
-`METRICS` is the one table of names and meanings: HTTP's `/metrics` and `spec/operation.md` are
-made from it.
+`METRICS` is the one table of metrics; HTTP's `/metrics` and `spec/operation.md` are made from it.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -20,14 +20,7 @@ Sample = tuple["Metric", tuple[str, ...], float]
 
 @attrs.frozen
 class Metric:
-    """One thing that is counted.
-
-    Attributes:
-        name: As Prometheus has it.
-        kind: `counter` only rises, from 0 at the start; `gauge` is of now.
-        help: What it means, one sentence.
-        labels: By which it is told apart.
-    """
+    """One row of the table of metrics; all names are those of Prometheus."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -38,63 +31,63 @@ class Metric:
 REQUESTS = Metric(
     "netota_requests_total",
     "counter",
-    "Requests that were answered.",
+    "Requests answered.",
     ("transport", "resource", "code"),
 )
 READY = Metric(
     "netota_ready_answers_total",
     "counter",
-    "Requests over CoAP that the front door answered from their bytes; among those answered.",
+    "CoAP requests answered from the response cache; netota_requests_total includes them.",
 )
 SENT_BYTES = Metric(
     "netota_sent_bytes_total",
     "counter",
-    "Bytes of answers: of payloads, over CoAP with their options.",
+    "Bytes of responses sent: payloads, and the options of CoAP.",
     ("transport",),
 )
-OBSERVERS = Metric("netota_observers", "gauge", "Observations over CoAP.")
+OBSERVERS = Metric("netota_observers", "gauge", "Active CoAP observations.")
 NOTIFICATIONS = Metric(
     "netota_notifications_total",
     "counter",
-    "Notifications over CoAP: sent for the first time, repeated, acknowledged; or lost, since the "
-    "observer was silent to the end.",
+    "CoAP notifications: sent for the first time, repeated, acknowledged, or lost because the "
+    "observer never acknowledged.",
     ("outcome",),
 )
 FAN_OUT = Metric(
     "netota_fan_out_seconds",
     "gauge",
-    "From the last change that observers are told of to the last acknowledgement of it so far.",
+    "Time from the last notified change to the last acknowledgement so far.",
 )
-RELOADS = Metric(
-    "netota_reloads_total", "counter", "Changed repositories that were taken, or not.", ("result",)
-)
+RELOADS = Metric("netota_reloads_total", "counter", "Repository reloads, by result.", ("result",))
 ACCEPTED = Metric(
-    "netota_repository_accepted", "gauge", "1: what is on disk is served; 0: it was refused."
+    "netota_repository_accepted",
+    "gauge",
+    "1: the repository on disk is served; 0: it is refused.",
 )
-PACKAGES = Metric("netota_packages", "gauge", "Packages that are served.")
-STREAMS = Metric("netota_streams", "gauge", "Streams that are served.")
+PACKAGES = Metric("netota_packages", "gauge", "Packages served.")
+STREAMS = Metric("netota_streams", "gauge", "Streams served.")
 FETCHED = Metric(
-    "netota_fetched_bytes_total", "counter", "Bytes of files that were fetched from elsewhere."
+    "netota_fetched_bytes_total", "counter", "Bytes of files downloaded from other hosts."
 )
 CONTACT = Metric(
     "netota_upstream_last_contact_seconds",
     "gauge",
-    "When an upstream answered last, in seconds of Unix time.",
+    "Unix time of the last response of an upstream.",
     ("upstream",),
 )
 BEHIND = Metric(
     "netota_upstream_streams_behind",
     "gauge",
-    "Streams of an upstream that are not here in the state that it has.",
+    "Streams of an upstream that are not mirrored in their newest state.",
     ("upstream",),
 )
 REFUSED = Metric(
     "netota_upstream_refused_total",
     "counter",
-    "States of an upstream that were refused: it went back, or sent what cannot be taken.",
+    "States of an upstream that were refused: a lower sequence or invalid data.",
     ("upstream",),
 )
-UPTIME = Metric("netota_uptime_seconds", "gauge", "Since the start.")
+UPTIME = Metric("netota_uptime_seconds", "gauge", "Time since the start.")
 
 METRICS = (
     *(REQUESTS, READY, SENT_BYTES, OBSERVERS, NOTIFICATIONS, FAN_OUT),
@@ -114,38 +107,22 @@ _CLASSES = {
 
 
 def resource_class(path: Sequence[str]) -> str:
-    """Return the class of the resource at a path: there are few, whatever is asked for."""
+    """Return the class of a path: one of a few, so that clients cannot make up label values."""
     shape = tuple("" if place % 2 and path[0] in ("p", "b") else s for place, s in enumerate(path))
     return _CLASSES.get(shape, "other")
 
 
 @attrs.define(eq=False)
 class Tally:
-    """Answers that are all the same to the metrics, to be counted where every nanosecond counts.
-
-    Attributes:
-        size: Bytes of each.
-        count: How many there were.
-    """
+    """A bare counter of responses of one size, for the code where every nanosecond counts."""
 
     size: int
     count: int = 0
 
 
 @attrs.frozen
-class Heard:
-    """A request, and how it was answered.
-
-    Attributes:
-        transport: As in `Metrics.requests`.
-        method: `GET`, ….
-        path: Segments.
-        query: Parameters.
-        code: Of the answer.
-        size: Of the answer, bytes.
-        who: Asked, as text.
-        took_us: Until it was answered, microseconds.
-    """
+class Exchange:
+    """A request and how it was answered; `size` is that of the response in bytes."""
 
     transport: str
     method: str
@@ -159,17 +136,16 @@ class Heard:
 
 @attrs.define(eq=False)
 class Metrics:
-    """What was counted since the start.
+    """Counters since the start, by the labels of their metrics.
 
     Attributes:
-        listener: Called with each request, where somebody wants to see them; slows the door.
+        listener: Called with each request; each call delays the response.
         requests: By transport (`coap`, `http`), class of resource and code.
-        sent_bytes: By transport.
         notifications: By outcome: `sent`, `repeated`, `acknowledged`, `lost`.
         reloads: By result: `taken`, `refused`.
     """
 
-    listener: Callable[[Heard], object] | None = None
+    listener: Callable[[Exchange], object] | None = None
     requests: Counter[tuple[str, str, str]] = attrs.field(init=False, factory=Counter)
     sent_bytes: Counter[str] = attrs.field(init=False, factory=Counter)
     notifications: Counter[str] = attrs.field(init=False, factory=Counter)
@@ -177,16 +153,32 @@ class Metrics:
     _ready: dict[tuple[str, str, int], Tally] = attrs.field(init=False, factory=dict)
 
     def answered(self, transport: str, resource: str, code: str, size: int) -> None:
-        """Count one request that was answered with some bytes."""
+        """Count one request."""
         self.requests[transport, resource, code] += 1
         self.sent_bytes[transport] += size
 
-    def ready(self, resource: str, code: str, size: int) -> Tally:
-        """Return where to count answers of the front door; there are as many as distinct sizes."""
+    def exchanged(
+        self,
+        transport: str,
+        method: str,
+        path: Sequence[str],
+        query: Sequence[str],
+        code: str,
+        size: int,
+        who: str,
+        start_ns: int,
+    ) -> None:
+        """Pass an `Exchange` to the listener, if any; `start_ns` is of `time.perf_counter_ns`."""
+        if self.listener:
+            took_us = (time.perf_counter_ns() - start_ns) / 1_000
+            self.listener(Exchange(transport, method, path, query, code, size, who, took_us))
+
+    def tally(self, resource: str, code: str, size: int) -> Tally:
+        """Return the counter of responses from the response cache; one per distinct size."""
         return self._ready.setdefault((resource, code, size), Tally(size))
 
     def samples(self, status: Status) -> Iterator[Sample]:
-        """Return all that was counted, and what is so now."""
+        """Return a sample of each metric and combination of labels."""
         requests = self.requests.copy()
         for (resource, code, _), tally in self._ready.items():
             requests["coap", resource, code] += tally.count
@@ -219,12 +211,7 @@ class Metrics:
 
 @attrs.frozen
 class FanOut:
-    """How observers were told of the last change.
-
-    Attributes:
-        told: How many acknowledged it.
-        seconds: From the change to the last acknowledgement so far.
-    """
+    """How many observers acknowledged the last change, and after what time the last one did."""
 
     told: int
     seconds: float
@@ -232,14 +219,13 @@ class FanOut:
 
 @attrs.frozen(kw_only=True)
 class UpstreamStatus:
-    """How it stands with an upstream.
+    """The state of an upstream.
 
     Attributes:
-        uri: Of the upstream.
-        last_contact: When it answered last; None: not yet.
-        behind: How many of its streams are not here in the state that it has.
-        refused: How often a state of it was refused.
-        error: Why something is not level, or ""; one reason of maybe several.
+        last_contact: Time of its last response, or None.
+        behind: How many of its streams are not mirrored in their newest state.
+        refused: How many of its states were refused.
+        error: One reason why a stream is behind, or "".
     """
 
     uri: str
@@ -249,7 +235,7 @@ class UpstreamStatus:
     error: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line for people."""
         seen = f"{self.last_contact:%Y-%m-%d %H:%M:%SZ}" if self.last_contact else "never"
         line = f"{self.uri}: {self.behind} streams behind, seen {seen}"
         return f"{line}: {self.error}" if self.error else line
@@ -260,17 +246,10 @@ class Status:
     """What a service does now.
 
     Attributes:
-        version: Of the software.
-        uptime_s: Since the start.
-        packages: That are served.
-        streams: That are served.
-        observers: Over CoAP.
-        reloaded: When what is served was loaded.
-        issues: Why what is on disk is not served, the first few of many; empty: it is.
-        fan_out: Of the last change that observers were told of.
-        troubles: What else is wrong, as a state directory that cannot be written; for people.
-        upstreams: That are followed.
-        fetched_bytes: Of files, from elsewhere; None: none are fetched.
+        reloaded: When the served repository was loaded.
+        issues: The first reasons why the repository on disk is not served; empty: it is served.
+        troubles: Other problems, as a state directory that is read-only; for people.
+        fetched_bytes: Bytes of files downloaded from other hosts; None: the service fetches none.
     """
 
     version: str
@@ -287,11 +266,11 @@ class Status:
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is on disk is what is served."""
+        """Whether the repository on disk is served."""
         return not self.issues
 
     def to_plain(self) -> dict[str, object]:
-        """Return it as JSON has it; what is not so is left out."""
+        """Return plain data for JSON, without empty fields."""
         plain = attrs.asdict(
             self,
             filter=lambda _, value: value not in (None, (), ""),
@@ -301,7 +280,7 @@ class Status:
         return plain
 
     def __str__(self) -> str:
-        """One line, for a service manager."""
+        """Return one line for a service manager."""
         state = f"not reloaded: {self.issues[0]}" if self.issues else "serving"
         troubles = [*self.troubles, *(str(each) for each in self.upstreams if each.error)]
         fan_out = self.fan_out

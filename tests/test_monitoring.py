@@ -1,4 +1,4 @@
-"""metrics.py and status.py: what is counted, and how it is told."""
+"""monitoring.py: what is counted, and how it is shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.model.values import Repository
 from netota_coap.monitoring import (
     METRICS,
+    Exchange,
     FanOut,
-    Heard,
     Metrics,
     Status,
     UpstreamStatus,
@@ -65,7 +65,7 @@ def test_classes_of_resources(path: tuple[str, ...], name: str) -> None:
 async def test_requests_and_notifications_are_counted() -> None:
     """By resource and code, ready or not; an observer from registration to reset."""
     typical = Catalog.of(Loader(Path(FIXTURES) / "repositories" / "typical").load())
-    site = Site(Responder(typical))
+    site = CoapSite(Responder(typical))
     door = await FrontDoor.open(site, ["127.0.0.1:0"])
     async with device(door.uris[0]) as it:
         sizes = [len((await it.ask(GET, STABLE)).payload) for _ in range(3)]
@@ -95,8 +95,8 @@ async def test_requests_and_notifications_are_counted() -> None:
 @needs_ipv6
 async def test_requests_are_heard() -> None:
     """Each as often as it comes, by whichever way it is answered."""
-    heard: list[Heard] = []
-    site = Site(Responder(Catalog.of(Repository(format=1))), metrics=Metrics(heard.append))
+    heard: list[Exchange] = []
+    site = CoapSite(Responder(Catalog.of(Repository(format=1))), metrics=Metrics(heard.append))
     door = await FrontDoor.open(site, ["[::]:0"])
     port = door.uris[0].rsplit(":", 1)[1]
     async with device(f"coap://127.0.0.1:{port}") as it, device(f"coap://[::1]:{port}") as other:
@@ -170,7 +170,7 @@ async def test_status_is_read_by_its_readers_only() -> None:
         told.append(1)
         return Status(*("1.0", 1.0, 0, 0, len(told), STATUS.reloaded), issues=("x" * 300,))
 
-    site = Site(Responder(Catalog.of(Repository(format=1))), status=status)
+    site = CoapSite(Responder(Catalog.of(Repository(format=1))), status=status)
     door = await FrontDoor.open(site, ["127.0.0.1:0"])
     async with device(door.uris[0]) as it:
         first = await it.ask(GET, "status")

@@ -19,7 +19,8 @@ from aiocoap.message import Message
 from aiocoap.numbers.codes import Code
 from aiocoap.protocol import Context
 
-from netota_coap.coap.sockets import DEFAULT_PORT, open_sockets
+from netota_coap.coap.protocol import DEFAULT_PORT
+from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode
 from netota_coap.errors import AddressError

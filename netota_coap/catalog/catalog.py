@@ -1,8 +1,7 @@
-"""The repository rendered for serving: path + view + format → ready bytes.
+"""All resources of a repository, rendered for serving.
 
-A catalog is made once per change of the repository; what did not change is taken over from the one
-before it, ready bytes included. It knows no transport: CoAP and HTTP ask it the same questions.
-Sources: `spec/resources.md`, `spec/wire.md`.
+A catalog is made once per change of the repository; unchanged streams are taken over from the
+previous one with their ready bytes. Sources: `spec/resources.md`, `spec/wire.md`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any, TypeGuard
 
 import attrs
 
-from netota_coap.catalog.local_blobs import NOTHING, Holding, OpenBlobs
-from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.local_blobs import NO_BLOBS, LocalBlobs, OpenBlobs
+from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.catalog.resources import (
     COLLECTION_FORMATS,
     BlobResource,
     CollectionResource,
     DiscoveryResource,
-    Path,
     Representation,
     Resource,
+    ResourcePath,
     StreamResource,
     own_offers,
 )
@@ -31,39 +30,26 @@ from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NotFoundError
 from netota_coap.model.values import Package, Repository, Stream
 
-# ----------------------------------------------------------------------------------------------
-# The catalog
-
 
 @attrs.frozen
 class Catalog:
-    """All resources of a repository.
+    """All resources of a repository by path.
 
     Attributes:
-        resources: By path.
-        shelf: Of its streams, and of those of the catalogs before and after.
-        files: That are served themselves.
+        cache: Rendered streams, shared with the catalogs before and after this one.
+        files: Serves blobs; None: there are none to serve.
     """
 
-    resources: Mapping[Path, Resource]
-    shelf: Shelf[Representation]
+    resources: Mapping[ResourcePath, Resource]
+    cache: RenderCache[Representation]
     files: OpenBlobs | None = None
 
     @classmethod
     def of(
-        cls,
-        repository: Repository,
-        previous: Catalog | None = None,
-        holding: Holding = NOTHING,
+        cls, repository: Repository, previous: Catalog | None = None, blobs: LocalBlobs = NO_BLOBS
     ) -> Catalog:
-        """Render a repository.
-
-        Args:
-            repository: Loaded and checked.
-            previous: The catalog before it; streams that did not change are taken over.
-            holding: What the server offers itself.
-        """
-        before, shelf = (previous.resources, previous.shelf) if previous else ({}, Shelf())
+        """Render a repository; streams that are as in the previous catalog are taken over."""
+        before, cache = (previous.resources, previous.cache) if previous else ({}, RenderCache())
         packages: list[Resource] = []
         streams: list[Resource] = []
         everything = hashlib.sha256((repository.title or "").encode())
@@ -73,11 +59,11 @@ class Catalog:
                 path = ("p", name, "s", stream_name)
                 poll_s = source.poll_s or package.poll_s
                 old = stream = before.get(path)
-                if not _still(stream, source, poll_s, holding):
-                    stream = StreamResource.of(path, source, poll_s, shelf, holding)
-                    if _glues(old, stream):
-                        # Without what that was pinned to itself.
-                        stream.pinned, stream.pinned_s = attrs.evolve(old), time.monotonic()
+                if not _is_unchanged(stream, source, poll_s, blobs):
+                    stream = StreamResource.of(path, source, poll_s, cache, blobs)
+                    if _could_mix(old, stream):
+                        # The copy drops its own `previous`, so no chain grows.
+                        stream.previous, stream.replaced_s = attrs.evolve(old), time.monotonic()
                 own.append(stream)
                 everything.update("/".join(path).encode() + stream.fingerprint)
             packages.append(_collection(("p", name), "netota.package", own, package))
@@ -95,14 +81,14 @@ class Catalog:
             (".well-known", "core"), "core", (ContentFormat.LINK,), members=listed
         )
         resources = {resource.path: resource for resource in (core, *listed)}
-        return cls(resources, shelf, holding.files)
+        return cls(resources, cache, blobs.files)
 
-    def find(self, path: Path) -> Resource:
+    def find(self, path: ResourcePath) -> Resource:
         """Return the resource at a path.
 
         Raises:
-            NotFoundError: There is none.
-            NotYetError: It is a file that comes.
+            NotFoundError: The path names nothing.
+            NotYetError: The path names a blob that is being fetched.
         """
         resource = self.resources.get(path)
         if resource is None and self.files and path[:1] == ("b",) and len(path) == 2:
@@ -115,34 +101,33 @@ class Catalog:
     def _streams(self) -> Iterator[StreamResource]:
         return (each for each in self.resources.values() if isinstance(each, StreamResource))
 
-    def unpin(self, before_s: float) -> tuple[bool, float | None]:
-        """Let full views go on with the present state where it was pinned before some time.
+    def forget_previous(self, before_s: float) -> tuple[bool, float | None]:
+        """Drop previous representations that were replaced at a time of the clock or before.
 
         Returns:
-            Whether there was such a one; and since when the oldest of the others is pinned, if
-            there are any.
+            Whether any was dropped, and when the oldest of those that remain was replaced.
         """
-        pinned = [stream for stream in self._streams if stream.pinned]
-        old = [stream for stream in pinned if stream.pinned_s <= before_s]
+        resumable = [stream for stream in self._streams if stream.previous]
+        old = [stream for stream in resumable if stream.replaced_s <= before_s]
         for stream in old:
-            stream.pinned = None
-        others = (stream.pinned_s for stream in pinned if stream.pinned)
+            stream.previous = None
+        others = (stream.replaced_s for stream in resumable if stream.previous)
         return bool(old), min(others, default=None)
 
-    def tidy(self) -> None:
-        """Let go of the views of states that are not served any more."""
+    def trim_cache(self) -> None:
+        """Drop rendered streams that this catalog does not serve any more."""
         streams = list(self._streams)
-        streams += [stream.pinned for stream in streams if stream.pinned]
-        self.shelf.keep({stream.fingerprint for stream in streams})
+        streams += [stream.previous for stream in streams if stream.previous]
+        self.cache.retain({stream.fingerprint for stream in streams})
 
-    def differing(self, other: Catalog) -> set[Path]:
-        """Return the paths whose resources are not the very same in both."""
+    def differing(self, other: Catalog) -> set[ResourcePath]:
+        """Return the paths whose resources are not the same object in both."""
         paths = self.resources.keys() | other.resources.keys()
         return {p for p in paths if self.resources.get(p) is not other.resources.get(p)}
 
 
 def _collection(
-    path: Path,
+    path: ResourcePath,
     rt: str,
     members: Iterable[Resource],
     source: Package | Repository,
@@ -156,8 +141,8 @@ def _collection(
     )
 
 
-def _glues(old: Resource | None, new: StreamResource) -> TypeGuard[StreamResource]:
-    """Tell whether a transfer of the state with a sequence would get parts of both."""
+def _could_mix(old: Resource | None, new: StreamResource) -> TypeGuard[StreamResource]:
+    """Return whether a transfer that names the sequence could get blocks of both states."""
     return (
         isinstance(old, StreamResource)
         and old.source.sequence == new.source.sequence
@@ -165,12 +150,12 @@ def _glues(old: Resource | None, new: StreamResource) -> TypeGuard[StreamResourc
     )
 
 
-def _still(
-    old: Resource | None, source: Stream, poll_s: int | None, holding: Holding
+def _is_unchanged(
+    old: Resource | None, source: Stream, poll_s: int | None, blobs: LocalBlobs
 ) -> TypeGuard[StreamResource]:
     return (
         isinstance(old, StreamResource)
         and old.source is source
         and old.stream.poll_s == poll_s
-        and old.own == own_offers(source, holding)
+        and old.own == own_offers(source, blobs)
     )

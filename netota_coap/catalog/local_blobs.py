@@ -1,7 +1,4 @@
-"""What a server holds of the files that it tells of: which, what it asks of it, and their bytes.
-
-Source: rules C-85 to C-89.
-"""
+"""Blobs that this server stores and offers. Source: rules C-85 to C-89."""
 
 from __future__ import annotations
 
@@ -14,31 +11,20 @@ from os import fstat, pread
 import attrs
 
 from netota_coap.errors import DamagedError, NotFoundError
-from netota_coap.model.values import LIMITS, Archive, Offer
+from netota_coap.model.values import BLOB_METRIC, BLOBS_PATH, LIMITS, Archive, Offer
 from netota_coap.repository.blobs import Blobs, Key, blob_name, key_of, path_of
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_METRIC = 10
 _MOST_OPEN = 64
-_OWN = "/b/"
 
 Fetch = Callable[[bytes], None]
-"""Sees to it that a file, by its SHA-256, comes here from elsewhere.
-
-It raises a `NotYetError` if it comes, and returns if it is to be had nowhere.
-"""
+"""Starts to fetch a file by its SHA-256 and raises `NotYetError`; returns if nobody offers it."""
 
 
 @attrs.frozen
-class _Open:
-    """A blob that is being read.
-
-    Attributes:
-        descriptor: Is closed with it.
-        size: Bytes.
-        written_ns: When; a blob is never written again.
-    """
+class _OpenBlob:
+    """An open blob with its size and time of writing, which never change in a sound one."""
 
     descriptor: int
     size: int
@@ -50,45 +36,36 @@ class _Open:
 
 @attrs.define(eq=False)
 class OpenBlobs:
-    """The bytes of blobs, by descriptors that are kept; those opened first are closed first.
-
-    May be used by several threads.
+    """Reads blobs by cached descriptors; the one opened first is closed first. Thread-safe.
 
     Attributes:
-        blobs: Of the repository.
-        fetch: Called, in the event loop's thread, with each one that is asked for and not held.
+        fetch: Called in the event loop's thread for each blob that is requested and not stored.
     """
 
     blobs: Blobs
     fetch: Fetch = lambda _: None
-    _promised: Mapping[bytes, Collection[int]] = attrs.field(init=False, factory=dict)
+    _expected: Mapping[bytes, Collection[int]] = attrs.field(init=False, factory=dict)
     _damaged: set[bytes] = attrs.field(init=False, factory=set)
-    _open: dict[bytes, _Open] = attrs.field(init=False, factory=dict)
+    _open: dict[bytes, _OpenBlob] = attrs.field(init=False, factory=dict)
     _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
     def size(self, sha256: bytes) -> int:
-        """Return how many bytes a blob has.
-
-        Raises:
-            NotFoundError: It is not held here (any more).
-            DamagedError: It was changed since it was opened.
-            RepositoryError: It cannot be read.
-        """
-        return self._of(sha256).size
+        """Return the size of a blob in bytes; raises like `block`."""
+        return self._opened(sha256).size
 
     def read(self, sha256: bytes, offset: int, size: int) -> bytes:
-        """Return a part of a blob: all that was asked for, up to its end.
+        """Return a part of a blob, shorter at its end; raises like `block`."""
+        return self.block(sha256, offset, size)[0]
+
+    def block(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
+        """Return a part of a blob, shorter at its end, and whether more follows.
 
         Raises:
-            NotFoundError: It is not held here (any more).
-            DamagedError: It was changed since it was opened.
-            RepositoryError: It cannot be read.
+            NotFoundError: The blob is not stored here (any more).
+            DamagedError: The blob was changed since it was opened.
+            RepositoryError: The blob cannot be read.
         """
-        return self.piece(sha256, offset, size)[0]
-
-    def piece(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
-        """Return what `read` does, and whether more follows."""
-        found = self._open.get(sha256) or self._of(sha256)
+        found = self._open.get(sha256) or self._opened(sha256)
         more = offset + size < found.size
         wanted = size if more else max(found.size - offset, 0)
         try:
@@ -101,25 +78,25 @@ class OpenBlobs:
                 self._open.pop(sha256, None)
                 if sha256 not in self._damaged:
                     self._damaged.add(sha256)
-                    _log.warning("%s: changed while it was served: blob verify", path_of(sha256))
+                    _log.warning("%s: changed while served; run blob verify", path_of(sha256))
             raise _damaged(sha256)
         return part, more
 
-    def refresh(self, promised: Iterable[Key]) -> None:
+    def refresh(self, expected: Iterable[Key]) -> None:
         """Open all blobs anew from now on.
 
         Args:
-            promised: What some of them must be; where sizes contradict each other, one of them.
+            expected: Sizes that the blobs must have; of several for one blob, any.
         """
         sizes: dict[bytes, set[int]] = {}
-        for sha256, size in promised:
+        for sha256, size in expected:
             sizes.setdefault(sha256, set()).add(size)
         with self._lock:
             self._open.clear()
             self._damaged.clear()
-            self._promised = sizes
+            self._expected = sizes
 
-    def _of(self, sha256: bytes) -> _Open:
+    def _opened(self, sha256: bytes) -> _OpenBlob:
         with self._lock:
             found = self._open.get(sha256)
             if found:
@@ -128,8 +105,8 @@ class OpenBlobs:
                 raise _damaged(sha256)
             descriptor = self.blobs.open(sha256)
             status = fstat(descriptor)
-            found = _Open(descriptor, status.st_size, status.st_mtime_ns)
-            if found.size not in self._promised.get(sha256, (found.size,)):
+            found = _OpenBlob(descriptor, status.st_size, status.st_mtime_ns)
+            if found.size not in self._expected.get(sha256, (found.size,)):
                 raise NotFoundError(f"the blob {blob_name(sha256)} has a wrong size")
             self._open[sha256] = found
             if len(self._open) > _MOST_OPEN:
@@ -142,29 +119,26 @@ def _damaged(sha256: bytes) -> DamagedError:
 
 
 @attrs.frozen(eq=False)
-class Holding:
-    """What a server holds, and offers by itself.
+class LocalBlobs:
+    """Blobs that this server stores and offers.
 
     Attributes:
-        offered: What it offers.
-        files: Bytes of these and others; None: nothing is held.
-        metric: Of its offers.
+        files: Serves the offered blobs and others; None: there are none.
     """
 
     offered: frozenset[Key] = frozenset()
     files: OpenBlobs | None = None
-    metric: int = DEFAULT_METRIC
+    metric: int = BLOB_METRIC
 
-    def offers(self, archive: Archive) -> Archive:
-        """Add the server's own offer to an archive, if it holds the file.
+    def add_offer(self, archive: Archive) -> Archive:
+        """Add the server's own offer to an archive whose file it offers.
 
-        Of as many offers as there can be, the one of the highest metric makes room.
-
+        If the archive has all the offers that it can have, the one of the highest metric goes.
         Source: rule C-87.
         """
         if key_of(archive) not in self.offered:
             return archive
-        own = Offer(url=_OWN + blob_name(archive.envelope.sha256), metric=self.metric)
+        own = Offer(url=BLOBS_PATH + blob_name(archive.envelope.sha256), metric=self.metric)
         others = sorted(
             (offer for offer in archive.offers if offer.url != own.url),
             key=lambda offer: offer.metric,
@@ -172,15 +146,15 @@ class Holding:
         return attrs.evolve(archive, offers=(own, *others[: LIMITS["offers"].value - 1]))
 
 
-def own_below(prefix: str, archive: Archive) -> Archive:
-    """Put a prefix before the URLs of what servers offer themselves. Source: rule H-14."""
+def prefix_own_offers(prefix: str, archive: Archive) -> Archive:
+    """Put a prefix before the URLs of offers of this server's blobs. Source: rule H-14."""
     if not prefix:
         return archive
     offers = (
-        attrs.evolve(offer, url=prefix + offer.url) if offer.url.startswith(_OWN) else offer
+        attrs.evolve(offer, url=prefix + offer.url) if offer.url.startswith(BLOBS_PATH) else offer
         for offer in archive.offers
     )
     return attrs.evolve(archive, offers=tuple(offers))
 
 
-NOTHING = Holding()
+NO_BLOBS = LocalBlobs()

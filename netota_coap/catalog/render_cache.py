@@ -1,4 +1,4 @@
-"""Views of streams that were rendered, ready to be had again."""
+"""Byte-bounded LRU cache of rendered streams."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ _ENTRY_BYTES = 1_024  # what an entry takes besides its payload
 
 
 class Rendered(Protocol):
-    """What has a payload."""
+    """Anything with a payload."""
 
     @property
-    def payload(self) -> bytes:
-        """The bytes."""
+    def payload(self) -> bytes: ...  # noqa: D102
 
 
 R = TypeVar("R", bound=Rendered)
 
-Key = tuple[tuple[str, ...], bytes, object, object]
-"""Path and fingerprint of a stream, the format, and what else tells its views apart."""
+RenderKey = tuple[tuple[str, ...], bytes, object, object]
+"""Path and fingerprint of a stream, the format, and what distinguishes queries."""
 
 
 @attrs.define(eq=False)
-class Shelf(Generic[R]):
-    """Views of all streams; the least recently used leave.
+class RenderCache(Generic[R]):
+    """A cache with one bound for all streams together.
 
-    Bounded in bytes, over all streams together: whoever asks for ever new views can push out those
-    of others, which costs them time, but the server no memory.
+    A client that keeps making up new queries evicts the entries of others, which costs time but no
+    memory.
     """
 
-    _ready: OrderedDict[Key, R] = attrs.field(init=False, factory=OrderedDict)
+    _ready: OrderedDict[RenderKey, R] = attrs.field(init=False, factory=OrderedDict)
     _bytes: int = attrs.field(init=False, default=0)
 
-    def get(self, key: Key, render: Callable[[], R]) -> R:
-        """Return what stands under a key, rendered now or before."""
+    def get(self, key: RenderKey, render: Callable[[], R]) -> R:
+        """Return the entry of a key; render it if the cache has none."""
         ready = self._ready.get(key)
         if ready is not None:
             self._ready.move_to_end(key)
@@ -50,8 +49,8 @@ class Shelf(Generic[R]):
             self._bytes -= len(dropped.payload) + _ENTRY_BYTES
         return ready
 
-    def keep(self, fingerprints: Collection[bytes]) -> None:
-        """Let go of views of what has none of these fingerprints (any more)."""
+    def retain(self, fingerprints: Collection[bytes]) -> None:
+        """Drop all entries but those of streams with these fingerprints."""
         for key in list(self._ready):
             if key[1] not in fingerprints:
                 dropped = self._ready.pop(key)

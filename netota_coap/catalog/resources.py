@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from netota_coap.catalog.local_blobs import NOTHING, Holding, OpenBlobs, own_below
-from netota_coap.catalog.render_cache import Shelf
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.local_blobs import NO_BLOBS, LocalBlobs, OpenBlobs, prefix_own_offers
+from netota_coap.catalog.render_cache import RenderCache
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
-from netota_coap.encoding.datagram_fit import fitting
+from netota_coap.encoding.datagram_fit import fit
 from netota_coap.encoding.documents import StreamEncoder, encode, encode_list
 from netota_coap.errors import DamagedError, NotFoundError
 from netota_coap.model.selection import Index, Selection
@@ -32,19 +32,16 @@ from netota_coap.model.values import (
 )
 from netota_coap.repository.blobs import Key, digest_of, key_of
 
-Path = tuple[str, ...]
-_FILTERED_LISTS = 16  # of discovery that are kept
+ResourcePath = tuple[str, ...]
+"""The segments of a path."""
+
+_FILTERED_LISTS = 16
+"""How many filtered responses of discovery are cached."""
 
 
 @attrs.frozen
 class Representation:
-    """A resource's bytes in one content format.
-
-    Attributes:
-        format: Of the payload.
-        payload: The bytes.
-        etag: 8 bytes.
-    """
+    """A resource's bytes in one content format, with an ETag of 8 bytes."""
 
     format: ContentFormat
     payload: bytes
@@ -52,37 +49,32 @@ class Representation:
 
     @property
     def size(self) -> int:
-        """Of the whole, bytes."""
+        """The size of the whole in bytes."""
         return len(self.payload)
 
     def part(self, offset: int, size: int) -> bytes:
-        """Return a part of the bytes; less than was asked for at the end.
+        """Return a part of the bytes, shorter at their end.
 
         Raises:
-            NotFoundError: They are not to be had any more.
+            NotFoundError: The file of a blob is gone.
         """
         return self.payload[offset : offset + size]
 
 
 @attrs.frozen
 class BlobRepresentation(Representation):
-    """A file's bytes, which are read when they are asked for; there is no `payload`.
-
-    Attributes:
-        sha256: Of the file.
-        files: Reads them.
-    """
+    """A blob's bytes, read on request; `payload` is empty."""
 
     sha256: bytes
     files: OpenBlobs
 
     @property
     def size(self) -> int:
-        """Of the file, bytes."""
+        """The size of the file in bytes."""
         return self.files.size(self.sha256)
 
     def part(self, offset: int, size: int) -> bytes:
-        """Return a part of the file."""
+        """Return a part of the file, shorter at its end; raises like `OpenBlobs.block`."""
         return self.files.read(self.sha256, offset, size)
 
 
@@ -97,19 +89,16 @@ def _represent(fmt: ContentFormat, payload: bytes) -> Representation:
 
 @attrs.define(eq=False)
 class Resource:
-    """What all resources have in common.
+    """Something that a path names.
 
     Attributes:
-        path: Segments.
         rt: Resource type (RFC 6690).
-        formats: That it can be had in, the default first.
-        observable: Whether a client can ask to be notified.
-        poll_s: Seconds until a client that observes should ask again anyway.
-        max_age_s: For how long caches may keep an answer; None: as the server says of all.
-        title: For people, or None.
+        formats: Content formats of its representations, the default first.
+        poll_s: Seconds until an observer should ask again even if it was not notified.
+        max_age_s: How long caches may keep a response; None: the server's default.
     """
 
-    path: Path
+    path: ResourcePath
     rt: str
     formats: tuple[ContentFormat, ...]
     title: str | None = None
@@ -117,24 +106,22 @@ class Resource:
     poll_s: int = DEFAULT_POLL_S
     max_age_s: int | None = None
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
-        """Return the resource in one format, as a query wants to see it.
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
+        """Return the representation that a query asks for.
 
         Args:
-            parameters: Of the query.
+            query: Its parameters.
             fmt: One of `formats`.
-            scheme: Of the request, for relative offers.
+            scheme: Scheme of the request, which offers that are paths have.
 
         Raises:
             NotFoundError: The state that the query continues is gone.
-            InvalidDataError: The query cannot be read.
+            InvalidDataError: The query is malformed.
         """
         raise NotImplementedError
 
     def entry(self) -> Value:
-        """Return what the collection that this resource is a member of says about it."""
+        """Return what the list that has this resource as a member says about it."""
         raise NotImplementedError
 
     def link(self) -> str:
@@ -148,19 +135,16 @@ class Resource:
         return ";".join(parts)
 
 
-# ----------------------------------------------------------------------------------------------
-# A stream
+_DEFAULT = StreamQuery()
 
-_DEFAULT = View()
-
-Own = tuple[frozenset[Key], int]
-"""What of a stream the server offers itself, and by which metric."""
+OwnOffers = tuple[frozenset[Key], int]
+"""The blobs of a stream that this server offers, and the metric of these offers."""
 
 
-def own_offers(source: Stream, holding: Holding) -> Own:
-    """Return the files of a stream that this server offers itself, and their metric."""
-    own = holding.offered.intersection(map(key_of, source.archives or ()))
-    return own, holding.metric if own else 0
+def own_offers(source: Stream, blobs: LocalBlobs) -> OwnOffers:
+    """Return the blobs of a stream that this server offers, and their metric."""
+    own = blobs.offered.intersection(map(key_of, source.archives or ()))
+    return own, blobs.metric if own else 0
 
 
 @attrs.define(eq=False)
@@ -168,38 +152,38 @@ class StreamResource(Resource):
     """A stream.
 
     Attributes:
-        source: As the repository has it.
-        stream: As it is served: archives and offers in order, poll_s from the package.
-        own: Offers that the server adds itself: of which files, and their metric.
-        default: Its representation for those who ask for nothing special.
-        fingerprint: ETag of everything that a client could learn of it.
-        shelf: Where its other representations are kept.
-        pinned: What it was under the same sequence, which a full view goes on with.
-        pinned_s: Since when, on the clock of `time.monotonic`.
+        source: The stream in the repository.
+        stream: The stream as it is served: archives and offers in order, own offers added, poll_s
+            from the package.
+        default: The representation for a request without parameters.
+        fingerprint: ETag over everything that a client can learn of the stream.
+        previous: Previous representation of this sequence; running `?full` transfers continue
+            from it.
+        replaced_s: When it was replaced, on the clock of `time.monotonic`.
     """
 
     source: Stream = attrs.field(kw_only=True)
     stream: Stream = attrs.field(kw_only=True)
-    own: Own = attrs.field(kw_only=True)
+    own: OwnOffers = attrs.field(kw_only=True)
     default: Representation = attrs.field(kw_only=True)
     fingerprint: bytes = attrs.field(kw_only=True)
-    shelf: Shelf[Representation] = attrs.field(kw_only=True)
-    pinned: StreamResource | None = attrs.field(init=False, default=None)
-    pinned_s: float = attrs.field(init=False, default=0.0)
+    cache: RenderCache[Representation] = attrs.field(kw_only=True)
+    previous: StreamResource | None = attrs.field(init=False, default=None)
+    replaced_s: float = attrs.field(init=False, default=0.0)
     _indexes: dict[str, Index] = attrs.field(init=False, factory=dict)
     _encoder: StreamEncoder | None = attrs.field(init=False, default=None)
 
     @classmethod
     def of(
         cls,
-        path: Path,
+        path: ResourcePath,
         source: Stream,
         poll_s: int | None,
-        shelf: Shelf[Representation],
-        holding: Holding = NOTHING,
+        cache: RenderCache[Representation],
+        blobs: LocalBlobs = NO_BLOBS,
     ) -> StreamResource:
         """Render a stream; `poll_s` is its own or its package's."""
-        offered = tuple(holding.offers(archive) for archive in source.archives or ())
+        offered = tuple(blobs.add_offer(archive) for archive in source.archives or ())
         archives = Selection().narrow(offered, "")
         stream = attrs.evolve(source, archives=archives, poll_s=poll_s)
         whole = encode(stream, Format.CBOR)
@@ -212,65 +196,57 @@ class StreamResource(Resource):
             poll_s=poll_s or DEFAULT_POLL_S,
             source=source,
             stream=stream,
-            own=own_offers(source, holding),
-            default=_represent(ContentFormat.CBOR, fitting(stream, whole)),
+            own=own_offers(source, blobs),
+            default=_represent(ContentFormat.CBOR, fit(stream, whole)),
             fingerprint=etag_of(whole + (source.title or "").encode()),  # the link has the title
-            shelf=shelf,
+            cache=cache,
         )
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
-        """Return what a GET asks for."""
-        return self.view(View.from_query(parameters), fmt, scheme)
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
+        """Return the response to a GET."""
+        return self.answer(StreamQuery.from_query(query), fmt, scheme)
 
-    def view(self, view: View, fmt: ContentFormat, scheme: str) -> Representation:
-        """Return the stream narrowed to a device, in one datagram or in full.
-
-        Raises:
-            NotFoundError: The state that a full view continues is gone.
-        """
-        if view.sequence is not None and view.sequence != self.stream.sequence:
+    def answer(self, query: StreamQuery, fmt: ContentFormat, scheme: str) -> Representation:
+        """Return the stream narrowed to a device; raises like `represent`."""
+        if query.sequence is not None and query.sequence != self.stream.sequence:
             raise NotFoundError(
-                f"the stream does not hold sequence {view.sequence} any more, "
+                f"the stream does not hold sequence {query.sequence} any more, "
                 f"but {self.stream.sequence}"
             )
-        continued = self.pinned if view.sequence is not None else None
-        return (continued or self).present(view, fmt, scheme)
+        continued = self.previous if query.sequence is not None else None
+        return (continued or self).answer_now(query, fmt, scheme)
 
-    def present(self, view: View, fmt: ContentFormat, scheme: str) -> Representation:
-        """Return what `view` does, but always of the present state."""
-        if view == _DEFAULT and fmt is ContentFormat.CBOR:
+    def answer_now(self, query: StreamQuery, fmt: ContentFormat, scheme: str) -> Representation:
+        """Answer from this state, whatever sequence the query continues."""
+        if query == _DEFAULT and fmt is ContentFormat.CBOR:
             return self.default
-        full = view.full or fmt is not ContentFormat.CBOR
+        full = query.full or fmt is not ContentFormat.CBOR
         if scheme not in self._indexes:
             self._indexes[scheme] = Index.of(self.stream.archives or (), scheme)
         index = self._indexes[scheme]
-        # What a client says beyond the vocabulary makes no difference, and has no bound.
-        selection = view.selection.within(index.vocabulary)
+        # Words beyond the vocabulary make no difference, and there is no end to them.
+        selection = query.selection.within(index.vocabulary)
 
         def render() -> Representation:
-            if view.head:
+            if query.head:
                 return _represent(fmt, encode(self._with(None), CODECS[fmt]))
-            narrowed = tuple(own_below(view.prefix, each) for each in index.narrow(selection))
+            suiting = index.narrow(selection)
+            narrowed = tuple(prefix_own_offers(query.prefix, each) for each in suiting)
             if full:
                 return _represent(fmt, encode(self._with(narrowed), CODECS[fmt]))
             if self._encoder is None:
                 self._encoder = StreamEncoder(self.stream)
             whole = self._encoder.encode(narrowed)
             if len(whole) > LIMITS["datagram"].value:
-                whole = fitting(self._with(narrowed), whole)
+                whole = fit(self._with(narrowed), whole)
             return _represent(fmt, whole)
 
-        view_key = (
-            "head"
-            if view.head
-            else (*(selection, full, scheme if selection.schemes else "", view.prefix),)
-        )
-        return self.shelf.get((self.path, self.fingerprint, fmt, view_key), render)
+        scheme_key = scheme if selection.schemes else ""
+        key = "head" if query.head else (selection, full, scheme_key, query.prefix)
+        return self.cache.get((self.path, self.fingerprint, fmt, key), render)
 
     def entry(self) -> StreamEntry:
-        """Return version, sequence and whether it is closed."""
+        """Return the stream's entry in the list of its package."""
         stream = self.stream
         return StreamEntry(version=stream.version, sequence=stream.sequence, closed=stream.closed)
 
@@ -282,38 +258,25 @@ class StreamResource(Resource):
         return attrs.evolve(self.stream, archives=archives)
 
 
-# ----------------------------------------------------------------------------------------------
-# A blob
-
-BLOB_MAX_AGE_S = 31_536_000  # its name says what it is
+BLOB_MAX_AGE_S = 31_536_000  # a year: its name is its digest, so it never changes
 
 
 @attrs.define(eq=False)
 class BlobResource(Resource):
-    """A file that the server holds.
-
-    Attributes:
-        sha256: Of the file.
-        files: Reads it.
-    """
+    """A blob that the server stores."""
 
     sha256: bytes = attrs.field(kw_only=True)
     files: OpenBlobs = attrs.field(kw_only=True)
 
     @classmethod
-    def of(cls, path: Path, files: OpenBlobs) -> BlobResource:
-        """Return the blob at a path.
-
-        Raises:
-            NotFoundError: There is none.
-            NotYetError: It comes.
-        """
+    def of(cls, path: ResourcePath, files: OpenBlobs) -> BlobResource:
+        """Return the blob at a path; raises like `Catalog.find`."""
         formats = (ContentFormat.OCTETS,)
         sha256 = digest_of(path[1])
         try:
             files.size(sha256)
         except DamagedError:
-            raise  # to fetch it once more is for those who look at the disk first
+            raise  # an operator must look at the disk before the file is fetched once more
         except NotFoundError:
             files.fetch(sha256)
             raise
@@ -322,24 +285,18 @@ class BlobResource(Resource):
         )
 
     def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
+        self, query: Sequence[str], fmt: ContentFormat, scheme: str
     ) -> BlobRepresentation:
-        """Return the file; no query makes it another one."""
+        """Return the file, whatever the query."""
         return BlobRepresentation(fmt, b"", self.sha256[:8], self.sha256, self.files)
-
-
-# ----------------------------------------------------------------------------------------------
-# Collections
 
 
 @attrs.define(eq=False)
 class CollectionResource(Resource):
-    """The packages, or the streams of one.
+    """The list of packages, or of the streams of one package.
 
     Attributes:
-        members: What it lists.
-        source: As the repository has it.
-        salt: What its ETag stands for besides its payload.
+        salt: Goes into the ETag besides the payload.
     """
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
@@ -347,10 +304,8 @@ class CollectionResource(Resource):
     salt: bytes = attrs.field(kw_only=True, default=b"")
     _ready: dict[ContentFormat, Representation] = attrs.field(init=False, factory=dict)
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
-        """Return the list; no query narrows it."""
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
+        """Return the list, whatever the query."""
         if fmt not in self._ready:
             self._ready[fmt] = self._render(fmt)
         return self._ready[fmt]
@@ -364,7 +319,7 @@ class CollectionResource(Resource):
         return Representation(fmt, payload, etag_of(payload + self.salt))
 
     def entry(self) -> PackageEntry:
-        """Return the title."""
+        """Return the package's entry in the list of packages."""
         return PackageEntry(title=self.title or "")
 
 
@@ -373,20 +328,14 @@ COLLECTION_FORMATS = (ContentFormat.LINK, ContentFormat.JSON, ContentFormat.CBOR
 
 @attrs.define(eq=False)
 class DiscoveryResource(Resource):
-    """`/.well-known/core`: the links of all the others, filtered by the query.
-
-    Attributes:
-        members: All the others.
-    """
+    """`/.well-known/core`: links to all other resources, filtered by the query."""
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)
     _ready: dict[tuple[str, ...], Representation] = attrs.field(init=False, factory=dict)
 
-    def represent(
-        self, parameters: Sequence[str], fmt: ContentFormat, scheme: str
-    ) -> Representation:
+    def represent(self, query: Sequence[str], fmt: ContentFormat, scheme: str) -> Representation:
         """Return the links that pass the filters of the query (RFC 6690, section 4.1)."""
-        filters = tuple(parameter for parameter in parameters if "=" in parameter)
+        filters = tuple(parameter for parameter in query if "=" in parameter)
         ready = self._ready.get(filters)
         if ready is None:
             links = (m.link() for m in self.members if all(_passes(m, f) for f in filters))

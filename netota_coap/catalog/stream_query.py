@@ -1,7 +1,4 @@
-"""What a request wants to see of a stream.
-
-Source: `spec/wire.md`, narrowing.
-"""
+"""What a request asks of a stream. Source: `spec/wire.md`, narrowing."""
 
 from __future__ import annotations
 
@@ -15,15 +12,14 @@ from netota_coap.model.selection import Selection
 
 
 @attrs.frozen
-class View:
-    """What a request wants to see of a resource.
+class StreamQuery:
+    """What a request asks of a stream.
 
     Attributes:
-        selection: The device's.
-        head: Without archives.
-        full: Whole, even where it takes several datagrams.
-        sequence: The state that a full view continues, or None.
-        prefix: Of all paths of the server where the client sees them; for its own offers.
+        head: Leave out the archives.
+        full: Leave out nothing, even if the response takes several datagrams.
+        sequence: The state that a full transfer continues, or None.
+        prefix: Where clients see the server's root behind a proxy; for its own offers.
     """
 
     selection: Selection = Selection()
@@ -33,7 +29,7 @@ class View:
     prefix: str = ""
 
     @classmethod
-    def from_query(cls, parameters: Sequence[str]) -> View:
+    def from_query(cls, parameters: Sequence[str]) -> StreamQuery:
         """Read the parameters of a query; unknown ones without `=` are ignored.
 
         Raises:
@@ -51,10 +47,10 @@ class View:
         return cls(selection_from_query(parameters), head, full, sequence)
 
     @classmethod
-    def from_fetch(cls, payload: bytes) -> View:
+    def from_fetch(cls, payload: bytes) -> StreamQuery:
         """Read the payload of a FETCH.
 
         Raises:
-            InvalidDataError: It is no selection.
+            InvalidDataError: The payload is no selection.
         """
         return cls(selection_from_cbor(payload))

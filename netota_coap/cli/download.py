@@ -19,8 +19,8 @@ from netota_coap.cli.common import (
     selecting,
 )
 from netota_coap.cli.remote import get_stream
-from netota_coap.client.download import Report, check_offers, resolve
-from netota_coap.client.download import download as fetch
+from netota_coap.client.downloads import Report, check_offers, resolve
+from netota_coap.client.downloads import download as fetch
 from netota_coap.encoding.documents import selection_to_query
 from netota_coap.errors import ConfigError, NotFoundError, TransferError
 from netota_coap.model.selection import Selection

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import encode
 from netota_coap.errors import Issue
-from netota_coap.model.values import Archive, Offer, Stream
+from netota_coap.model.values import BLOBS_PATH, Archive, Offer, Stream
 from netota_coap.publishing.diff import Difference, Got
 from netota_coap.publishing.inspection.artefact import Artefact
 from netota_coap.repository.blobs import Blob, blob_name
 from netota_coap.repository.check import Findings
 
 if TYPE_CHECKING:  # 0.2 s, which most commands do without
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
     from netota_coap.service.config import Effective
 
 
@@ -152,7 +152,7 @@ def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
     return [
         {
             "sha256": each.sha256.hex(),
-            "path": f"/b/{blob_name(each.sha256)}",
+            "path": BLOBS_PATH + blob_name(each.sha256),
             "size": each.size,
             "since": time_text(datetime.fromtimestamp(int(each.since), UTC)),
             "damaged": each.damaged,

@@ -14,7 +14,7 @@ import click
 from netota_coap.cli.common import command, directory_argument, selecting
 from netota_coap.cli.settings import setting_options
 from netota_coap.gateway.adoption import Choice
-from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.blob_fetcher import BlobFetcher
 from netota_coap.gateway.mirror import Mirror, Terms
 from netota_coap.model.selection import Selection
 from netota_coap.repository.scaffold import init
@@ -46,7 +46,7 @@ def mirror(
     """
     config = Config(**decode_options(options, "mirror"))
     choice = Choice(config.mirror_packages, config.mirror_streams, selection)
-    incoming = Incoming(
+    fetcher = BlobFetcher(
         directory,
         config.blobs_limit_bytes_s or None,
         config.blobs_keep_free,
@@ -54,7 +54,7 @@ def mirror(
         config.blobs_in_flight,
     )
     terms = Terms(announce_at_once=config.mirror_announce == "at-once")
-    following = Mirror(incoming, upstream, choice, terms)
+    following = Mirror(fetcher, upstream, choice, terms)
     if not (directory / "repository.toml").exists():
         init(directory)
     logs.configure("info", "auto", os.environ)

@@ -13,7 +13,7 @@ import click
 from netota_coap.cli import json_output
 from netota_coap.cli.common import command, json_option, print_json, print_table, say
 from netota_coap.client import discovery
-from netota_coap.client.coap_client import EVERYTHING, Client
+from netota_coap.client.coap_client import ANY_DEVICE, Client
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import encode, selection_from_query
@@ -191,7 +191,7 @@ def list_rows(uri: str) -> list[dict[str, Any]]:
     return asyncio.run(fetch())
 
 
-def get_stream(uri: str, name: StreamName | None, selection: Selection = EVERYTHING) -> Stream:
+def get_stream(uri: str, name: StreamName | None, selection: Selection = ANY_DEVICE) -> Stream:
     """Return a stream of a server; without a name, the one that the URI names."""
 
     async def fetch() -> Stream:

@@ -20,7 +20,7 @@ from netota_coap.repository.check import Findings
 from netota_coap.repository.store import Change
 
 if TYPE_CHECKING:  # 0.2 s, which most commands do without
-    from netota_coap.client.download import Report
+    from netota_coap.client.downloads import Report
 
 
 def findings(found: Findings) -> None:

@@ -1,4 +1,4 @@
-"""The device's side: fetch and observe streams over CoAP. Verifies before it returns.
+"""A CoAP client that gets and observes streams, and verifies them before it returns them.
 
 Source: `spec/resources.md`, `spec/wire.md`.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import aiocoap.error
@@ -22,7 +20,8 @@ from aiocoap.numbers.constants import Unreliable
 from aiocoap.optiontypes import BlockOption
 from aiocoap.protocol import ClientObservation, Context, Request
 
-from netota_coap.client.round_trip_time import Peer
+from netota_coap.client.back_off import BackOff, jittered
+from netota_coap.client.round_trip_time import ServerTiming
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, decode_list, decode_problem, selection_to_query
@@ -39,14 +38,14 @@ from netota_coap.model.values import DEFAULT_POLL_S, LIMITS, PackageEntry, Strea
 
 T = TypeVar("T")
 
-EVERYTHING = Selection()
+ANY_DEVICE = Selection()
 LARGEST_BLOCK = 6
-"""Exponent of the size of CoAP's largest block, 1,024 bytes."""
+"""Size exponent of CoAP's largest block, 1,024 bytes."""
 MOST_IN_FLIGHT = 64
-"""Blocks that can be asked for at a time: what a socket's buffer holds."""
+"""Blocks requested at a time: more overflow a socket's receive buffer."""
 
 _DEFAULT_MAX_AGE_S = 60  # RFC 7252, section 5.10.5
-_ATTEMPTS = 5  # at a state that changes while it is fetched
+_ATTEMPTS = 5  # to get a resource that changes meanwhile
 _LONGEST_RETRY_S = 60.0
 _LAST_BLOCK = 2**20 - 1  # RFC 7959, section 2.2
 _LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
@@ -54,13 +53,12 @@ _LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
 
 @attrs.frozen
 class Fetched:
-    """A payload that arrived whole.
+    """A resource that arrived whole.
 
     Attributes:
-        format: Content-Format number; None if the server gave none.
-        payload: The bytes.
-        max_age_s: For how long it may be taken as fresh, seconds.
-        etag: Of the resource; None if the server gave none.
+        format: Content-Format number; None if the server sent none.
+        max_age_s: How long it is fresh, seconds.
+        etag: None if the server sent none.
     """
 
     format: int | None
@@ -70,16 +68,15 @@ class Fetched:
 
 
 @attrs.frozen
-class Block:
-    """A piece of a resource.
+class ReceivedBlock:
+    """One block of a resource.
 
     Attributes:
-        offset: Where it begins, bytes.
-        payload: The bytes.
-        more: Whether others follow.
-        exponent: Of its size, as the server wants it: 2^(exponent+4) bytes.
-        etag: Of the resource; None if the server gave none.
-        size: Of the whole resource, bytes; None if the server did not tell.
+        offset: Position of its first byte in the resource.
+        more: Whether blocks follow.
+        exponent: The size that the server wants: 2^(exponent+4) bytes.
+        etag: ETag of the resource; None if the server sent none.
+        size: Bytes of the whole resource; None if the server sent no Size2.
     """
 
     offset: int
@@ -90,22 +87,21 @@ class Block:
     size: int | None
 
 
-class _ChangedError(Exception):
-    """The resource changed between two blocks."""
+class ChangedError(Exception):
+    """The resource is no longer the one whose first bytes were received."""
 
 
 @attrs.define
 class Client:
-    """A CoAP client of any number of servers; use it as an async context manager.
+    """A CoAP client for any number of `coap://` servers; use it as an async context manager.
 
-    It remembers the highest sequence of each stream, and takes none below it.
+    It remembers the highest sequence of each stream and refuses a lower one.
 
     Attributes:
-        timeout_s: How long to wait for one answer, seconds.
-        transfer_s: How long to wait for all blocks of one answer, seconds.
-        retry_s: How long to wait before the first retry of an observation, seconds; doubles up to
-            a minute.
-        on_trouble: Called with each error that an observation waits out.
+        timeout_s: How long to wait for one response, seconds.
+        transfer_s: How long to wait for all blocks of one resource, seconds.
+        retry_s: The first wait before an observation is retried, seconds; it doubles up to 60.
+        on_trouble: Called with each error after which an observation is retried.
     """
 
     timeout_s: float = 30.0
@@ -121,128 +117,112 @@ class Client:
         )
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._context:
             await self._context.shutdown()
 
     async def get(
         self, uri: str, query: Iterable[str] = (), accept: ContentFormat | None = None
     ) -> Fetched:
-        """Get a resource, block by block where it takes several.
-
-        Args:
-            uri: `coap://…`.
-            query: Parameters that are added to those of the URI.
-            accept: Wanted format; None: the server's default.
+        """Get a resource, block by block if need be.
 
         Raises:
             PeerError: The server answered with an error.
-            IntegrityError: The resource changed again and again while it was fetched.
-            TransferError: The server cannot be reached.
-            ConfigError: The URI is none.
+            IntegrityError: The resource changed during each of five attempts.
+            TransferError: The server is unreachable.
+            ConfigError: `uri` is not a `coap://` URI.
         """
         for _ in range(_ATTEMPTS):
-            first = await self._answer(uri, self._first(self._send(_message(uri, query, accept))))
-            with contextlib.suppress(_ChangedError):
+            first = await self._checked(uri, self._response(_get(uri, query, accept)))
+            with contextlib.suppress(ChangedError):
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
 
-    async def block(self, uri: str, offset: int, exponent: int = LARGEST_BLOCK) -> Block:
-        """Get one block of a resource, and the size of the whole if the server tells it.
+    async def block(
+        self,
+        uri: str,
+        offset: int,
+        exponent: int = LARGEST_BLOCK,
+        timing: ServerTiming | None = None,
+    ) -> ReceivedBlock:
+        """Get one block of a resource.
 
         Args:
-            uri: `coap://…`.
+            uri: Of the resource.
             offset: A multiple of the block's size, bytes.
             exponent: Of the block's size, 0 to 6: 2^(exponent+4) bytes. The server may choose a
                 smaller one.
-
-        Returns:
-            The block, at most as long as was asked for.
-
-        Raises:
-            IntegrityError: The answer is another block.
-            TransferError: As `get` does; or CoAP cannot reach that far into a resource.
-        """
-        return await self._piece(uri, offset, exponent)
-
-    async def blocks(
-        self, uri: str, offset: int = 0, *, size: int = 0, in_flight: int = 1
-    ) -> AsyncGenerator[Block, None]:
-        """Get the blocks of a resource in their order, several of them on their way at a time.
-
-        The first is asked for alone, and so is what follows after `size`: nothing past the end is
-        asked for. A block that is refused among others is asked for once more, and from there on
-        one after the other: not every server can do better. Whether the blocks are of one state,
-        their ETags tell.
-
-        Args:
-            uri: `coap://…`.
-            offset: Where to begin: a multiple of 1,024 bytes.
-            size: Of the whole, bytes, in case the server does not tell it; 0: not known.
-            in_flight: Blocks that are asked for ahead of those that were yielded, 1 to 64.
-
-        Yields:
-            Each block, up to the end.
+            timing: When to retransmit. None leaves that to aiocoap, which has only one request in
+                flight to each server.
 
         Raises:
-            ConfigError: As `get` does; or `in_flight` is out of range.
-            TransferError: As `block` does.
+            IntegrityError: The server sent another block.
+            TransferError: As for `get`, or CoAP cannot address a block at this offset.
         """
-        if not 1 <= in_flight <= MOST_IN_FLIGHT:
-            raise ConfigError(f"{in_flight} blocks in flight: must be 1 to {MOST_IN_FLIGHT}")
-        peer = Peer() if in_flight > 1 else None
-        block = await self._piece(uri, offset, LARGEST_BLOCK, peer)
-        size, exponent, ahead = block.size or size, -1, 0
-        asked: deque[asyncio.Task[Block]] = deque()
-        try:
-            yield block
-            while block.more:
-                if block.exponent != exponent:
-                    # What was asked for in blocks of another size does not follow on this one.
-                    await _drop(asked)
-                    exponent, ahead = block.exponent, block.offset + len(block.payload)
-                while not asked or (len(asked) < in_flight and ahead < size):
-                    piece = self._piece(uri, ahead, exponent, peer)
-                    asked.append(asyncio.create_task(piece))
-                    ahead += 16 << exponent
-                try:
-                    block = await asked.popleft()
-                except PeerError:
-                    if peer is None:
-                        raise
-                    in_flight, peer, exponent = 1, None, -1
-                else:
-                    yield block
-        finally:
-            await _drop(asked)
-
-    async def _piece(
-        self, uri: str, offset: int, exponent: int, peer: Peer | None = None
-    ) -> Block:
-        """Get one block; with `peer`, whatever else is on its way to that server."""
         number = offset >> exponent + 4
         if number > _LAST_BLOCK:
-            raise TransferError(f"CoAP counts no block of it at {offset} bytes", uri=uri)
-        message = _message(uri, (), None)
+            raise TransferError(f"CoAP cannot address a block at {offset} bytes", uri=uri)
+        message = _get(uri)
         message.opt.block2 = (number, False, exponent)
-        message.opt.size2 = 0  # RFC 7959, section 4: tell it
-        pending = self._repeated(message, peer) if peer else self._first(self._send(message))
-        block = _block(uri, await self._answer(uri, pending), offset)
+        message.opt.size2 = 0  # asks for the size: RFC 7959, section 4
+        pending = self._retransmitted(message, timing) if timing else self._response(message)
+        block = _block(uri, await self._checked(uri, pending), offset)
         if block.exponent > exponent:
             raise _another_block(uri)
         return block
 
-    async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
-        """Get a resource, and return the text of link-format or the plain data of the others.
+    async def blocks(
+        self, uri: str, offset: int = 0, *, size: int = 0, in_flight: int = 1
+    ) -> AsyncGenerator[ReceivedBlock, None]:
+        """Get the blocks of a resource in order, with several requests in flight.
+
+        Nothing past the end is requested: the first block is requested alone, and so is each
+        after `size`. After an error all further blocks are requested one at a time, because some
+        servers can do no more. The caller compares ETags to notice a change of the resource.
+
+        Args:
+            uri: Of the resource.
+            offset: Where to begin: a multiple of 1,024 bytes.
+            size: Expected size of the resource, bytes, if the server sends none; 0: unknown.
+            in_flight: Blocks requested ahead of the one yielded last, 1 to 64.
 
         Raises:
-            IntegrityError: The answer is in another format, or malformed.
-            TransferError: As `get` does.
+            ConfigError: As for `get`, or `in_flight` is out of range.
+            TransferError: As for `block`.
+        """
+        if not 1 <= in_flight <= MOST_IN_FLIGHT:
+            raise ConfigError(f"{in_flight} blocks in flight: must be 1 to {MOST_IN_FLIGHT}")
+        timing = ServerTiming() if in_flight > 1 else None
+        block = await self.block(uri, offset, LARGEST_BLOCK, timing)
+        size, exponent, ahead = block.size or size, -1, 0
+        requested: deque[asyncio.Task[ReceivedBlock]] = deque()
+        try:
+            yield block
+            while block.more:
+                if block.exponent != exponent:
+                    # Blocks of another size do not continue this one.
+                    await _cancel(requested)
+                    exponent, ahead = block.exponent, block.offset + len(block.payload)
+                while not requested or (len(requested) < in_flight and ahead < size):
+                    request = self.block(uri, ahead, exponent, timing)
+                    requested.append(asyncio.create_task(request))
+                    ahead += 16 << exponent
+                try:
+                    block = await requested.popleft()
+                except PeerError:
+                    if timing is None:
+                        raise
+                    in_flight, timing, exponent = 1, None, -1
+                else:
+                    yield block
+        finally:
+            await _cancel(requested)
+
+    async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
+        """Get a resource as text (link-format) or plain data (the other formats).
+
+        Raises:
+            TransferError: As for `get`, or the response is malformed or in another format.
         """
         fetched = await self.get(uri, query, accept)
         if fetched.format != accept:
@@ -262,49 +242,46 @@ class Client:
         fetched = await self.get(f"{uri.rstrip('/')}/p/{package}", accept=ContentFormat.CBOR)
         return _decoded(uri, lambda: decode_list(StreamEntry, fetched.payload, Format.CBOR))
 
-    async def stream(self, uri: str, selection: Selection = EVERYTHING) -> Stream:
-        """Return the state of a stream, whole.
+    async def stream(self, uri: str, selection: Selection = ANY_DEVICE) -> Stream:
+        """Return the whole state of a stream, with the archives that suit a device.
 
         Args:
             uri: `coap://HOST/p/PACKAGE/s/STREAM`.
             selection: What the device says about itself.
 
         Returns:
-            What suits the device, the preferred archive first.
+            The state; its archives are sorted, the preferred one first.
 
         Raises:
-            IntegrityError: The answer is malformed.
-            RollbackError: Its sequence is below one that was there before.
-            TransferError: As `get` does.
+            IntegrityError: The response is malformed.
+            RollbackError: The sequence is lower than one received before.
+            TransferError: As for `get`.
         """
         query = selection_to_query(selection)
         return await self._complete(uri, query, await self.get(uri, query, ContentFormat.CBOR))
 
     async def observe(
-        self, uri: str, selection: Selection = EVERYTHING, *, poll_s: float | None = None
+        self, uri: str, selection: Selection = ANY_DEVICE, *, poll_s: float | None = None
     ) -> AsyncGenerator[Stream, None]:
-        """Follow a stream: its state now, and each other one as it comes.
+        """Yield the state of a stream now and after each change.
 
-        It registers again when the server was silent for as long as it promised to be at most
-        (key 7, Max-Age), so that a server that lost the observation costs a delay, not a device;
-        and when the network or the server is away, until they are back.
+        A server that lost the observation is silent. So the client registers again when the
+        server was silent for longer than it promised (key 7, Max-Age), and, with back-off, while
+        the server is unreachable.
 
         Args:
-            uri: As in `stream`.
-            selection: As in `stream`.
-            poll_s: Ask again at least this often, seconds; None: when the server says.
-
-        Yields:
-            Each state that differs from the one before.
+            uri: As for `stream`.
+            selection: As for `stream`.
+            poll_s: Register again after at most so many seconds of silence; None: the server
+                decides.
 
         Raises:
-            PeerError: The server refuses: the stream vanished, or never was.
-            IntegrityError: As `stream` does.
-            RollbackError: As `stream` does.
+            PeerError: The server refuses; the stream was removed, say.
+            TransferError: As for `stream`, except that an unreachable server is waited for.
         """
         query = selection_to_query(selection)
         last: Stream | None = None
-        retry_s = self.retry_s
+        back_off = BackOff(self.retry_s, _LONGEST_RETRY_S)
         while True:
             try:
                 async with contextlib.aclosing(self._registered(uri, query, poll_s)) as states:
@@ -312,9 +289,9 @@ class Client:
                         try:
                             state = await self._complete(uri, query, fetched)
                         except RollbackError:
-                            # A notification may be overtaken by a later answer: ask once more.
+                            # A later response may overtake a notification: ask once more.
                             state = await self.stream(uri, selection)
-                        retry_s = self.retry_s
+                        back_off.reset()
                         if state != last:
                             last = state
                             yield state
@@ -324,25 +301,22 @@ class Client:
                 if isinstance(error, PeerError) and not error.code.startswith("5."):
                     raise
                 self.on_trouble(error)
-                await asyncio.sleep(retry_s * random.uniform(1.0, 1.5))  # noqa: S311
-                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+                await asyncio.sleep(back_off.next_s())
 
     async def changes(
         self, uri: str, *, poll_s: float | None = None
     ) -> AsyncGenerator[bytes | None, None]:
-        """Learn by one observation that anything of a server changed; the first time at once.
+        """Yield the ETag over everything that a server has, at once and after each change.
 
-        It ends when it is time to begin anew: the server was silent for as long as it may be.
+        One observation serves all streams. The generator ends when the server was silent for too
+        long; the caller then calls it again. The ETag is None if the server sent none.
 
         Args:
-            uri: Of the server, `coap://HOST`.
-            poll_s: As in `observe`.
-
-        Yields:
-            ETag over everything that the server has; None if it gave none.
+            uri: `coap://HOST`.
+            poll_s: As for `observe`.
 
         Raises:
-            TransferError: As `get` does; the server may be back later.
+            TransferError: As for `get`.
         """
         registered = self._registered(f"{uri.rstrip('/')}/p", [], poll_s)
         async with contextlib.aclosing(registered) as states:
@@ -352,23 +326,24 @@ class Client:
     async def _registered(
         self, uri: str, query: list[str], poll_s: float | None
     ) -> AsyncGenerator[Fetched, None]:
-        """Yield the answers of one registration, until the server was silent for too long."""
-        message = _message(uri, query, ContentFormat.CBOR)
+        """Yield the notifications of one registration until the server was silent for too long."""
+        message = _get(uri, query, ContentFormat.CBOR)
         message.opt.observe = 0
         request = self._send(message)
-        response = await self._answer(uri, self._first(request))
+        response = await self._checked(uri, self._response_to(request))
         registered = response.opt.observe is not None
         notifications = aiter(request.observation)
         poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
         try:
             while True:
-                # If it changes between two blocks, the notification of that is on its way.
-                with contextlib.suppress(_ChangedError):
+                # A change between two blocks is followed by a notification of its own.
+                with contextlib.suppress(ChangedError):
                     yield await self._rest(uri, query, ContentFormat.CBOR, response)
-                # A server that promises nothing must not be asked without end. And all devices
-                # that heard of one publish would else ask again at one moment.
-                silence_s = max(min(_max_age_s(response), poll_s), self.retry_s)
-                silence_s *= random.uniform(1.0, 1.1)  # noqa: S311
+                # `retry_s` bounds the rate if the server promises nothing, and jitter keeps all
+                # devices that heard of one publish from asking at one time.
+                silence_s = jittered(
+                    max(min(_max_age_s(response), poll_s), self.retry_s), share=0.1
+                )
                 try:
                     async with asyncio.timeout(silence_s):
                         with _failures(uri):
@@ -386,10 +361,10 @@ class Client:
                 self._deregister(message, response)
 
     def _deregister(self, registration: Message, response: Message) -> None:
-        """Tell the server that an observation is over; aiocoap itself never does."""
+        """Deregister from the server, which aiocoap itself never does."""
         message = registration.copy(observe=1, mid=None)
         message.token, message.remote = registration.token, response.remote
-        # Its answer does not matter, and must not hold up the next request to this server.
+        # Nobody waits for the response, and it must not delay the next request to this server.
         message.transport_tuning = Unreliable()
         for manager in self._context.request_interfaces if self._context else ():
             manager.token_interface.send_message(message, lambda: None)
@@ -406,7 +381,7 @@ class Client:
             except PeerError as error:
                 if error.code != "4.04":
                     raise
-                # Another state was published meanwhile: begin again with that one.
+                # Another state was published meanwhile.
                 fetched = await self.get(uri, query, ContentFormat.CBOR)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
 
@@ -425,88 +400,87 @@ class Client:
     async def _rest(
         self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
     ) -> Fetched:
-        """Fetch the blocks after the first."""
+        """Fetch the blocks after the first; raise `ChangedError` if their ETags differ."""
         try:
             async with asyncio.timeout(self.transfer_s):
-                return await self._blocks(uri, query, accept, first)
+                payload, response = bytearray(), first
+                while True:
+                    block = _block(uri, response, len(payload))
+                    payload += block.payload
+                    if len(payload) > LIMITS["document"].value:
+                        raise IntegrityError("is longer than a document may be", uri=uri)
+                    if not block.more:
+                        found = first.opt.content_format, bytes(payload), _max_age_s(first)
+                        return Fetched(*found, first.opt.etag)
+                    message = _get(uri, query, accept)
+                    number = len(payload) >> block.exponent + 4
+                    message.opt.block2 = (number, False, block.exponent)
+                    response = await self._checked(uri, self._response(message))
+                    if response.opt.etag != first.opt.etag:
+                        raise ChangedError
         except TimeoutError:
-            raise TransferError(f"not all of it came in {self.transfer_s:g} s", uri=uri) from None
-
-    async def _blocks(
-        self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
-    ) -> Fetched:
-        payload, response = bytearray(), first
-        while True:
-            block = _block(uri, response, len(payload))
-            payload += block.payload
-            if len(payload) > LIMITS["document"].value:
-                raise IntegrityError("is longer than any document may be", uri=uri)
-            if not block.more:
-                break
-            message = _message(uri, query, accept)
-            number = len(payload) >> block.exponent + 4
-            message.opt.block2 = (number, False, block.exponent)
-            response = await self._answer(uri, self._first(self._send(message)))
-            if response.opt.etag != first.opt.etag:
-                raise _ChangedError
-        found = first.opt.content_format, bytes(payload), _max_age_s(first)
-        return Fetched(*found, first.opt.etag)
+            raise TransferError(f"is incomplete after {self.transfer_s:g} s", uri=uri) from None
 
     def _send(self, message: Message) -> Request:
         assert self._context is not None, "use the client as an async context manager"
         request: Request = self._context.request(message, handle_blockwise=False)
         return request
 
-    async def _first(self, request: Request) -> Message:
-        """Wait for the response to a request, which notifications may follow."""
-        response = _response(request)
+    async def _response(self, message: Message) -> Message:
+        return await self._response_to(self._send(message))
+
+    async def _response_to(self, request: Request) -> Message:
+        """Wait for the response to a request; notifications may follow it."""
+        response = _future(request)
         try:
             await asyncio.wait((response,))
         except asyncio.CancelledError:
-            self._let_go(response, request.observation)
+            self._abandon(response, request.observation)
             raise
         return response.result()
 
-    def _let_go(
+    def _abandon(
         self, response: asyncio.Future[Message], observation: ClientObservation | None = None
     ) -> None:
-        """Wait for a response no more, with whatever it comes to."""
-        # aiocoap fails at an answer that comes in the moment of a cancellation.
+        """Ignore a response, and an observation that it would begin."""
+        # aiocoap fails if a response arrives at the moment of a cancellation.
         asyncio.get_running_loop().call_later(self.timeout_s, response.cancel)
 
-        def over(_: object) -> None:
-            came = not response.cancelled() and response.exception() is None
-            if came and observation and not observation.cancelled:
+        def end(_: object) -> None:
+            # Asking for the exception keeps asyncio from logging it.
+            arrived = not response.cancelled() and response.exception() is None
+            if arrived and observation and not observation.cancelled:
                 observation.cancel()
 
-        response.add_done_callback(over)
+        response.add_done_callback(end)
 
-    async def _repeated(self, message: Message, peer: Peer) -> Message:
-        """Send a request, again and again, until it is answered.
+    async def _retransmitted(self, message: Message, timing: ServerTiming) -> Message:
+        """Send a request again and again until one transmission is answered.
 
-        aiocoap repeats what is confirmable, but lets only one of it go to a server at a time.
+        aiocoap retransmits confirmable messages, but has only one in flight to each server.
         """
         loop = asyncio.get_running_loop()
         message.transport_tuning = Unreliable()
-        if peer.remote:
-            message.remote = peer.remote
-        wait_s = peer.repeat_s()
+        if timing.remote:
+            message.remote = timing.remote
+        wait_s = timing.repeat_s()
         sent: dict[asyncio.Future[Message], float] = {}
         try:
             while True:
-                # Each has a token of its own, so that it is known which one was answered.
-                sent[_response(self._send(message.copy()))] = loop.time()
+                # Each copy has its own token, which tells which of them was answered.
+                sent[_future(self._send(message.copy()))] = loop.time()
                 done, _ = await asyncio.wait(sent, timeout=wait_s, return_when="FIRST_COMPLETED")
                 if done:
                     answered = done.pop()
-                    peer.answered(answered.result(), loop.time() - sent.pop(answered))
+                    timing.answered(answered.result(), loop.time() - sent.pop(answered))
                     return answered.result()
                 wait_s *= 2
         finally:
             for response in sent:
-                self._let_go(response)
+                self._abandon(response)
 
-    async def _answer(self, uri: str, pending: Awaitable[Message]) -> Message:
+    async def _checked(self, uri: str, pending: Awaitable[Message]) -> Message:
+        """Wait for a response for at most `timeout_s`, and raise if it is an error."""
         with _failures(uri):
             try:
                 async with asyncio.timeout(self.timeout_s):
@@ -517,42 +491,42 @@ class Client:
         return response
 
 
-def _response(request: Request) -> asyncio.Future[Message]:
+def _future(request: Request) -> asyncio.Future[Message]:
     # aiocoap documents the attribute by a string, which mypy takes for its type.
     return cast("asyncio.Future[Message]", request.response)
 
 
-async def _drop(asked: deque[asyncio.Task[Block]]) -> None:
-    """Let go what is not wanted any more, with whatever it came to."""
-    for task in asked:
+async def _cancel(tasks: deque[asyncio.Task[ReceivedBlock]]) -> None:
+    """Cancel and forget all tasks, whatever their results."""
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*asked, return_exceptions=True)
-    asked.clear()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()
 
 
-def _message(uri: str, query: Iterable[str], accept: ContentFormat | None) -> Message:
+def _get(uri: str, query: Iterable[str] = (), accept: ContentFormat | None = None) -> Message:
     try:
         message = Message(code=Code.GET, uri=uri)
     except (ValueError, aiocoap.error.Error) as error:
-        raise ConfigError(f"{uri}: not a URI of CoAP", hint="As in coap://[::1]/p") from error
+        raise ConfigError(f"{uri}: not a CoAP URI", hint="Example: coap://[::1]/p") from error
     if not uri.startswith("coap://"):
-        raise ConfigError(f"{uri}: only coap:// is spoken here")
+        raise ConfigError(f"{uri}: only coap:// is supported")
     message.opt.uri_query = (*message.opt.uri_query, *query)
     if accept is not None:
         message.opt.accept = accept
     return message
 
 
-def _block(uri: str, response: Message, offset: int) -> Block:
-    """Read an answer as the block that begins at an offset."""
-    # A resource that fits into one answer needs no option.
+def _block(uri: str, response: Message, offset: int) -> ReceivedBlock:
+    """Read a response as the block that begins at an offset."""
+    # A resource that fits into one response needs no option.
     option = response.opt.block2 or BlockOption.BlockwiseTuple(0, False, LARGEST_BLOCK)
     payload, etag, size = response.payload, response.opt.etag, response.opt.size2
     if size is not None and size > _LARGEST_SIZE:
         size = None
     if option.start != offset or (option.more and len(payload) != option.size):
         raise _another_block(uri)
-    return Block(offset, payload, bool(option.more), option.size_exponent, etag, size)
+    return ReceivedBlock(offset, payload, bool(option.more), option.size_exponent, etag, size)
 
 
 def _another_block(uri: str) -> IntegrityError:

@@ -1,4 +1,4 @@
-"""Finds the servers of a network, by asking the groups of all CoAP nodes.
+"""Finds the servers of a network through the multicast groups of all CoAP nodes.
 
 Source: RFC 7252, section 8; RFC 6690.
 """
@@ -12,11 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.multicast import GROUPS, LEISURE_S, interface_index
-from netota_coap.coap.sockets import DEFAULT_PORT
+from netota_coap.coap.protocol import DEFAULT_PORT, GROUPS, LEISURE_S, interface_index
 
 WAIT_S = LEISURE_S + 1
-"""Until the last server has answered, which takes its leisure."""
+"""Servers spread their responses over the leisure (RFC 7252, section 8.2)."""
 
 _NON_GET = 0x50, 1
 _CONTENT = 0x45
@@ -27,36 +26,33 @@ _QUESTION = coap.encode(
         (coap.URI_QUERY, b"rt=netota.packages"),
     ]
 )
-_AGAIN_S = 1.0  # after which all is asked once more, since nothing repeats what is lost
+_AGAIN_S = 1.0  # until the question is sent once more: multicast is not retransmitted
 
 
 class _Answers(asyncio.DatagramProtocol):
-    """Collects who answers."""
+    """Collects the URIs of the servers that answer."""
 
     def __init__(self, found: asyncio.Queue[str]) -> None:
         self._found = found
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        """Take an answer; what is none is left alone."""
+        """Take a response, and ignore everything else."""
         if len(data) > 4 and data[1] == _CONTENT and b'rt="netota.packages"' in data:
             self._found.put_nowait(_uri(addr))
 
     def error_received(self, exc: Exception) -> None:
-        """Leave alone that a network cannot be reached: others can."""
+        """Ignore an unreachable network: others may be reachable."""
 
 
 async def discover(
     interfaces: Sequence[str] = (), port: int = DEFAULT_PORT, wait_s: float = WAIT_S
 ) -> AsyncIterator[str]:
-    """Find servers.
+    """Yield the URI of each server of the network once, as soon as it answers.
 
     Args:
-        interfaces: Names of those to ask on; none: on all.
-        port: Of the servers.
-        wait_s: For answers, seconds.
-
-    Yields:
-        The URI of each server once, as soon as it has answered.
+        interfaces: Names of the network interfaces to ask on; empty: all.
+        port: UDP port of the servers.
+        wait_s: How long to wait for answers, seconds.
 
     Raises:
         ConfigError: There is no such interface.
@@ -93,7 +89,7 @@ async def discover(
 
 
 def _socket(group: str, port: int, index: int) -> tuple[socket.socket, tuple[Any, ...]]:
-    """Open a socket that asks a group on an interface."""
+    """Open a socket that sends to a multicast group on an interface."""
     if ":" in group:
         opened = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)

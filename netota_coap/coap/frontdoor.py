@@ -1,14 +1,8 @@
-"""The sockets, and what comes in through them. The only user of private names of aiocoap.
+"""Opens and closes the UDP sockets of the server, and connects them to aiocoap and observers.
 
-It opens the UDP sockets itself (aiocoap would share ports and open TCP beside), and reads them
-itself. A plain GET that was asked before is answered from its bytes: no message object is built,
-and nothing is kept of it. Any other datagram is vetted (`vetting`), so that nothing malformed
-reaches aiocoap.
-A plain request is answered by the same pure function that aiocoap's resource calls, one that
-registers an observer by the table of observers. The rest is handed on, as long as aiocoap has not
-too much to remember.
-aiocoap is pinned in `pyproject.toml`; `tests/coap/test_frontdoor.py` fails when a release moves
-the names that are used here.
+aiocoap does not open them: it would share ports with other processes and listen on TCP as well.
+This module and `udp` are the only ones that use private names of aiocoap. aiocoap is pinned in
+`pyproject.toml`; `tests/coap/test_frontdoor.py` fails when a release moves these names.
 """
 
 from __future__ import annotations
@@ -22,61 +16,55 @@ import attrs
 from aiocoap.messagemanager import MessageManager
 from aiocoap.protocol import Context
 
-from netota_coap.coap.multicast import LEISURE_S, Leisure, join
-from netota_coap.coap.observe.entries import OUR_IDS, Endpoint, unpack
-from netota_coap.coap.observe.table import Alarm
-from netota_coap.coap.response_cache import ReadyAnswers
-from netota_coap.coap.sockets import open_sockets, tell_buffers, uri_of
-from netota_coap.coap.udp import Interface, Site
-from netota_coap.coap.vetting import Doorkeeper
+from netota_coap.coap.multicast import Leisure, join
+from netota_coap.coap.observe.entries import FIRST_NOTIFICATION_ID, Endpoint, unpack
+from netota_coap.coap.observe.table import Scheduler
+from netota_coap.coap.protocol import LEISURE_S
+from netota_coap.coap.response_cache import ResponseCache
+from netota_coap.coap.site import CoapSite
+from netota_coap.coap.sockets import log_small_buffers, open_sockets, uri_of
+from netota_coap.coap.udp import Interface
+from netota_coap.coap.vetting import RequestLimiter
 
-_ACK_BYTES = 832  # that an ACK takes of a receive buffer, as Linux counts
-
-
-# ----------------------------------------------------------------------------------------------
-# The door
+_ACK_BYTES = 832  # of the receive buffer for an ACK, as Linux counts
 
 
-def _keep_below_ours(manager: Any) -> None:
+def _separate_message_ids(manager: Any) -> None:
     """Let aiocoap choose message IDs below those of notifications."""
     choose = manager._next_message_id
-    manager._next_message_id = lambda: choose() % OUR_IDS
+    manager._next_message_id = lambda: choose() % FIRST_NOTIFICATION_ID
 
 
 @attrs.define
 class FrontDoor:
-    """The open sockets of a server.
-
-    Attributes:
-        uris: Where it listens.
-    """
+    """The open sockets of a server, which listen on `uris`."""
 
     uris: tuple[str, ...]
     _context: Context
     _interfaces: Sequence[Interface]
-    _alarm: Alarm
+    _scheduler: Scheduler
     _leisure: Leisure
 
     @classmethod
     async def open(
         cls,
-        site: Site,
+        site: CoapSite,
         binds: Sequence[str],
         *,
         multicast: Sequence[str] = (),
         leisure_s: float = LEISURE_S,
     ) -> FrontDoor:
-        """Listen.
+        """Open the sockets, and answer requests from now on.
 
         Args:
-            site: Answers the requests, of aiocoap by its `render_to_pipe`.
+            site: Answers the requests.
             binds: `HOST:PORT` each.
-            multicast: Names of interfaces on which it can be found.
-            leisure_s: How long an answer to many may wait.
+            multicast: Names of interfaces on which multicast discovery is answered.
+            leisure_s: Longest delay of a response to multicast, seconds.
 
         Raises:
-            AddressError: One of them cannot be listened on; none is then.
-            ConfigError: One of them cannot be read.
+            AddressError: The server cannot listen on one of them; all are closed again.
+            ConfigError: An address or an interface is malformed or unknown.
         """
         sockets: list[socket.socket] = []
         try:
@@ -87,21 +75,21 @@ class FrontDoor:
             for opened in sockets:
                 opened.close()
             raise
-        tell_buffers(sockets[0])
+        log_small_buffers(sockets[0])
         loop = asyncio.get_running_loop()
         context = Context(loop=loop, serversite=site, loggername="netota_coap.aiocoap")
-        ready, doorkeeper, leisure = ReadyAnswers(), Doorkeeper(), Leisure(leisure_s)
+        cache, limiter, leisure = ResponseCache(), RequestLimiter(), Leisure(leisure_s)
         interfaces: list[Interface] = []
         for index, opened in enumerate(sockets):
 
             async def attach(
                 manager: MessageManager, index: int = index, opened: socket.socket = opened
             ) -> Any:
-                _keep_below_ours(manager)
+                _separate_message_ids(manager)
                 interface = await Interface._create_transport_endpoint(
                     opened, manager, context.log, loop, []
                 )
-                interface.listen(opened, index, site, ready, doorkeeper, leisure)
+                interface.listen(opened, index, site, cache, limiter, leisure)
                 interfaces.append(interface)
                 return interface
 
@@ -110,23 +98,23 @@ class FrontDoor:
         def send(endpoint: Endpoint, datagram: bytes) -> bool:
             index, address, local = unpack(endpoint)
             if index >= len(interfaces):
-                return True  # of before a restart, by a socket that is no more: silence ends it
+                return True  # stored before a restart with more sockets: silence will end it
             return interfaces[index].notify(address, local, datagram)
 
-        held = min(opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for opened in sockets)
-        site.observers.window.most = held // 2 // _ACK_BYTES
+        buffer = min(opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for opened in sockets)
+        site.observers.window.most = buffer // 2 // _ACK_BYTES
         site.observers.send = send
-        alarm = Alarm(site.observers)
-        alarm.start()
+        scheduler = Scheduler(site.observers)
+        scheduler.start()
         uris = tuple(dict.fromkeys(map(uri_of, sockets)))
-        return cls(uris, context, interfaces, alarm, leisure)
+        return cls(uris, context, interfaces, scheduler, leisure)
 
     async def close(self) -> None:
-        """Stop listening; observers are told nothing, so that they stay."""
-        self._alarm.stop()
+        """Close the sockets; observers are not notified, so that they stay."""
+        self._scheduler.stop()
         self._leisure.close()
         for interface in self._interfaces:
-            interface.deafen()
-        # What was read last has to begin before it can be ended.
+            interface.stop_reading()
+        # aiocoap must begin with the last request before it can cancel it.
         await asyncio.sleep(0)
         await self._context.shutdown()

@@ -1,4 +1,4 @@
-"""Being found: requests to the groups of all CoAP nodes, answered at leisure.
+"""Multicast discovery: requests to the groups of all CoAP nodes, answered after a random delay.
 
 Source: RFC 7252, section 8.
 """
@@ -13,57 +13,35 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from netota_coap.coap.protocol import GROUPS, LEISURE_S, interface_index
 from netota_coap.errors import AddressError, ConfigError
 
-GROUPS = ("ff02::fd", "ff05::fd", "224.0.1.187")
-"""Of all CoAP nodes: on the link, on the site, and of IPv4 (RFC 7252, section 12.8)."""
-
-LEISURE_S = 5.0
-"""RFC 7252, section 8.2."""
-
-_MOST_WAITING = 64
+_MOST_DELAYED = 64
 _IP_MULTICAST_ALL = 49  # of Linux; the socket module has no names for these two
 _IPV6_MULTICAST_ALL = 29
 
 
 def join(sockets: Sequence[socket.socket], interfaces: Sequence[str]) -> None:
-    """Let sockets hear what is sent to the groups, on some interfaces and no others.
-
-    Args:
-        sockets: Those that are bound to all addresses hear it.
-        interfaces: Names.
+    """Receive what is sent to the groups on the named interfaces, and on no others.
 
     Raises:
-        ConfigError: There is no such interface, or no such socket.
-        AddressError: None of the groups can be joined there.
+        ConfigError: An interface does not exist, or no socket is bound to all addresses.
+        AddressError: None of the groups can be joined on an interface.
     """
-    hearing = [opened for opened in sockets if opened.getsockname()[0] == "::"]
+    joining = [opened for opened in sockets if opened.getsockname()[0] == "::"]
     for opened in sockets:
         opened.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
-    if interfaces and not hearing:
+    if interfaces and not joining:
         raise ConfigError(
             "multicast needs a socket on all addresses", hint="Bind to [::]:5683, the default."
         )
     for name in interfaces:
         index = interface_index(name)
-        for opened in hearing:
+        for opened in joining:
             failures = [failure for group in GROUPS if (failure := _join(opened, group, index))]
             if len(failures) == len(GROUPS):
                 raise AddressError(f"{name}: no group can be joined: {failures[0].strerror}")
-
-
-def interface_index(name: str) -> int:
-    """Return the index of an interface.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        known = ", ".join(name for _, name in socket.if_nameindex())
-        raise ConfigError(f"{name}: no such interface; there is {known}") from error
 
 
 def _join(opened: socket.socket, group: str, index: int) -> OSError | None:
@@ -80,41 +58,41 @@ def _join(opened: socket.socket, group: str, index: int) -> OSError | None:
 
 
 def is_group(local: bytes) -> bool:
-    """Tell whether a packed address (IPv4 mapped) is one of a group."""
+    """Tell whether a packed address (IPv4 mapped) is a multicast address."""
     return local[0] == 0xFF or (local[:12] == bytes(10) + b"\xff\xff" and 224 <= local[12] < 240)
 
 
 def unspecified(pktinfo: bytes) -> bytes:
-    """Return the ancillary data to answer by: from the interface, by whichever address it has."""
+    """Return IPV6_PKTINFO by which the kernel chooses an address of the same interface."""
     any_address = bytes(16) if pktinfo[0] == 0xFF else bytes(10) + b"\xff\xff" + bytes(4)
     return any_address + pktinfo[16:]
 
 
 @attrs.define(eq=False)
 class Leisure:
-    """Answers that wait for their turn, so that not all nodes of a network answer at once.
+    """Delays responses, so that not all nodes of a network answer at once (RFC 7252, 8.2).
 
     Attributes:
-        longest_s: That one waits.
+        longest_s: Longest delay, seconds.
     """
 
     longest_s: float = LEISURE_S
-    _waiting: set[asyncio.TimerHandle] = attrs.field(init=False, factory=set)
+    _delayed: set[asyncio.TimerHandle] = attrs.field(init=False, factory=set)
 
     def later(self, send: Callable[[], object]) -> None:
-        """Call a function after a random time; not at all if too many wait."""
-        if len(self._waiting) >= _MOST_WAITING:
+        """Call a function after a random delay; drop it if too many are delayed already."""
+        if len(self._delayed) >= _MOST_DELAYED:
             return
 
         def act() -> None:
-            self._waiting.discard(timer)
+            self._delayed.discard(timer)
             send()
 
         after_s = random.uniform(0, self.longest_s)  # noqa: S311 - no secret
         timer = asyncio.get_running_loop().call_later(after_s, act)
-        self._waiting.add(timer)
+        self._delayed.add(timer)
 
     def close(self) -> None:
-        """Send none of them."""
-        for timer in self._waiting:
+        """Drop all that are delayed."""
+        for timer in self._delayed:
             timer.cancel()

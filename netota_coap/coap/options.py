@@ -1,6 +1,6 @@
-"""CoAP options: the table of those that we know, their bytes, and blocks.
+"""CoAP options: the table of known ones, their encoding, and the value of Block2.
 
-Rules for editors of this file: what is known of an option is a row of `KNOWN`.
+Rules for editors of this file: a new option is a row of `KNOWN`.
 Source: RFC 7252, sections 3.1 and 5.10; RFC 7959; RFC 7641.
 """
 
@@ -36,15 +36,7 @@ _LONGEST_DETAIL = 120  # characters: an error must not be much larger than what 
 
 @attrs.frozen
 class Known:
-    """What is known of an option.
-
-    Attributes:
-        name: As registered.
-        shortest: Bytes.
-        longest: Bytes.
-        repeatable: Whether it may stand several times.
-        text: Whether its value is UTF-8.
-    """
+    """A row of the table of options; lengths of the value are in bytes, text is UTF-8."""
 
     name: str
     shortest: int
@@ -67,36 +59,36 @@ KNOWN: Mapping[int, Known] = {
     BLOCK1: Known("Block1", 0, 3),
     SIZE2: Known("Size2", 0, 4),
 }
-"""The options that a request may hold, and that mean something here. Others are ignored where
-they are elective, and refused where they are critical (RFC 7252, section 5.4.1)."""
+"""The options of requests that have an effect. Of the others, elective ones are ignored and
+critical ones refused (RFC 7252, section 5.4.1)."""
 
 
 def is_critical(number: int) -> bool:
-    """Tell whether an option must be understood or the request refused."""
+    """Tell whether a request must be refused if this option is unknown."""
     return number % 2 == 1
 
 
 def fits(option: Option) -> bool:
-    """Tell whether an option is known and its value as long as it may be."""
+    """Tell whether an option is known and the length of its value allowed."""
     known = KNOWN.get(option[0])
     return known is not None and known.shortest <= len(option[1]) <= known.longest
 
 
 def refusal(options: Iterable[Option]) -> str | None:
-    """Say which option of a request must be refused with 4.02, and why; None if all are fine.
+    """Return why a request must be refused with 4.02, or None.
 
-    Elective options with a bad length are not refused: they count as unknown.
+    Elective options with a bad length are ignored like unknown ones.
     """
     last = -1
     for number, value in options:
         known = KNOWN.get(number)
         if is_critical(number):
             if known is None:
-                return f"option {number} is critical and not known here"
+                return f"option {number} is critical and unknown"
             if not fits((number, value)):
                 return f"{known.name} has {len(value)} bytes"
             if number == last and not known.repeatable:
-                return f"{known.name} is there twice"
+                return f"{known.name} is repeated"
             if known.text and not is_text(value):
                 return f"{known.name} is not UTF-8"
         last = number
@@ -113,17 +105,17 @@ def is_text(value: bytes) -> bool:
 
 
 def encode_uint(value: int) -> bytes:
-    """Encode an integer in the fewest bytes; 0 takes none."""
+    """Encode an integer in the fewest bytes; 0 in none."""
     return value.to_bytes((value.bit_length() + 7) // 8, "big")
 
 
 def decode_uint(value: bytes) -> int:
-    """Decode an integer."""
+    """Decode an integer of any length."""
     return int.from_bytes(value, "big")
 
 
 def encode(options: Iterable[Option], payload: bytes = b"") -> bytes:
-    """Encode options, in the order of their numbers, and a payload."""
+    """Encode options, sorted by their numbers, and a payload."""
     data = bytearray()
     last = 0
     for number, value in sorted(options, key=lambda option: option[0]):
@@ -139,16 +131,13 @@ def encode(options: Iterable[Option], payload: bytes = b"") -> bytes:
 
 
 def problem(title: str, detail: str, after_s: int | None = None) -> bytes:
-    """Encode the options and the payload of an error: concise problem details (RFC 9290).
+    """Encode the options and payload of an error: concise problem details (RFC 9290).
 
-    Args:
-        title: Of the response code.
-        detail: One sentence for a person.
-        after_s: When to ask again, seconds; None: that is not said.
+    `title` is the response code in words, `after_s` when to ask again, seconds.
     """
     payload = encode_problem(title, detail[:_LONGEST_DETAIL])
-    later = [(MAX_AGE, encode_uint(after_s))] if after_s is not None else []
-    return encode([(CONTENT_FORMAT, encode_uint(PROBLEM_DETAILS)), *later], payload)
+    max_age = [(MAX_AGE, encode_uint(after_s))] if after_s is not None else []
+    return encode([(CONTENT_FORMAT, encode_uint(PROBLEM_DETAILS)), *max_age], payload)
 
 
 def _nibble(value: int) -> tuple[int, bytes]:
@@ -163,7 +152,7 @@ def decode(data: bytes) -> tuple[tuple[Option, ...], bytes]:
     """Decode options and payload.
 
     Raises:
-        ValueError: They are malformed (RFC 7252, section 3.1).
+        ValueError: The bytes are malformed (RFC 7252, section 3.1).
     """
     options: list[Option] = []
     number = at = 0
@@ -194,13 +183,7 @@ def _extended(nibble: int, data: bytes, at: int) -> tuple[int, int]:
 
 @attrs.frozen
 class Block:
-    """A Block2 option.
-
-    Attributes:
-        number: From 0.
-        more: Whether others follow.
-        szx: 0 to 6; the block has 2^(szx+4) bytes.
-    """
+    """The value of a Block2 option; with `szx` 0 to 6, the block has 2^(szx+4) bytes."""
 
     number: int
     more: bool
@@ -208,26 +191,22 @@ class Block:
 
     @classmethod
     def decode(cls, value: bytes) -> Block:
-        """Read the value of the option.
-
-        Raises:
-            ValueError: The size is the reserved one.
-        """
+        """Decode the option; ValueError: `szx` is 7, which is reserved."""
         word = decode_uint(value)
         if word & 7 == 7:
             raise ValueError("block size exponent 7 is not for UDP")
         return cls(word >> 4, bool(word & 8), word & 7)
 
     def encode(self) -> bytes:
-        """Return the value of the option."""
+        """Encode the option."""
         return encode_uint(self.number << 4 | self.more << 3 | self.szx)
 
     @property
     def size(self) -> int:
-        """Bytes of a block."""
+        """Bytes of the block."""
         return 16 << self.szx
 
     @property
     def offset(self) -> int:
-        """Where the block begins."""
+        """Where the block begins, bytes."""
         return self.number * self.size

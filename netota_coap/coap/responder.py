@@ -1,7 +1,5 @@
-"""Answers CoAP requests from the catalog.
+"""Answers CoAP requests from the catalog, by a pure function of their options and payload.
 
-`Responder.answer` is a pure function of a request's options and payload; it returns the ready
-bytes that follow header and token.
 Source: `spec/resources.md`.
 """
 
@@ -11,9 +9,8 @@ import attrs
 from aiocoap.numbers.codes import Code
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.local_blobs import OpenBlobs
-from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.resources import Representation, Resource, ResourcePath, StreamResource
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block, Option
 from netota_coap.encoding.content_formats import ContentFormat
@@ -29,11 +26,11 @@ from netota_coap.model.values import LIMITS
 DEFAULT_MAX_AGE_S = 60
 SCHEME = "coap"
 METHODS = (Code.GET, Code.FETCH)
-DEFAULT_SZX = 4  # 256 bytes: what a stock Zephyr client has room for
+DEFAULT_SZX = 4  # 256 bytes: as much as the receive buffer of a stock Zephyr client holds
 
 
-class RefusedError(NetotaError):
-    """A request that CoAP itself refuses."""
+class ResponseCodeError(NetotaError):
+    """A refusal with a response code of its own."""
 
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(detail)
@@ -47,14 +44,14 @@ CODES: dict[type[NetotaError], Code] = {
     InvalidDataError: Code.BAD_REQUEST,
     NetotaError: Code.INTERNAL_SERVER_ERROR,
 }
-"""Response codes of errors, looked up along the class hierarchy."""
+"""Response codes by class of error; a class without an entry has that of its base."""
 
 
 @attrs.frozen
 class _Request:
-    """The options of a request, read."""
+    """The options of a request, decoded."""
 
-    path: Path
+    path: ResourcePath
     query: tuple[str, ...]
     etags: tuple[bytes, ...]
     observe: int | None
@@ -67,23 +64,23 @@ class _Request:
         values: dict[int, list[bytes]] = {}
         for number, value in options:
             if number in (coap.PROXY_URI, coap.PROXY_SCHEME):
-                raise RefusedError(Code.PROXYING_NOT_SUPPORTED, "this server is no proxy")
+                raise ResponseCodeError(Code.PROXYING_NOT_SUPPORTED, "this server is no proxy")
             if coap.fits((number, value)):
                 values.setdefault(number, []).append(value)
         reason = coap.refusal(options)
         if reason is not None:
-            raise RefusedError(Code.BAD_OPTION, reason)
+            raise ResponseCodeError(Code.BAD_OPTION, reason)
 
         def uint(number: int) -> int | None:
             return coap.decode_uint(values[number][0]) if number in values else None
 
         if (uint(coap.BLOCK1) or 0) >> 3:
-            detail = f"a selection has at most {LIMITS['selection'].value} bytes, and one block"
-            raise RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
+            detail = f"a selection must fit in one block of {LIMITS['selection'].value} bytes"
+            raise ResponseCodeError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
         try:
             block = Block.decode(values[coap.BLOCK2][0]) if coap.BLOCK2 in values else None
         except ValueError as error:
-            raise RefusedError(Code.BAD_REQUEST, str(error)) from error
+            raise ResponseCodeError(Code.BAD_REQUEST, str(error)) from error
         return cls(
             tuple(value.decode() for value in values.get(coap.URI_PATH, ())),
             tuple(value.decode() for value in values.get(coap.URI_QUERY, ())),
@@ -103,22 +100,17 @@ class Responder:
     """Answers requests from a catalog.
 
     Attributes:
-        catalog: What there is.
-        max_age_s: How long caches may keep a plain answer, seconds.
+        max_age_s: Max-Age of responses, seconds, unless a resource has its own.
     """
 
     catalog: Catalog
     max_age_s: int = DEFAULT_MAX_AGE_S
 
     def answer(self, options: tuple[Option, ...], payload: bytes | None) -> tuple[Code, bytes]:
-        """Answer a request.
-
-        Args:
-            options: Of the request, in the order of their numbers.
-            payload: Of a FETCH; None: it is a GET.
+        """Answer a GET, without payload, or a FETCH.
 
         Returns:
-            Response code, and the bytes of options and payload without Observe. The payload is at
+            Response code, and the encoded options and payload, without Observe. The payload is at
             most one block, of 256 bytes unless the client asked for another size.
 
         Source: rules C-1 to C-13.
@@ -131,13 +123,8 @@ class Responder:
         except NetotaError as error:
             return problem(error)
 
-    @property
-    def files(self) -> OpenBlobs | None:
-        """The bytes of files that are served."""
-        return self.catalog.files
-
-    def observed(self, options: tuple[Option, ...]) -> Path | None:
-        """Return the path that a request wants to observe and can, or None."""
+    def observed(self, options: tuple[Option, ...]) -> ResourcePath | None:
+        """Return the path that a request would observe; None if it cannot be observed."""
         try:
             request = _Request.of(options)
             resource = self.catalog.find(request.path)
@@ -148,23 +135,18 @@ class Responder:
     def _respond(
         self, request: _Request, resource: Resource, representation: Representation
     ) -> tuple[Code, bytes]:
-        observed = request.registers(resource)
         max_age_s = self.max_age_s if resource.max_age_s is None else resource.max_age_s
-        if observed:
+        if request.registers(resource):
             max_age_s = resource.poll_s
-        head = [
-            (coap.ETAG, representation.etag),
-            (coap.MAX_AGE, coap.encode_uint(max_age_s)),
-        ]
+        head = [(coap.ETAG, representation.etag), (coap.MAX_AGE, coap.encode_uint(max_age_s))]
         if representation.etag in request.etags:
             return Code.VALID, coap.encode(head)
         head.append((coap.CONTENT_FORMAT, coap.encode_uint(representation.format)))
         size = representation.size
         asked = request.block or Block(0, more=False, szx=DEFAULT_SZX)
         if asked.number and asked.offset >= size:
-            raise RefusedError(
-                Code.BAD_REQUEST, f"block {asked.number} is past the end of {size} bytes"
-            )
+            detail = f"block {asked.number} is past the end of {size} bytes"
+            raise ResponseCodeError(Code.BAD_REQUEST, detail)
         part = representation.part(asked.offset, asked.size)
         more = asked.offset + len(part) < size
         if request.block or more:
@@ -179,31 +161,31 @@ def _represent(request: _Request, resource: Resource, payload: bytes | None) -> 
         fmt = _accepted(request, resource.formats)
         return resource.represent(request.query, fmt, SCHEME)
     if not isinstance(resource, StreamResource):
-        raise RefusedError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
+        raise ResponseCodeError(Code.METHOD_NOT_ALLOWED, "only streams answer FETCH")
     if request.content_format != ContentFormat.CBOR:
-        detail = "a selection is CBOR, Content-Format 60"
-        raise RefusedError(Code.UNSUPPORTED_CONTENT_FORMAT, detail)
+        detail = "a selection must be CBOR, Content-Format 60"
+        raise ResponseCodeError(Code.UNSUPPORTED_CONTENT_FORMAT, detail)
     bound = LIMITS["selection"].value
     if len(payload) > bound:
         detail = f"a selection has at most {bound} bytes, not {len(payload)}"
-        raise RefusedError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
+        raise ResponseCodeError(Code.REQUEST_ENTITY_TOO_LARGE, detail)
     fmt = _accepted(request, (ContentFormat.CBOR,))
-    return resource.view(View.from_fetch(payload), fmt, SCHEME)
+    return resource.answer(StreamQuery.from_fetch(payload), fmt, SCHEME)
 
 
 def _accepted(request: _Request, formats: tuple[ContentFormat, ...]) -> ContentFormat:
     accept = formats[0] if request.accept is None else request.accept
     if accept not in formats:
         known = ", ".join(f"{fmt} ({fmt.media_type})" for fmt in formats)
-        raise RefusedError(Code.NOT_ACCEPTABLE, f"there is {known}")
+        raise ResponseCodeError(Code.NOT_ACCEPTABLE, f"available: {known}")
     return ContentFormat(accept)
 
 
 def problem(error: NetotaError) -> tuple[Code, bytes]:
-    """Turn an error into a response: concise problem details (RFC 9290)."""
+    """Return the response to an error: code, and concise problem details (RFC 9290)."""
     code = (
         error.code
-        if isinstance(error, RefusedError)
+        if isinstance(error, ResponseCodeError)
         else next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
     )
     after_s = error.after_s if isinstance(error, NotYetError) else None

@@ -1,4 +1,4 @@
-"""The sockets of a server: where to listen, and what goes wrong with it."""
+"""Opens the sockets of both servers, CoAP's and HTTP's: nothing else here binds or listens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import ipaddress
 import logging
 import socket
 
+from netota_coap.coap.protocol import DEFAULT_PORT
 from netota_coap.errors import AddressError, ConfigError
 
-DEFAULT_PORT = 5683
 DEFAULT_BIND = "[::]:5683"
 
 _log = logging.getLogger("netota_coap.coap")
@@ -25,7 +25,7 @@ def parse_bind(text: str) -> tuple[str, int]:
     """Read `HOST:PORT`, `HOST`, `[HOST]:PORT` or `:PORT`.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: The text has none of these forms.
     """
     host, port = text, ""
     if text.startswith("["):
@@ -41,18 +41,18 @@ def parse_bind(text: str) -> tuple[str, int]:
 
 
 def open_sockets(bind: str, kind: int = socket.SOCK_DGRAM) -> list[socket.socket]:
-    """Open a socket on each address of a name.
+    """Open a socket on each address of a host.
 
     Args:
-        bind: `HOST:PORT`; port 0 is any free one.
-        kind: `SOCK_DGRAM`, or `SOCK_STREAM` for one that is to listen.
+        bind: `HOST:PORT`; port 0 stands for any free one, the same for all addresses.
+        kind: `SOCK_DGRAM` or `SOCK_STREAM`.
 
     Returns:
-        At least one, each AF_INET6; IPv4 is served through mapped addresses.
+        At least one bound socket of AF_INET6; IPv4 is served through mapped addresses.
 
     Raises:
-        AddressError: It is in use, not of this machine, or not to be had.
-        ConfigError: It cannot be read.
+        AddressError: The address is in use, not of this machine, or not permitted.
+        ConfigError: `bind` is malformed.
     """
     host, port = parse_bind(bind)
     try:
@@ -65,7 +65,6 @@ def open_sockets(bind: str, kind: int = socket.SOCK_DGRAM) -> list[socket.socket
     for family, _, _, _, address in found:
         mapped = f"::ffff:{address[0]}" if family == socket.AF_INET else address[0]
         scope = address[3] if len(address) == 4 else 0
-        # One name, one port, also where any free one will do.
         chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
         try:
             sockets.append(_open(kind, mapped, chosen, scope))
@@ -96,29 +95,23 @@ def _open(kind: int, host: object, port: int, scope: object) -> socket.socket:
     return opened
 
 
-def tell_buffers(opened: socket.socket) -> None:
-    """Say what the kernel did not grant: a burst of more than it holds is lost."""
+def log_small_buffers(opened: socket.socket) -> None:
+    """Log which buffers the kernel made smaller than asked for: larger bursts are lost."""
     for what, (option, sysctl) in _BUFFERS.items():
-        # The kernel counts twice what is asked for.
+        # Linux doubles what is asked for.
         granted = opened.getsockopt(socket.SOL_SOCKET, option) // 2
         if granted < _BUFFER:
-            _log.info(
-                "%s buffer: %d bytes of %d: sysctl -w %s=%d",
-                what,
-                granted,
-                _BUFFER,
-                sysctl,
-                _BUFFER,
-            )
+            wanted = "%s buffer: %d bytes instead of %d: sysctl -w %s=%d"
+            _log.info(wanted, what, granted, _BUFFER, sysctl, _BUFFER)
 
 
 def _address_error(bind: str, error: OSError) -> AddressError:
     hints = {
         errno.EADDRINUSE: "Another server listens there: stop it, or choose another address.",
-        errno.EADDRNOTAVAIL: "It is no address of this machine: choose another.",
+        errno.EADDRNOTAVAIL: "This machine does not have that address: choose another.",
         errno.EACCES: "Ports below 1024 need a privilege: choose another.",
         errno.EAFNOSUPPORT: (
-            "AF_INET6 sockets are needed, for IPv4 too: allow them (RestrictAddressFamilies= in "
+            "AF_INET6 sockets are needed, also for IPv4: allow them (RestrictAddressFamilies= in "
             "systemd, ipv6.disable=0 for the kernel). Switching IPv6 off by sysctl is fine."
         ),
     }
@@ -127,7 +120,7 @@ def _address_error(bind: str, error: OSError) -> AddressError:
 
 
 def uri_of(opened: socket.socket) -> str:
-    """Return the URI of the server that listens on a socket."""
+    """Return the `coap:` URI of a bound socket."""
     host, port, *_ = opened.getsockname()
     address = ipaddress.IPv6Address(host.partition("%")[0])
     name = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{host}]"

@@ -1,1 +1,1 @@
-"""Values as TOML, CBOR and JSON, and what of a stream fits one datagram."""
+"""Values to TOML, CBOR and JSON and back. Everything above `model` may import it."""

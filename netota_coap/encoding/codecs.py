@@ -1,4 +1,4 @@
-"""Bytes to plain data and back, strictly. Nobody else calls the libraries of the formats."""
+"""Bytes to plain data and back, strictly. No other module calls the libraries of the formats."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from netota_coap.model.values import LIMITS
 
 
 class Format(enum.Enum):
-    """A format, by the name that its errors use."""
+    """A format, named as in its errors."""
 
     TOML = "TOML"
     CBOR = "CBOR"
     JSON = "JSON"
 
-    # Enum's own is written in Python, and the tables of wire.py are asked by format all the time.
+    # Enum's own is written in Python, and each field is looked up by format.
     __hash__ = object.__hash__
 
 
 def refuse(reason: str) -> InvalidDataError:
-    """Return the error of a datum that is wrong as a whole."""
+    """Return an error about the datum as a whole."""
     return InvalidDataError([Issue("", reason)])
 
 
 class TaggedItem:
-    """Stands for an item with a tag: no field of ours has one."""
+    """Replaces an item with a tag; no field of ours has one."""
 
     def __repr__(self) -> str:
         return "(an item with a tag)"
 
 
-# Tags are left alone, so that a tag under an unknown key is skipped and one under a known key is
-# of the wrong type (cbor2 would build times, regular expressions and fractions from them).
+# cbor2 would build times, regular expressions and fractions from tags. Undecoded, a tag under an
+# unknown key is skipped and one under a known key has the wrong type.
 _UNTOUCHED: Mapping[int, Callable[[Any, bool], Any]] = dict.fromkeys(
     (*range(6), *range(25, 31), *range(35, 38), 100, *range(256, 262), 1004, 43000, 55799),
     lambda _value, _immutable: TaggedItem(),
@@ -70,7 +70,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} is there twice")
+            raise ValueError(f"key {key!r} appears twice")
         result[key] = value
     return result
 
@@ -112,13 +112,9 @@ _DUMPS: Mapping[Format, Callable[[Any], bytes]] = {
 def load(data: bytes, fmt: Format, limit: str = "document") -> Any:
     """Decode a document to plain data.
 
-    Args:
-        data: At most `LIMITS[limit]` bytes.
-        fmt: Duplicate keys, trailing bytes and indefinite lengths are refused.
-        limit: Row of `LIMITS`.
-
     Raises:
-        InvalidDataError: It is too long or malformed.
+        InvalidDataError: The document is longer than `LIMITS[limit]`, malformed, or has duplicate
+            keys, trailing bytes or indefinite lengths.
     """
     bound = LIMITS[limit].value
     if len(data) > bound:
@@ -132,11 +128,9 @@ def dump(plain: Any, fmt: Format) -> bytes:
 
 
 def diagnostic(item: object, indent: str = "") -> str:
-    """Write plain data in the diagnostic notation of CBOR (RFC 8949, section 8).
+    """Write plain data in CBOR's diagnostic notation (RFC 8949, section 8).
 
-    Args:
-        item: As `load` returns it.
-        indent: Of the lines after the first.
+    All lines but the first begin with `indent`.
     """
     if isinstance(item, bytes):
         return f"h'{item.hex()}'"

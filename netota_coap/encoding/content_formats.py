@@ -1,4 +1,4 @@
-"""Content formats by their CoAP number, and the codecs of those that carry values."""
+"""Content formats, and which of them carry values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ContentFormat(enum.IntEnum):
 
     @property
     def media_type(self) -> str:
-        """The media type, as HTTP calls it."""
+        """The media type for HTTP."""
         return _MEDIA_TYPES[self]
 
 

@@ -1,7 +1,4 @@
-"""What of a stream fits in one datagram.
-
-Source: `spec/wire.md`, rules W-30 to W-32.
-"""
+"""Fits a stream into one datagram. Source: `spec/wire.md`, rules W-30 to W-32."""
 
 from __future__ import annotations
 
@@ -16,16 +13,14 @@ def in_one_datagram(stream: Stream) -> bytes:
     """Encode a stream in CBOR within `LIMITS["datagram"]` bytes.
 
     Each archive's offers must be in order, the best first, as `Selection.narrow` leaves them.
-    Offers of the highest metrics are left out first, each archive keeping its best one; if that
-    does not do, all archives. `more` tells that something was left out.
-
-    Source: rules W-30 to W-32.
+    Offers of the highest metrics are left out first, but each archive keeps its best one; if that
+    is not enough, all archives are. `more` says that something was left out.
     """
-    return fitting(stream, encode(stream, Format.CBOR))
+    return fit(stream, encode(stream, Format.CBOR))
 
 
-def fitting(stream: Stream, whole: bytes) -> bytes:
-    """Encode a stream like `in_one_datagram`; `whole` is it, encoded without a bound."""
+def fit(stream: Stream, whole: bytes) -> bytes:
+    """Encode like `in_one_datagram`; `whole` is the stream encoded without a bound."""
     bound = LIMITS["datagram"].value
     archives = stream.archives
     if len(whole) <= bound or archives is None:
@@ -47,7 +42,7 @@ def fitting(stream: Stream, whole: bytes) -> bytes:
         )
         return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
 
-    # Whether the smallest fits is asked first: for most of those that are too long, it does not.
+    # The smallest goes first: most streams that are too long do not even fit then.
     if spare and len(smallest := with_spare(0)) <= bound:
         counts = range(len(spare) - 1, 0, -1)
         return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)

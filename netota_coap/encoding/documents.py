@@ -1,9 +1,8 @@
-"""Values in the formats: one table of fields per class drives TOML, CBOR and JSON, both ways.
+"""Values of the model in TOML for the disk, CBOR for the wire and JSON for people.
 
-TOML is the disk's, CBOR the wire's, JSON people's. Decoding is strict and lists everything that is
-wrong, each with its place. Rules for editors of this file: a field is a row of `TABLES`; how a
-value looks in each format is a `Form`.
-Sources: `spec/repository.md`, `spec/wire.md`, `spec/wire.cddl`.
+One table of fields per class drives all formats in both directions. Rules for editors of this
+file: a field is a row of `TABLES`; how a value looks in each format is a `Form`, whose docstring
+appears in the spec. Sources: `spec/repository.md`, `spec/wire.md`, `spec/wire.cddl`.
 """
 
 from __future__ import annotations
@@ -44,15 +43,11 @@ MEDIA_TYPES: Mapping[str, int] = {
     "application/json": 50,
     "application/cbor": 60,
 }
-"""Media types that CBOR writes as a CoAP Content-Format number (RFC 7252, section 12.3)."""
+"""CBOR writes these media types as CoAP Content-Format numbers (RFC 7252, section 12.3)."""
 
 _MEDIA_TYPES_BY_NUMBER = {number: name for name, number in MEDIA_TYPES.items()}
 
-# ----------------------------------------------------------------------------------------------
-# Forms: how one value looks in each format
-
-
-# datetime.fromisoformat takes week dates, dates without a time, and more.
+# datetime.fromisoformat also accepts week dates, dates without a time, and more.
 _RFC_3339 = re.compile(r"[\d-]{10}T[\d:]{8}(\.\d+)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 
 
@@ -88,7 +83,7 @@ class _Digest(Form):
     def decode(self, plain: Any, fmt: Format) -> Any:
         if fmt is Format.CBOR:
             return plain
-        # bytes.fromhex skips white space, which a digest has none of.
+        # bytes.fromhex would skip white space.
         if type(plain) is str and len(plain) == 64 and plain.isalnum():
             try:
                 return bytes.fromhex(plain)
@@ -133,10 +128,6 @@ class _Texts(Form):
 
     def decode(self, plain: Any, _format: Format) -> Any:
         return tuple(plain) if type(plain) is list else plain
-
-
-# ----------------------------------------------------------------------------------------------
-# Tables
 
 
 _ALL = frozenset(Format)
@@ -245,35 +236,19 @@ TABLES: Mapping[type[Value], Table[Any]] = {
     )
 }
 
-# ----------------------------------------------------------------------------------------------
-# Documents
-
 
 def encode(value: Value, fmt: Format) -> bytes:
-    """Encode a value of the model.
-
-    Args:
-        value: Of a class in `TABLES`.
-        fmt: CBOR is deterministic (RFC 8949, section 4.2); TOML and JSON keep the order of the
-            table.
-
-    Returns:
-        The document. CBOR is as in `wire.cddl`.
-    """
+    """Encode a value of a class in `TABLES`; CBOR is as in `wire.cddl` and deterministic."""
     return dump(TABLES[type(value)].to_plain(value, fmt), fmt)
 
 
 @attrs.frozen(eq=False)
 class StreamEncoder:
-    """A stream, prepared to be encoded in CBOR again and again, each time with other archives.
-
-    Attributes:
-        stream: All but its archives is what is encoded.
-    """
+    """Encodes one stream in CBOR many times, each time with other archives."""
 
     stream: Stream
     _plain: dict[int, Any] = attrs.field(init=False)
-    _archives: dict[int, Any] = attrs.field(init=False)  # by identity: they live as long as this
+    _archives: dict[int, Any] = attrs.field(init=False)  # by `id`; `stream` keeps them alive
 
     @_plain.default
     def _all_but_archives(self) -> dict[int, Any]:
@@ -286,23 +261,17 @@ class StreamEncoder:
         return {id(a): _ARCHIVE.to_plain(a, Format.CBOR) for a in self.stream.archives or ()}
 
     def encode(self, archives: Iterable[Archive]) -> bytes:
-        """Encode the stream with these archives; quickest with those that are its own."""
+        """Encode the stream with these archives; its own ones are quick."""
         known = self._archives
         plain = [known.get(id(a)) or _ARCHIVE.to_plain(a, Format.CBOR) for a in archives]
         return dump({**self._plain, _ARCHIVES_KEY: plain}, Format.CBOR)
 
 
 def decode(cls: type[V], data: bytes, fmt: Format, **given: Any) -> V:
-    """Decode a value of the model, strictly.
-
-    Args:
-        cls: A class in `TABLES`.
-        data: At most `LIMITS["document"]` bytes.
-        fmt: Unknown keys are errors in TOML (except `x-…`), and skipped in CBOR and JSON.
-        given: Fields that do not stand in the document.
+    """Decode a value of a class in `TABLES`, strictly; `given` are fields not in the document.
 
     Raises:
-        InvalidDataError: With everything that is wrong.
+        InvalidDataError: The document breaks rules. All are listed.
     """
     value: V = TABLES[cls].from_plain(load(data, fmt), fmt, **given)
     return value
@@ -318,7 +287,7 @@ def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
     """Decode a map of names to entries.
 
     Raises:
-        InvalidDataError: With everything that is wrong.
+        InvalidDataError: The document breaks rules. All are listed.
     """
     plain = load(data, fmt)
     if type(plain) is not dict or any(type(name) is not str for name in plain):
@@ -336,15 +305,12 @@ def decode_list(cls: type[V], data: bytes, fmt: Format) -> dict[str, V]:
     return entries
 
 
-# ----------------------------------------------------------------------------------------------
-# Selections
-
 _SELECTION_KEYS = dict(enumerate((*CONTENT_ATTRIBUTES, "scheme"), start=1))
 _SELECTION_NAMES = {name: key for key, name in _SELECTION_KEYS.items()}
 
 
 def selection_to_cbor(selection: Selection) -> bytes:
-    """Encode a selection for FETCH: `selection` of `wire.cddl`."""
+    """Encode the payload of a FETCH: `selection` of `wire.cddl`."""
     wanted = (*selection.attributes, ("scheme", selection.schemes))
     plain = {
         _SELECTION_NAMES.get(name, name): texts[0] if len(texts) == 1 else list(texts)
@@ -355,14 +321,10 @@ def selection_to_cbor(selection: Selection) -> bytes:
 
 
 def selection_from_cbor(data: bytes) -> Selection:
-    """Decode the selection of a FETCH.
-
-    Args:
-        data: At most `LIMITS["selection"]` bytes.
+    """Decode the payload of a FETCH.
 
     Raises:
-        InvalidDataError: It is no map, or a value is neither text, integer, boolean nor an array
-            of these.
+        InvalidDataError: It is longer than `LIMITS["selection"]` or not as in `wire.cddl`.
     """
     plain = load(data, Format.CBOR, "selection")
     if type(plain) is not dict:
@@ -384,23 +346,19 @@ def selection_from_cbor(data: bytes) -> Selection:
 
 
 def selection_to_query(selection: Selection) -> list[str]:
-    """Write a selection as the parameters of a query, `key=value` each."""
+    """Return a selection as parameters of a query, `key=value` each."""
     wanted = (*selection.attributes, ("scheme", selection.schemes))
     return [f"{name}={text}" for name, texts in wanted for text in texts]
 
 
 def selection_from_query(parameters: Iterable[str]) -> Selection:
-    """Read the selection out of the parameters of a query; those without `=` are ignored."""
+    """Read a selection from the parameters of a query; those without `=` are ignored."""
     wanted: dict[str, list[str]] = {}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if equals:
             wanted.setdefault(name, []).append(value)
     return Selection.of(wanted)
-
-
-# ----------------------------------------------------------------------------------------------
-# Errors on the wire
 
 
 def encode_problem(title: str, detail: str) -> bytes:

@@ -1,8 +1,7 @@
-"""The engine of the tables of fields: values of the model to plain data and back, strictly.
+"""Tables of fields that convert values of the model to plain data and back, strictly.
 
-A class has one `Table`, whose rows drive every format in both directions; which tables there are
-is `wire.py`'s and `release.py`'s matter. Decoding lists everything that is wrong, each with its
-place.
+A class has one `Table`, whose rows drive every format in both directions; `documents.py` and
+`release_file.py` define them. A decoding error lists all broken rules with their places.
 """
 
 from __future__ import annotations
@@ -17,22 +16,19 @@ from netota_coap.model.values import LIMITS, Value, issues_of
 
 V = TypeVar("V", bound=Value)
 
-# ----------------------------------------------------------------------------------------------
-# Forms: how one value looks in each format
-
 
 class Form:
-    """How a value looks in each format; this one: the same in all of them."""
+    """How a value looks in each format; the base class: the same in all."""
 
     def encode(self, value: Any, _format: Format) -> Any:
-        """Return the plain data that stands for a value of the model."""
+        """Return plain data for a value of the model."""
         return value
 
     def decode(self, plain: Any, _format: Format) -> Any:
-        """Return the value; what is not of its shape is left for the model's rule to refuse.
+        """Return the value; the model's rule refuses a value of the wrong type later.
 
         Raises:
-            InvalidDataError: With places relative to this value.
+            InvalidDataError: The data is malformed. Places are relative to this value.
         """
         return plain
 
@@ -42,7 +38,7 @@ SAME = Form()
 
 @attrs.frozen
 class One(Form):
-    """One value of the class of a table."""
+    """One value, by its table."""
 
     table: Table[Any]
 
@@ -57,7 +53,7 @@ class One(Form):
 
 @attrs.frozen
 class Many(Form):
-    """An array of values of the class of a table, as many as a row of `LIMITS` allows."""
+    """An array of values by their table, no longer than a row of `LIMITS` allows."""
 
     table: Table[Any]
     limit: str
@@ -84,9 +80,6 @@ class Many(Form):
         return tuple(values)
 
 
-# ----------------------------------------------------------------------------------------------
-# Tables
-
 # A hostile file can have a million keys, and one of a million characters.
 _SHOWN_UNKNOWN = 20
 _SHOWN_KEY = 64
@@ -97,11 +90,10 @@ class Field:
     """One field of a class in all formats.
 
     Attributes:
-        name: Of the attribute, and in TOML and JSON.
-        key: In CBOR; None: not there.
-        form: How its value looks.
-        formats: Where it stands at all.
-        required: Where it must stand.
+        name: The attribute, and the key in TOML and JSON.
+        key: The key in CBOR; None: CBOR has no such field.
+        formats: The formats that have the field.
+        required: The formats that require it.
     """
 
     name: str
@@ -116,11 +108,11 @@ class Table(Generic[V]):
     """The fields of a class.
 
     Attributes:
-        cls: The class.
-        noun: What the class is called in errors.
-        fields: In the order in which TOML and JSON show them.
-        free: Attribute that holds the entries of a map that no field names, or None.
+        noun: The class's name in errors.
+        fields: The fields, in the order of TOML and JSON.
+        free: The attribute that takes entries whose keys no field has, or None.
         array: Whether CBOR writes the values in the order of their keys, without the keys.
+        by_key: The fields of each format by their keys.
     """
 
     cls: type[V]
@@ -128,11 +120,11 @@ class Table(Generic[V]):
     fields: tuple[Field, ...]
     free: str | None = None
     array: bool = False
-    _by_key: dict[Format, dict[Any, Field]] = attrs.field(init=False)
+    by_key: dict[Format, dict[Any, Field]] = attrs.field(init=False)
     _required: dict[Format, tuple[str, ...]] = attrs.field(init=False)
     _defaults: dict[str, Any] = attrs.field(init=False)
 
-    @_by_key.default
+    @by_key.default
     def _fields_by_key(self) -> dict[Format, dict[Any, Field]]:
         return {
             fmt: {
@@ -151,14 +143,10 @@ class Table(Generic[V]):
     def _defaults_of_class(self) -> dict[str, Any]:
         return {field.name: field.default for field in attrs.fields(self.cls)}
 
-    def by_key(self, fmt: Format) -> dict[Any, Field]:
-        """Return the fields by what a map of the format calls them."""
-        return self._by_key[fmt]
-
     def to_plain(self, value: V, fmt: Format) -> Any:
-        """Return the plain data that stands for a value."""
+        """Return plain data for a value."""
         plain: dict[Any, Any] = {}
-        for key, field in self._by_key[fmt].items():
+        for key, field in self.by_key[fmt].items():
             item = getattr(value, field.name)
             if fmt in field.required or item != self._defaults[field.name]:
                 plain[key] = field.form.encode(item, fmt)
@@ -169,15 +157,12 @@ class Table(Generic[V]):
         return plain
 
     def from_plain(self, plain: Any, fmt: Format, **given: Any) -> V:
-        """Return the value that plain data stands for.
+        """Return the value of plain data; `given` are fields that are not in the data.
 
-        Args:
-            plain: Of any type.
-            fmt: Unknown keys are errors in TOML (except `x-…`), and skipped in CBOR and JSON.
-            given: Fields that do not stand in it.
+        Unknown keys are errors in TOML (except `x-…`), and are skipped in CBOR and JSON.
 
         Raises:
-            InvalidDataError: With everything that is wrong.
+            InvalidDataError: The data breaks rules. All are listed.
         """
         if fmt is Format.CBOR and self.array and type(plain) is list:
             # Elements beyond the known ones are skipped, as unknown keys are.
@@ -185,7 +170,7 @@ class Table(Generic[V]):
         elif type(plain) is not dict or (fmt is Format.CBOR and self.array):
             shape = "an array" if fmt is Format.CBOR and self.array else "a table"
             raise refuse(f"{self.noun} must be {shape}")
-        by_key = self._by_key[fmt]
+        by_key = self.by_key[fmt]
         issues: list[Issue] = []
         values: dict[str, Any] = given
         free: dict[str, Any] = {}
@@ -197,7 +182,7 @@ class Table(Generic[V]):
             if field is not None:
                 try:
                     if item is None:
-                        raise refuse("must not be null: what is not said is left out")
+                        raise refuse("must not be null; leave the key out")
                     values[field.name] = field.form.decode(item, fmt)
                 except InvalidDataError as error:
                     failed.add(field.name)

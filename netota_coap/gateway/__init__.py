@@ -1,1 +1,4 @@
-"""Follows upstreams into a local repository, and fetches the files that devices need."""
+"""The gateway: follows upstreams into a local repository, and fetches the files devices need.
+
+`service` and `cli` import its modules. `upstream_uri` is light, for those who check settings.
+"""

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from netota_coap.client.download import resolve
+from netota_coap.client.downloads import resolve
 from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,
@@ -33,9 +33,9 @@ class Choice:
     """What of an upstream is mirrored.
 
     Attributes:
-        packages: Patterns of names, as of a shell.
-        streams: The same of streams.
-        devices: What the devices here say about themselves: which blobs they need.
+        packages: Shell patterns.
+        streams: Shell patterns.
+        devices: What the devices here say about themselves; only their blobs are fetched.
     """
 
     packages: tuple[str, ...] = EVERYTHING
@@ -43,38 +43,38 @@ class Choice:
     devices: Selection = Selection()
 
     def has_package(self, package: str) -> bool:
-        """Tell whether anything of a package may be mirrored."""
-        return _fits(package, self.packages)
+        """Tell whether any stream of a package may be mirrored."""
+        return _matches(package, self.packages)
 
     def has(self, name: StreamName) -> bool:
         """Tell whether a stream is mirrored."""
-        return self.has_package(name[0]) and _fits(name[1], self.streams)
+        return self.has_package(name[0]) and _matches(name[1], self.streams)
 
     def archives(self, state: Stream) -> tuple[Archive, ...]:
-        """Return the archives of a state whose blobs are needed here."""
+        """Return the archives whose blobs the devices here need."""
         return self.devices.narrow(state.archives or (), "")
 
 
-def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:
-    """Return the state to be written here; None: nothing changes.
+    """Return the state to write here; None if nothing changes.
 
     Args:
-        local: The state that the stream holds here, or held last; None: there never was one.
-        offered: The state that the upstream has.
+        local: The present state here, or the last one in the history; None if there is none.
+        offered: The state upstream.
         origin: URI of the upstream.
 
     Raises:
-        RollbackError: The upstream went back behind what was here.
-        RepositoryConflictError: It is another's stream, or is another state under the same
-            sequence.
-        IntegrityError: It is not whole.
+        RollbackError: The sequence is lower than the local one.
+        RepositoryConflictError: The stream has another author here, or another state under the
+            same sequence.
+        IntegrityError: Something was left out of the state.
     """
     if offered.archives is None or offered.more:
-        raise IntegrityError("sends a state that is not whole", uri=origin)
+        raise IntegrityError("sends an incomplete state", uri=origin)
     state = attrs.evolve(
         offered,
         title=local.title if local else None,
@@ -85,26 +85,26 @@ def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:
     )
     if local is None:
         return state
-    # Who removed a stream has let go of it.
+    # A stream whose removal is in the history belongs to nobody (M-11).
     if local.author != state.author and not local.removed:
         raise RepositoryConflictError(
-            f"is not a stream of this upstream here, but of {local.author or 'nobody'}",
-            hint=f"To let it follow: author = {state.author!r} in its stream file here.",
+            f"is not a stream of this upstream here: its author is {local.author or 'nobody'}",
+            hint=f"To mirror it, write author = {state.author!r} in its stream file here.",
         )
     if state.sequence < local.sequence:
         detail = f"went back from sequence {local.sequence} to {state.sequence}"
-        hint = f"There, publish it again under a sequence above {local.sequence}."
+        hint = f"Publish it upstream under a sequence above {local.sequence}."
         raise RollbackError(detail, uri=origin, hint=hint)
     if state.sequence == local.sequence and state.essence() != local.essence():
         raise RepositoryConflictError(
             f"is another state under the same sequence {state.sequence}",
-            hint="There, publish it again: each state has a sequence of its own.",
+            hint="Publish it upstream again, which gives it a sequence of its own.",
         )
     return None if state == local else state
 
 
 def _offers(archive: Archive, origin: str) -> tuple[Offer, ...]:
-    """Return the offers as others can use them, the best first, as many as there may be."""
+    """Return the offers with absolute URLs, the best first and no more than are allowed."""
     found: dict[str, Offer] = {}
     for offer in sorted(_resolved(archive, origin), key=lambda offer: offer.metric):
         found.setdefault(offer.url, offer)
@@ -116,7 +116,7 @@ def _resolved(archive: Archive, origin: str) -> Iterator[Offer]:
         try:
             yield attrs.evolve(offer, url=resolve(offer.url, origin))
         except InvalidDataError:
-            continue  # too long with the upstream's name before it
+            continue  # the absolute URL is too long
 
 
 def take_over(store: Store, name: StreamName, decide: Decide) -> Stream | None:

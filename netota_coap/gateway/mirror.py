@@ -1,8 +1,26 @@
-"""Keeps a local repository level with an upstream: follows, adopts, fetches, and only then swaps.
+"""Follows an upstream: adopts the states of its streams, with their files, into a repository.
 
-`adoption.py` decides, without I/O; `upstreams.py` asks the other server; `incoming.py` fetches
-blobs. What is written goes through `repository.py`, so a server of the same directory learns of it
-as of any publish.
+Invariants:
+* A stream on disk always has a whole state. `adopt` is asked twice: before the files are fetched,
+  to refuse early, and under the repository's lock, from what the stream has then.
+* Files come first: a state is written once all files that it needs are blobs. It is written
+  before its files if the stream is closed, and with `announce_at_once` or without `ahead`.
+* The author `mirror of URI` owns a stream. Only streams of this upstream are changed or removed.
+* Refused are states that are malformed, incomplete, of another author's stream, below the last
+  sequence, or different under the same one. The old state stays. A refusal counts as processed,
+  so the state is requested again only after news.
+* A kill leaves the old state or the new one, partial downloads, and names in `blobs/.incoming`
+  that protect blobs from `blob gc`. The next run asks for every stream, and resumes.
+
+News: an observation (CoAP) or an event stream (HTTP) yields an ETag over everything upstream. The
+first ETag of each observation, if it is not new, starts a search for lost blobs; later ones that
+are unchanged do nothing. After a new ETag, or without any, the lists are read, every `retry_s` at
+most, and the streams whose entries were not processed are updated; all of them if there is none.
+One task updates a stream; news in between makes it start again, and ends downloads for a state
+that is no longer listed.
+
+Retries: the wait for the upstream, and that for each stream, begins at `retry_s` and doubles up to
+5 minutes. It is reset by an observation that lasted as long as the wait; news wakes a stream.
 Source: `spec/mirror.md`.
 """
 
@@ -12,7 +30,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +37,7 @@ from pathlib import Path
 
 import attrs
 
+from netota_coap.client.back_off import BackOff, jittered
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -32,7 +50,7 @@ from netota_coap.errors import (
     TransferError,
 )
 from netota_coap.gateway.adoption import Choice, Decide, adopt, take_over
-from netota_coap.gateway.blob_fetcher import Incoming, SupersededError
+from netota_coap.gateway.blob_fetcher import BlobFetcher, ObsoleteError
 from netota_coap.gateway.upstream_uri import author_of, canonical
 from netota_coap.gateway.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model.values import Stream, StreamEntry, StreamName
@@ -45,13 +63,13 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_POLL_S = 300.0
 _LONGEST_RETRY_S = 300.0
-_ASKED_AT_ONCE = 4
+_REQUESTS_IN_FLIGHT = 4
 _MOST_STREAMS = 10_000
 _NOT_FOUND = ("4.04", "404")
 _REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
-"""What is wrong with an offered state, and does not become right by trying again."""
+"""Errors of an offered state, which a retry does not mend."""
 _TROUBLES = (TransferError, RepositoryError, InvalidDataError)
-"""What may be over soon: the last is of the files here."""
+"""Errors that a retry may mend; `InvalidDataError` is raised by local files."""
 
 
 @attrs.frozen(kw_only=True)
@@ -59,12 +77,12 @@ class Terms:
     """How an upstream is followed.
 
     Attributes:
-        poll_s: After so many seconds of silence it is asked, too.
-        timeout_s: How long to wait for an answer, seconds.
-        retry_s: How long to wait before the first retry, seconds, which doubles up to 5 minutes;
-            and from one look at its lists to the next, at least.
-        announce_at_once: Whether devices hear of a state before its blobs are here.
-        ahead: Whether blobs are fetched at all before a device asks for them.
+        poll_s: Seconds of silence after which the upstream is asked anyway.
+        timeout_s: How long to wait for a response, seconds.
+        retry_s: The first wait before a retry, seconds, which doubles up to 5 minutes; also the
+            least time between two requests for the lists.
+        announce_at_once: Whether a state is written before its files were fetched.
+        ahead: Whether files are fetched before a device asks for them.
     """
 
     poll_s: float = DEFAULT_POLL_S
@@ -83,34 +101,28 @@ class Mirror:
     """Follows one upstream.
 
     Attributes:
-        incoming: Fetches files into the repository; one for all mirrors of that.
-        uri: Of the upstream: `coap://HOST`, or of HTTP with the prefix if it has one.
-        choice: What is mirrored.
-        terms: How.
+        fetcher: One for all mirrors of a repository.
+        uri: `coap://HOST`, or an HTTP URI, with the prefix if the upstream has one.
     """
 
-    incoming: Incoming
+    fetcher: BlobFetcher
     uri: str = attrs.field(converter=_without_slash)
     choice: Choice = Choice()
     terms: Terms = Terms()
-    _asking: asyncio.Semaphore = attrs.field(
-        init=False, factory=lambda: asyncio.Semaphore(_ASKED_AT_ONCE)
-    )
-    _offered: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
-    _settled: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
-    _following: dict[StreamName, asyncio.Event] = attrs.field(init=False, factory=dict)
-    _reasons: dict[str, str] = attrs.field(init=False, factory=dict)
+    _requests: asyncio.Semaphore = attrs.field(init=False)
+    _listed: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
+    _processed: dict[StreamName, StreamEntry] = attrs.field(init=False, factory=dict)
+    _updating: dict[StreamName, asyncio.Event] = attrs.field(init=False, factory=dict)
+    _problems: dict[str, str] = attrs.field(init=False, factory=dict)  # by stream; "": upstream
     _refused: int = attrs.field(init=False, default=0)
     _contact: datetime | None = attrs.field(init=False, default=None)
-    _seen: bytes | None = attrs.field(init=False, default=None)
-    _surveyed_s: float = attrs.field(init=False, default=-math.inf)
+    _last_tag: bytes | None = attrs.field(init=False, default=None)
+    _listed_s: float = attrs.field(init=False, default=-math.inf)
     _loader: loading.Loader = attrs.field(init=False)
 
-    @_loader.default
-    def _of_repository(self) -> loading.Loader:
-        return loading.Loader(self.root)
-
     def __attrs_post_init__(self) -> None:
+        self._requests = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
+        self._loader = loading.Loader(self.root)
         try:
             canonical(self.uri)
         except InvalidDataError as error:
@@ -118,8 +130,8 @@ class Mirror:
 
     @property
     def root(self) -> Path:
-        """Of the repository."""
-        return self.incoming.root
+        """The directory of the repository."""
+        return self.fetcher.root
 
     @property
     def store(self) -> Store:
@@ -128,91 +140,87 @@ class Mirror:
 
     @property
     def status(self) -> UpstreamStatus:
-        """How it stands."""
+        """Contact, streams that are behind, and the first problem."""
         behind = {
-            name for name, entry in self._offered.items() if self._settled.get(name) != entry
+            name
+            for name, entry in self._listed.items()
+            if self._processed.get(name) != entry or "/".join(name) in self._problems
         }
-        behind |= {name for name in self._offered if "/".join(name) in self._reasons}
         return UpstreamStatus(
             uri=self.uri,
             last_contact=self._contact,
             behind=len(behind),
             refused=self._refused,
-            error=next((": ".join(filter(None, each)) for each in self._reasons.items()), ""),
+            error=next((": ".join(filter(None, each)) for each in self._problems.items()), ""),
         )
 
     async def once(self) -> UpstreamStatus:
-        """Become level with the upstream, as far as that can be done now.
+        """Update all streams once, and report which are still behind.
 
         Raises:
-            ConfigError: What the environment says of proxies cannot be used.
-            TransferError: The upstream cannot be asked.
+            ConfigError: The proxy settings of the environment are invalid.
+            TransferError: The upstream is unreachable.
             RepositoryError: The repository cannot be written.
-            InvalidDataError: It is malformed.
+            InvalidDataError: The repository is malformed.
         """
         async with upstream_of(self.uri, self.terms.timeout_s) as upstream:
-            due = await self._survey(upstream)
-            await asyncio.gather(*(self._settle(upstream, name) for name in due))
+            names = await self._list(upstream)
+            await asyncio.gather(*(self._update(upstream, name) for name in names))
         return self.status
 
     async def run(self) -> None:
-        """Stay level with the upstream until cancelled; what goes wrong is logged and tried again.
+        """Follow the upstream until cancelled; problems are logged and retried.
 
         Raises:
-            ConfigError: What the environment says of proxies cannot be used.
+            ConfigError: The proxy settings of the environment are invalid.
         """
-        retry_s, now = self.terms.retry_s, asyncio.get_running_loop().time
-        async with (
-            upstream_of(self.uri, self.terms.timeout_s) as upstream,
-            tasks() as group,
-        ):
+        back_off, now = self._back_off(), asyncio.get_running_loop().time
+        async with upstream_of(self.uri, self.terms.timeout_s) as upstream, task_group() as group:
             while True:
-                heard_s = math.inf  # for the first time
+                first_s = math.inf  # when this observation yielded its first tag
                 try:
-                    changes = upstream.changes(_jittered(self.terms.poll_s))
+                    changes = upstream.changes(jittered(self.terms.poll_s))
                     async with contextlib.aclosing(changes):
                         async for tag in changes:
-                            for name in await self._due(upstream, tag, heard_s < math.inf):
-                                self._follow(upstream, name, group)
-                            self._is_well("")
-                            heard_s = min(heard_s, now())
+                            for name in await self._outdated(upstream, tag, first_s < math.inf):
+                                self._start_update(upstream, name, group)
+                            self._report_recovery("")
+                            first_s = min(first_s, now())
                 except IntegrityError as error:
                     self._refuse("", error)
                 except _TROUBLES as error:
-                    self._complain("", error)
-                # Whoever begins again and again must not be asked as often.
-                if now() - heard_s >= min(retry_s, self.terms.poll_s):
-                    retry_s = self.terms.retry_s
-                await asyncio.sleep(_jittered(retry_s))
-                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
+                    self._report("", error)
+                # An upstream that ends each observation at once is asked ever more rarely.
+                if now() - first_s >= min(back_off.wait_s, self.terms.poll_s):
+                    back_off.reset()
+                await asyncio.sleep(back_off.next_s())
+
+    def _back_off(self) -> BackOff:
+        return BackOff(self.terms.retry_s, _LONGEST_RETRY_S)
 
     # ------------------------------------------------------------------------------------------
-    # What there is
+    # All streams
 
-    async def _due(self, upstream: Upstream, tag: bytes | None, begun: bool) -> list[StreamName]:
-        """Return the streams that are to be made level, now that the upstream has said something.
-
-        Args:
-            upstream: That is followed.
-            tag: What all that it has is known by.
-            begun: Whether it has said something before in this observation.
-        """
-        if tag is None or tag != self._seen:
+    async def _outdated(
+        self, upstream: Upstream, tag: bytes | None, begun: bool
+    ) -> list[StreamName]:
+        """Return the streams to update after a tag; `begun` is whether it is not the first."""
+        if tag is None or tag != self._last_tag:
             now = asyncio.get_running_loop().time
-            await asyncio.sleep(self._surveyed_s + self.terms.retry_s - now())
-            due = await self._survey(upstream)
-            self._seen = tag
-            return due
+            await asyncio.sleep(self._listed_s + self.terms.retry_s - now())
+            names = await self._list(upstream)
+            self._last_tag = tag
+            return names
         self._contact = datetime.now(UTC)
-        return [] if begun else await asyncio.to_thread(self._bereft)
+        return [] if begun else await asyncio.to_thread(self._streams_with_missing_blobs)
 
-    def _bereft(self) -> list[StreamName]:
-        """Return the streams that have lost files: damaged ones that were set aside, say."""
+    def _streams_with_missing_blobs(self) -> list[StreamName]:
+        """Return streams that have lost blobs, to the quarantine of damaged ones, say."""
         lost = []
         for package_name, package in self._loader.load().packages.items():
             for stream_name, stream in package.streams.items():
                 name, archives = (package_name, stream_name), self.choice.archives(stream)
-                if self.terms.ahead and name in self._offered and self._is_ours(stream):
+                if self.terms.ahead and name in self._listed and self._is_ours(stream):
                     digests = {archive.envelope.sha256 for archive in archives}
                     if digests - Blobs(self.root).held(each.envelope for each in archives):
                         lost.append(name)
@@ -221,122 +229,125 @@ class Mirror:
     def _is_ours(self, stream: Stream) -> bool:
         return stream.author == author_of(self.uri)
 
-    async def _survey(self, upstream: Upstream) -> list[StreamName]:
-        """Learn what the upstream has, and drop what it has no more; return what is to be asked.
+    async def _list(self, upstream: Upstream) -> list[StreamName]:
+        """Read the upstream's lists, remove vanished streams, and return the outdated ones.
 
-        That is what its lists tell, or all if they tell nothing: offers may have changed.
+        All streams are returned if no entry changed, because offers may have changed.
         """
-        await asyncio.to_thread(self.incoming.tidy)
-        self._surveyed_s = asyncio.get_running_loop().time()
+        await asyncio.to_thread(self.fetcher.remove_stale)
+        self._listed_s = asyncio.get_running_loop().time()
         try:
-            offered = await self._lists(upstream)
+            listed = await self._read_lists(upstream)
         except PeerError as error:
             if error.code not in _NOT_FOUND:
                 raise
-            offered = await self._lists(upstream)  # a package went between two questions
-        self._offered, self._contact = offered, datetime.now(UTC)
-        for name in self._settled.keys() - offered:
-            del self._settled[name]
-            self._reasons.pop("/".join(name), None)
-        await asyncio.to_thread(self._drop_vanished, offered.keys())
-        return [name for name in offered if self._settled.get(name) != offered[name]] or [*offered]
+            listed = await self._read_lists(upstream)  # a package was removed meanwhile
+        self._listed, self._contact = listed, datetime.now(UTC)
+        for name in self._processed.keys() - listed:
+            del self._processed[name]
+            self._problems.pop("/".join(name), None)
+        await asyncio.to_thread(self._drop_vanished, listed.keys())
+        return [name for name in listed if self._processed.get(name) != listed[name]] or [*listed]
 
-    async def _lists(self, upstream: Upstream) -> dict[StreamName, StreamEntry]:
-        offered: dict[StreamName, StreamEntry] = {}
+    async def _read_lists(self, upstream: Upstream) -> dict[StreamName, StreamEntry]:
+        listed: dict[StreamName, StreamEntry] = {}
         for package in filter(self.choice.has_package, await upstream.packages()):
             for stream, entry in (await upstream.streams(package)).items():
                 if self.choice.has((package, stream)):
-                    offered[package, stream] = entry
-            if len(offered) > _MOST_STREAMS:
-                detail = f"has more than {_MOST_STREAMS} streams that are wanted here"
-                hint = "Choose fewer, by patterns of packages and streams."
+                    listed[package, stream] = entry
+            if len(listed) > _MOST_STREAMS:
+                detail = f"has more than {_MOST_STREAMS} streams that are chosen here"
+                hint = "Choose fewer by patterns of packages and streams."
                 raise IntegrityError(detail, uri=self.uri, hint=hint)
-        return offered
+        return listed
 
-    def _drop_vanished(self, offered: Collection[StreamName]) -> None:
+    def _drop_vanished(self, listed: Collection[StreamName]) -> None:
         for package_name, package in self._loader.load().packages.items():
             for stream_name, stream in package.streams.items():
                 name = (package_name, stream_name)
-                if self._is_ours(stream) and name not in offered:
+                if self._is_ours(stream) and name not in listed:
                     self.store.drop(name)
-                    _log.info("%s: %s/%s is gone", self.uri, *name)
-                    self.incoming.let_go(stream)
+                    _log.info("%s: removed %s/%s, which is gone upstream", self.uri, *name)
+                    self.fetcher.release(stream)
 
     # ------------------------------------------------------------------------------------------
     # One stream
 
-    def _follow(self, upstream: Upstream, name: StreamName, group: asyncio.TaskGroup) -> None:
-        """See to it that somebody makes a stream level, and does not wait with it."""
-        if name in self._following:
-            self._following[name].set()
+    def _start_update(
+        self, upstream: Upstream, name: StreamName, group: asyncio.TaskGroup
+    ) -> None:
+        """Update a stream in a task of its own, or wake the task that does so."""
+        if name in self._updating:
+            self._updating[name].set()
             return
-        self._following[name] = asyncio.Event()
-        group.create_task(self._until_settled(upstream, name))
+        self._updating[name] = asyncio.Event()
+        group.create_task(self._keep_updating(upstream, name))
 
-    async def _until_settled(self, upstream: Upstream, name: StreamName) -> None:
-        retry_s, news = self.terms.retry_s, self._following[name]
+    async def _keep_updating(self, upstream: Upstream, name: StreamName) -> None:
+        """Update a stream until it succeeds and there is no news."""
+        back_off, news = self._back_off(), self._updating[name]
         try:
             while True:
                 news.clear()
-                if await self._settle(upstream, name):
+                if await self._update(upstream, name):
                     if not news.is_set():
                         return
                     continue
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_jittered(retry_s)):
+                    async with asyncio.timeout(back_off.next_s()):
                         await news.wait()
-                retry_s = min(retry_s * 2, _LONGEST_RETRY_S)
         finally:
-            # At once: what is news from here on is somebody else's.
-            del self._following[name]
+            # No `await` since the last look at `news`, or some of it would be lost.
+            del self._updating[name]
 
-    async def _settle(self, upstream: Upstream, name: StreamName) -> bool:
-        """Make a stream level, or refuse it; tell whether there is nothing to be tried again."""
+    async def _update(self, upstream: Upstream, name: StreamName) -> bool:
+        """Adopt or refuse the listed state of a stream; return False if it is to be retried."""
         label = "/".join(name)
-        while entry := self._offered.get(name):
+        while entry := self._listed.get(name):
             try:
-                await self._make_level(upstream, name, partial(self._is_superseded, name, entry))
-            except SupersededError:
+                await self._adopt(upstream, name, partial(self._is_obsolete, name, entry))
+            except ObsoleteError:
                 continue
             except _REFUSED as error:
                 self._refuse(label, error)
             except _TROUBLES as error:
-                self._complain(label, error)
+                self._report(label, error)
                 return False
             else:
-                self._is_well(label)
-            self._settled[name] = entry
-            if not self._is_superseded(name, entry):
+                self._report_recovery(label)
+            self._processed[name] = entry
+            if not self._is_obsolete(name, entry):
                 break
         return True
 
-    def _is_superseded(self, name: StreamName, entry: StreamEntry) -> bool:
-        return self._offered.get(name) != entry
+    def _is_obsolete(self, name: StreamName, entry: StreamEntry) -> bool:
+        return self._listed.get(name) != entry
 
-    async def _make_level(
-        self, upstream: Upstream, name: StreamName, is_superseded: Callable[[], bool]
+    async def _adopt(
+        self, upstream: Upstream, name: StreamName, is_obsolete: Callable[[], bool]
     ) -> None:
-        async with self._asking:
+        """Fetch a state and its files, and write it."""
+        async with self._requests:
             offered = await upstream.stream(name)
 
         def decide(known: Stream | None) -> Stream | None:
-            if is_superseded():
-                raise SupersededError
+            if is_obsolete():
+                raise ObsoleteError
             return adopt(known, offered, self.uri)
 
         present, state = await asyncio.to_thread(self._states, name, decide)
-        # What is closed is nobody's to wait for.
+        # No device waits for the files of a closed stream.
         at_once = self.terms.announce_at_once or not self.terms.ahead or state.closed
         if at_once and state is not present:
             await asyncio.to_thread(self._swap, name, present, decide)
         if not self.terms.ahead:
             return
-        async with self.incoming.fetched(self.choice.archives(state), is_superseded):
+        async with self.fetcher.fetched(self.choice.archives(state), is_obsolete):
             if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
     def _states(self, name: StreamName, decide: Decide) -> tuple[Stream | None, Stream]:
-        """Return the state that a stream holds here, and that which it is to hold."""
+        """Return the present state of a stream, and the one that it is to have."""
         here = self.store.read(name)
         state = decide(here.last) or here.last
         assert state is not None
@@ -345,35 +356,36 @@ class Mirror:
     def _swap(self, name: StreamName, before: Stream | None, decide: Decide) -> None:
         taken = take_over(self.store, name, decide)
         if taken:
-            told = ("/".join(name), taken.version, taken.sequence)
-            _log.info("%s: took %s %s, sequence %d", self.uri, *told)
+            what = ("/".join(name), taken.version, taken.sequence)
+            _log.info("%s: adopted %s %s, sequence %d", self.uri, *what)
         if before:
-            self.incoming.let_go(before)
+            self.fetcher.release(before)
 
     # ------------------------------------------------------------------------------------------
-    # What is wrong
+    # Problems
 
     def _refuse(self, label: str, error: NetotaError) -> None:
         self._refused += 1
-        self._complain(label, error)
+        self._report(label, error)
 
-    def _complain(self, label: str, error: NetotaError) -> None:
-        """Log what is wrong with a stream, or with all of them, once while it stays so."""
+    def _report(self, label: str, error: NetotaError) -> None:
+        """Log a problem of a stream, or of the upstream, unless it is the same as before."""
         reason = reason_of(error.detail)
-        if self._reasons.get(label) != reason:
-            self._reasons[label] = reason
+        if self._problems.get(label) != reason:
+            self._problems[label] = reason
             subject = "" if reason.startswith(self.uri) else self.uri
             what = ": ".join(part for part in (subject, label, reason) if part)
             _log.warning("%s%s", what, f" ({error.hint})" if error.hint else "")
 
-    def _is_well(self, label: str) -> None:
-        if self._reasons.pop(label, None):
-            _log.info("%s", ": ".join(part for part in (self.uri, label, "is well again") if part))
+    def _report_recovery(self, label: str) -> None:
+        if self._problems.pop(label, None):
+            what = ": ".join(part for part in (self.uri, label, "the problem is over") if part)
+            _log.info("%s", what)
 
 
 @contextlib.asynccontextmanager
-async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """Group tasks; what ends the group as a `ConfigError` of one of them is that by itself."""
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Group tasks, and raise a `ConfigError` of one of them without the group around it."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
@@ -382,8 +394,3 @@ async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
         if refused is None:
             raise
         raise refused.exceptions[0] from failed
-
-
-def _jittered(seconds: float) -> float:
-    """Keep gateways that lost one upstream from asking it at one moment."""
-    return seconds * random.uniform(1.0, 1.5)  # noqa: S311

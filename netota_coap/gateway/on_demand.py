@@ -1,4 +1,4 @@
-"""Fetches files when the first device asks for them: any number of devices, one download.
+"""Downloads a file when the first device asks for it; all devices share the download.
 
 Source: `spec/mirror.md`, rules M-40 to M-45.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from netota_coap.errors import NetotaError, NotFetchedError, NotYetError
-from netota_coap.gateway.blob_fetcher import Incoming, SupersededError
+from netota_coap.gateway.blob_fetcher import BlobFetcher, ObsoleteError
 from netota_coap.gateway.upstreams import reason_of
 from netota_coap.model.values import LIMITS, Archive, Repository
 from netota_coap.repository.blobs import Key, key_of
@@ -22,26 +22,26 @@ from netota_coap.repository.blobs import Key, key_of
 _log = logging.getLogger(__name__)
 
 _SCHEMES = ("coap://", "http://", "https://")
-FIRST_S = 1  # until anything is known of how fast it comes
+FIRST_S = 1  # until the rate of the download is known
 _LONGEST_S = 60
 _RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
 
 
 @attrs.frozen
-class Fetchable:
-    """A file that can be had from elsewhere.
+class RemoteFile:
+    """A file that other servers offer.
 
     Attributes:
-        label: Of one of the archives that it is: `package/stream: archive`.
-        archive: That one, with offers of them all.
+        label: Names one of its archives: `package/stream: archive`.
+        archive: That archive, with the offers of all archives of the file.
     """
 
     label: str
     archive: Archive
 
-    def joined(self, archive: Archive) -> Fetchable:
-        """Return the same with the offers of another archive, the best of all."""
+    def joined(self, archive: Archive) -> RemoteFile:
+        """Return the file with the best of its offers and those of another archive."""
         offers = dict.fromkeys((*self.archive.offers, *archive.offers))
         best = sorted(offers, key=lambda offer: offer.metric)[: LIMITS["offers"].value]
         return attrs.evolve(self, archive=attrs.evolve(self.archive, offers=tuple(best)))
@@ -52,10 +52,8 @@ class _Fetch:
     """A download that devices wait for.
 
     Attributes:
-        task: That does it.
-        size: Of the file, bytes.
-        arrived: Bytes of it.
-        begun: How many of them were there before, and when it went on from there.
+        arrived: Bytes.
+        begun: How many of them an earlier download had left, and when this one resumed.
     """
 
     task: asyncio.Task[None]
@@ -72,24 +70,18 @@ class _Fetch:
             self.begun = self.arrived, time.monotonic()
 
     def after_s(self) -> int:
-        """Return how long it will take, as far as that can be told, in the bounds of reason."""
+        """Estimate the remaining time, 1 to 60 s."""
         before, since_s = self.begun or (0, 0.0)
-        come = self.arrived - before
-        if come <= 0:
+        gained = self.arrived - before
+        if gained <= 0:
             return FIRST_S
-        left_s = (self.size - self.arrived) * (time.monotonic() - since_s) / come
+        left_s = (self.size - self.arrived) * (time.monotonic() - since_s) / gained
         return min(max(math.ceil(left_s), 1), _LONGEST_S)
 
 
 @attrs.define
 class _Failure:
-    """A download that failed.
-
-    Attributes:
-        reason: Why.
-        wait_s: How long it is left alone.
-        until_s: Until when, on the clock of `time.monotonic`.
-    """
+    """A failed download, which is not retried before `until_s` by `time.monotonic`."""
 
     reason: str
     wait_s: float
@@ -98,102 +90,98 @@ class _Failure:
 
 @attrs.define(eq=False)
 class OnDemand:
-    """What can be fetched, and is being fetched.
+    """The downloads that devices caused, and the files for which they may."""
 
-    Attributes:
-        incoming: Fetches it.
-    """
-
-    incoming: Incoming
-    _fetchable: Mapping[bytes, Sequence[Fetchable]] = attrs.field(init=False, factory=dict)
+    fetcher: BlobFetcher
+    _files: Mapping[bytes, Sequence[RemoteFile]] = attrs.field(init=False, factory=dict)
     _fetches: dict[bytes, _Fetch] = attrs.field(init=False, factory=dict)
     _failures: dict[bytes, _Failure] = attrs.field(init=False, factory=dict)
 
-    def offer(self, fetchable: Mapping[Key, Fetchable]) -> None:
-        """Fetch these on demand from now on, and nothing else."""
-        by_digest: dict[bytes, list[Fetchable]] = {}
-        for (sha256, _), each in fetchable.items():
+    def set_files(self, files: Mapping[Key, RemoteFile]) -> None:
+        """Fetch these files on demand from now on, and give up downloads of others."""
+        by_digest: dict[bytes, list[RemoteFile]] = {}
+        for (sha256, _), each in files.items():
             by_digest.setdefault(sha256, []).append(each)
-        self._fetchable = by_digest
+        self._files = by_digest
         for sha256 in self._failures.keys() - by_digest:
             del self._failures[sha256]
 
     def fetch(self, sha256: bytes) -> None:
-        """See to it that a file comes here, if it can be had.
+        """Start the download of a file unless it runs; do nothing if nobody offers the file.
 
         Raises:
-            NotYetError: It comes.
-            NotFetchedError: It could not be had, and is tried again later.
+            NotYetError: The download runs.
+            NotFetchedError: The download failed, and will be retried later.
         """
-        if sha256 not in self._fetchable:
+        if sha256 not in self._files:
             return
         failure, now_s = self._failures.get(sha256), time.monotonic()
         if failure and failure.until_s > now_s:
             detail = f"the file could not be fetched: {failure.reason}"
             raise NotFetchedError(detail, after_s=math.ceil(failure.until_s - now_s))
         if sha256 not in self._fetches:
-            task = asyncio.get_running_loop().create_task(self._fetched(sha256))
+            task = asyncio.get_running_loop().create_task(self._download(sha256))
             self._fetches[sha256] = _Fetch(task)
         detail = "the file is being fetched, ask again"
         raise NotYetError(detail, after_s=self._fetches[sha256].after_s())
 
-    async def _fetched(self, sha256: bytes) -> None:
-        """Fetch a file as one of the archives that it is; where sizes differ, one of them lies."""
+    async def _download(self, sha256: bytes) -> None:
+        """Download a file; if streams disagree about its size, try each of the sizes."""
         fetch, failures = self._fetches[sha256], []
         try:
-            for wanted in self._fetchable[sha256]:
-                fetch.begin(wanted.archive.envelope.size)
+            for file in self._files[sha256]:
+                fetch.begin(file.archive.envelope.size)
                 try:
-                    await self._as(wanted, fetch)
+                    await self._download_as(file, fetch)
                 except NetotaError as error:
-                    failures.append((wanted, error))
+                    failures.append((file, error))
                 else:
                     return
             self._fail(*failures[-1])
-        except SupersededError:
+        except ObsoleteError:
             pass
         finally:
             del self._fetches[sha256]
 
-    async def _as(self, wanted: Fetchable, fetch: _Fetch) -> None:
-        sha256 = wanted.archive.envelope.sha256
-        is_over = lambda: sha256 not in self._fetchable  # noqa: E731
-        async with self.incoming.fetched((wanted.archive,), is_over, fetch.progress):
+    async def _download_as(self, file: RemoteFile, fetch: _Fetch) -> None:
+        sha256 = file.archive.envelope.sha256
+        is_obsolete = lambda: sha256 not in self._files  # noqa: E731
+        async with self.fetcher.fetched((file.archive,), is_obsolete, fetch.progress):
             pass
         self._failures.pop(sha256, None)
-        _log.info("%s: fetched", wanted.label)
+        _log.info("%s: fetched", file.label)
         try:
-            await asyncio.to_thread(self.incoming.make_room)
+            await asyncio.to_thread(self.fetcher.make_room)
         except NetotaError as error:
-            _log.warning("no room was made: %s", error.detail)  # the next time will do
+            _log.warning("unused blobs could not be deleted: %s", error.detail)
 
-    def _fail(self, wanted: Fetchable, error: NetotaError) -> None:
-        sha256 = wanted.archive.envelope.sha256
-        reason = reason_of(error.detail.removeprefix(f"{wanted.archive.name}: "))
+    def _fail(self, file: RemoteFile, error: NetotaError) -> None:
+        sha256 = file.archive.envelope.sha256
+        reason = reason_of(error.detail.removeprefix(f"{file.archive.name}: "))
         before = self._failures.get(sha256)
         if before is None or before.reason != reason:
             hint = f" ({error.hint})" if error.hint else ""
-            _log.warning("%s: could not be fetched: %s%s", wanted.label, reason, hint)
+            _log.warning("%s: could not be fetched: %s%s", file.label, reason, hint)
         wait_s = min(before.wait_s * 2, _LONGEST_RETRY_S) if before else _RETRY_S
         self._failures[sha256] = _Failure(reason, wait_s, time.monotonic() + wait_s)
 
     async def close(self) -> None:
-        """Fetch no more; what has arrived stays."""
+        """Stop all downloads, and keep what has arrived."""
         tasks = [fetch.task for fetch in self._fetches.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def fetchable(state: Repository) -> dict[Key, Fetchable]:
-    """Return the files of a repository's streams that others offer, with all of their offers."""
-    found: dict[Key, Fetchable] = {}
+def remote_files(state: Repository) -> dict[Key, RemoteFile]:
+    """Return the files of a repository that other servers offer."""
+    found: dict[Key, RemoteFile] = {}
     for package_name, package in state.packages.items():
         for stream_name, stream in package.streams.items():
             for archive in stream.archives or ():
                 if any(offer.url.startswith(_SCHEMES) for offer in archive.offers):
                     key = key_of(archive)
                     label = f"{package_name}/{stream_name}: {archive.name}"
-                    one = found.get(key)
-                    found[key] = one.joined(archive) if one else Fetchable(label, archive)
+                    file = found.get(key)
+                    found[key] = file.joined(archive) if file else RemoteFile(label, archive)
     return found

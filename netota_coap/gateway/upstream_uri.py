@@ -1,6 +1,6 @@
-"""Upstreams by their URIs: which can be one, and which are the same.
+"""Checks the URIs of upstreams, and finds out which are the same.
 
-It is light: who checks a configuration need not load a mirror.
+It imports no mirror, so that a configuration is checked quickly.
 Source: `spec/mirror.md`, rules M-1 and M-10.
 """
 
@@ -21,25 +21,25 @@ _PORTS = {"coap": 5683, "http": 80, "https": 443}
 
 
 def author_of(origin: str) -> str:
-    """Return the author of the streams that are taken over from an upstream."""
+    """Return the author of the streams that are adopted from an upstream."""
     return f"mirror of {origin}"
 
 
 def canonical(uri: str) -> str:
-    """Return the URI of an upstream in the one spelling by which it is told from others.
+    """Return an upstream's URI in a spelling that is the same for the same upstream.
 
     Args:
-        uri: `coap://HOST`, or of HTTP with the prefix if it has one.
+        uri: `coap://HOST`, or an HTTP URI, with the prefix if the upstream has one.
 
     Raises:
-        InvalidDataError: It cannot be that of an upstream.
+        InvalidDataError: The URI cannot be that of an upstream.
     """
     reason = text("title")(author_of(uri))
     if reason is not None:
         raise refuse(reason)
     found = _FORM.fullmatch(uri.rstrip("/"))
     if found is None or (found["scheme"] == "coap" and found["prefix"]):
-        raise refuse("must be the URI of an upstream, as in coap://host or https://host/prefix")
+        raise refuse("must be the URI of an upstream, such as coap://host or https://host/prefix")
     host, port = _host(found["host"]), int(found["port"] or _PORTS[found["scheme"]])
     if not 1 <= port <= 65_535:
         raise refuse("the port must be from 1 to 65535")
@@ -54,5 +54,5 @@ def _host(host: str) -> str:
     except ValueError:
         name = b""
     if not _NAME.fullmatch(name):
-        raise refuse(f"{host!r} is not a host that there can be")
+        raise refuse(f"{host!r} is not a valid host")
     return name.removesuffix(b".").decode()

@@ -1,6 +1,6 @@
-"""Upstreams: what a mirror asks another server, over CoAP and HTTP.
+"""Requests of a mirror to its upstream, over CoAP and HTTP.
 
-What they send is read in other threads: the one of the event loop serves devices.
+Payloads are decoded in other threads, because the event loop's thread serves devices.
 Source: `spec/mirror.md`, rules M-1 to M-6; `spec/resources.md`; `spec/http.md`.
 """
 
@@ -35,27 +35,28 @@ V = TypeVar("V", bound=Value)
 _CBOR = "application/cbor"
 _EVENTS = "text/event-stream"
 _SILENCE_S = 45.0  # three signs of life of an event stream (H-34)
-_TRANSFER_S = 300.0  # as the client of CoAP has it
+_TRANSFER_S = 300.0  # the same as over CoAP
 _LONGEST_LIST = 256 * 1024  # bytes
-_LONGEST_EVENT = 4 * _LONGEST_LIST  # which has a list as JSON
+_LONGEST_EVENT = 4 * _LONGEST_LIST  # it contains a list as JSON
 _LONGEST_STATE = LIMITS["document"].value
 _LONGEST_REASON = 300  # characters
 
 
 def reason_of(detail: str) -> str:
-    """Return what is wrong as it can be shown: printable, and not as long as a peer may want."""
+    """Make an error text printable and at most 300 characters long: a server may have sent it."""
     shown = printable(detail[: _LONGEST_REASON + 1])
     return shown if len(shown) <= _LONGEST_REASON else f"{shown[: _LONGEST_REASON - 1]}…"
 
 
 class Upstream(Protocol):
-    """Another server."""
+    """A server that is mirrored."""
 
     async def packages(self) -> Mapping[str, PackageEntry]:
         """Return its packages.
 
         Raises:
-            TransferError: It is away, refuses, or what it sends is malformed; so do the others.
+            TransferError: The server is unreachable, refuses, or sends malformed data. The same
+                holds for the other methods.
         """
         ...
 
@@ -64,17 +65,14 @@ class Upstream(Protocol):
         ...
 
     async def stream(self, name: StreamName) -> Stream:
-        """Return the state of a stream, whole."""
+        """Return the whole state of a stream."""
         ...
 
     def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
-        """Learn that anything changed, the first time at once, and that the server is there.
+        """Yield the ETag over everything upstream, at once and with each sign of life.
 
-        It ends when it is time to begin anew, after `poll_s` seconds of silence at the latest.
-
-        Yields:
-            What all that there is is known by: the same as before with a sign of life only; None:
-            it may be anything.
+        It is unchanged for a keep-alive, and None if the server sent none. The generator ends
+        after `poll_s` seconds of silence at the latest; the caller then calls it again.
         """
         ...
 
@@ -84,23 +82,23 @@ async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
     """Make the upstream that a URI names.
 
     Args:
-        uri: One that `origins.canonical` takes, without a slash at its end.
-        timeout_s: How long to wait for an answer, seconds.
+        uri: One that `upstream_uri.canonical` accepts, without a slash at its end.
+        timeout_s: How long to wait for a response, seconds.
 
     Raises:
-        ConfigError: What the environment says of proxies cannot be used.
+        ConfigError: The proxy settings of the environment are invalid.
     """
     if uri.startswith("coap:"):
         async with Client(timeout_s=timeout_s) as client:
-            yield _Coap(uri, client)
+            yield _CoapUpstream(uri, client)
     else:
         async with http_client() as client:
-            yield _Http(uri, client, timeout_s)
+            yield _HttpUpstream(uri, client, timeout_s)
 
 
 @attrs.frozen
-class _Server:
-    """What is the same over CoAP and HTTP."""
+class _Upstream:
+    """The part that is the same over CoAP and HTTP."""
 
     uri: str
 
@@ -127,12 +125,12 @@ class _Server:
         return await asyncio.to_thread(read)
 
     async def _payload(self, url: str, longest: int) -> bytes:
-        """Return what a URL has in CBOR, at most so many bytes."""
+        """Get a URL in CBOR; raise if it has more than `longest` bytes."""
         raise NotImplementedError
 
 
 @attrs.frozen
-class _Coap(_Server):
+class _CoapUpstream(_Upstream):
     client: Client
 
     async def stream(self, name: StreamName) -> Stream:
@@ -151,7 +149,7 @@ class _Coap(_Server):
 
 
 @attrs.frozen
-class _Http(_Server):
+class _HttpUpstream(_Upstream):
     client: httpx2.AsyncClient
     timeout_s: float
 
@@ -178,15 +176,15 @@ class _Http(_Server):
                         raise TransferError(detail, uri=url) from None
                     except TransferError:
                         if heard:
-                            return  # proxies cut off what is quiet, or takes long
+                            return  # proxies close connections that are quiet or old
                         raise
                     if not chunk:
-                        return  # it stops
+                        return  # the server stops
                     *events, tail = (tail + chunk).split(b"\n\n")
                     _require_short(url, tail, _LONGEST_EVENT)
-                    told = [event for event in events if b"data:" in event]
-                    if told:
-                        end, tag = now() + poll_s, _id_of(told[-1])
+                    changed = [event for event in events if b"data:" in event]
+                    if changed:
+                        end, tag = now() + poll_s, _id_of(changed[-1])
                     if events:
                         heard = True
                         yield tag
@@ -204,7 +202,7 @@ class _Http(_Server):
                             patience.reschedule(min(now() + self.timeout_s, end))
             except TimeoutError:
                 stalled = f"no progress in {self.timeout_s:g} s"
-                detail = stalled if now() < end else f"not all of it came in {_TRANSFER_S:g} s"
+                detail = stalled if now() < end else f"is incomplete after {_TRANSFER_S:g} s"
                 raise TransferError(detail, uri=url) from None
         return bytes(data)
 

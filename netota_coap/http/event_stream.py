@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 from starlette.types import Receive, Scope, Send
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 
 MEDIA_TYPE = "text/event-stream"
 _RETRY_MS = 5_000
@@ -53,7 +53,7 @@ class Events:
     most: int = 4_096
     heartbeat_s: float = 15.0
     ended: bool = attrs.field(init=False, default=False)
-    _clients: dict[Path, dict[_Client, None]] = attrs.field(init=False, factory=dict)
+    _clients: dict[ResourcePath, dict[_Client, None]] = attrs.field(init=False, factory=dict)
     _count: int = attrs.field(init=False, default=0)
     _due: dict[_Client, None] = attrs.field(init=False, factory=dict)
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
@@ -66,7 +66,7 @@ class Events:
         """Whether another client must be refused."""
         return self._count >= self.most
 
-    def notify(self, paths: Iterable[Path]) -> None:
+    def notify(self, paths: Iterable[ResourcePath]) -> None:
         """Wake the clients of resources that changed, appeared or vanished."""
         for path in paths:
             self._wake(self._clients.get(path, ()))
@@ -77,7 +77,7 @@ class Events:
         self.notify(tuple(self._clients))
 
     @contextlib.contextmanager
-    def connected(self, path: Path) -> Iterator[_Client]:
+    def connected(self, path: ResourcePath) -> Iterator[_Client]:
         """Count a client of a resource until the block ends."""
         client = _Client()
         self._clients.setdefault(path, {})[client] = None
@@ -125,7 +125,7 @@ class EventStream:
     """The response to one client (an ASGI application)."""
 
     events: Events
-    path: Path
+    path: ResourcePath
     state: Callable[[], Event]
     seen: str  # Last-Event-ID of the client, or ""
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 
 _MOST_PARAMETERS = 64  # the number of options that CoAP accepts
@@ -19,7 +19,7 @@ _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 
 
-def path_of(raw: bytes) -> Path:
+def path_of(raw: bytes) -> ResourcePath:
     """Return the segments of a request target without its query, each decoded exactly once.
 
     Raises:

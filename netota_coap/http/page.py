@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from netota_coap.catalog.resources import Path, StreamResource, etag_of
+from netota_coap.catalog.resources import ResourcePath, StreamResource, etag_of
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.http import page_content, page_updates
 from netota_coap.http.negotiation import chosen, is_current
@@ -97,7 +97,7 @@ class Page:
         uptime = timedelta(seconds=self.site.status().uptime_s)
         return (datetime.now(UTC) - uptime).replace(microsecond=0)
 
-    async def answer(self, request: Request, path: Path) -> ASGIApp | None:
+    async def answer(self, request: Request, path: ResourcePath) -> ASGIApp | None:
         """Answer a GET or HEAD of a page or of something that pages load.
 
         Returns:
@@ -123,13 +123,13 @@ class Page:
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         return Response(payload, status, headers, MEDIA_TYPE)
 
-    def _file(self, path: Path) -> Response:
+    def _file(self, path: ResourcePath) -> Response:
         found = self._files.get("/".join(path[1:]))
         if found is None:
             raise NotFoundError(f"there is nothing at /{'/'.join(path)}")
         return Response(found.payload, HTTPStatus.OK, _STATIC_HEADERS, found.media_type)
 
-    async def _render(self, path: Path, host: str) -> tuple[HTTPStatus, bytes]:
+    async def _render(self, path: ResourcePath, host: str) -> tuple[HTTPStatus, bytes]:
         shown = self._common(path)
         resource = self.site.catalog.resources.get(path or ("p",))
         more: Callable[[], dict[str, Any]] = dict
@@ -148,7 +148,7 @@ class Page:
         # A history is read from files, and 1,000 archives take long: devices must not wait.
         return status, await asyncio.to_thread(render)
 
-    def _common(self, path: Path) -> dict[str, Any]:
+    def _common(self, path: ResourcePath) -> dict[str, Any]:
         """Return the variables that all templates use."""
         now, status, resources = datetime.now(UTC), self.site.status(), self.site.catalog.resources
         return {

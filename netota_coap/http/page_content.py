@@ -12,7 +12,7 @@ from urllib.parse import quote
 import attrs
 
 from netota_coap.catalog.resources import StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.encoding.codecs import Format, diagnostic, load
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, selection_to_query
@@ -131,7 +131,7 @@ def kinds(resource: StreamResource, host: str) -> list[DeviceKind]:
 
 
 def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) -> DeviceKind:
-    payload = resource.view(View(selection), ContentFormat.CBOR, "coap").payload
+    payload = resource.answer(StreamQuery(selection), ContentFormat.CBOR, "coap").payload
     got = decode(Stream, payload, Format.CBOR)
     query = selection_to_query(selection)
     encoded = "&".join(quote(parameter, safe="=") for parameter in query)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import attrs
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from netota_coap.catalog.resources import Path, Resource, StreamResource, etag_of
+from netota_coap.catalog.resources import Resource, ResourcePath, StreamResource, etag_of
 from netota_coap.http.event_stream import Event
 from netota_coap.http.site import Site
 from netota_coap.monitoring import Status
@@ -38,7 +38,7 @@ class _Snapshot:
             last change (`told`).
     """
 
-    resources: Mapping[Path, Resource]
+    resources: Mapping[ResourcePath, Resource]
     troubles: tuple[str, ...]
     counts: Mapping[str, int]
 
@@ -56,7 +56,7 @@ class PageUpdates:
     # Marks of another process, before a restart, must differ from these.
     _numbers: Iterator[int] = attrs.field(init=False, factory=lambda: count(time.time_ns()))
 
-    def mark(self, path: Path, troubles: tuple[str, ...]) -> str:
+    def mark(self, path: ResourcePath, troubles: tuple[str, ...]) -> str:
         """Return a tag of a page, () for all packages; counts and ages do not change it."""
         resources = self.site.catalog.resources
         resource = resources.get(path or ("p",))
@@ -67,7 +67,7 @@ class PageUpdates:
         about = repr((package and package.title, troubles))
         return f"{number:x}-{etag_of(about.encode()).hex()}"
 
-    def follow(self, path: Path) -> ASGIApp:
+    def follow(self, path: ResourcePath) -> ASGIApp:
         """Return an event stream for an open page; each event holds what changed since the last.
 
         Raises:

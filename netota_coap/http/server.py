@@ -27,7 +27,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from netota_coap.catalog.resources import BlobRepresentation, Path, Representation, Resource
+from netota_coap.catalog.resources import (
+    BlobRepresentation,
+    Representation,
+    Resource,
+    ResourcePath,
+)
 from netota_coap.coap.sockets import open_sockets
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
@@ -37,7 +42,7 @@ from netota_coap.http.page import Page
 from netota_coap.http.prometheus import MetricsCollector
 from netota_coap.http.ranges import respond
 from netota_coap.http.site import HttpError, Site, problem, problem_of
-from netota_coap.monitoring import Heard, resource_class
+from netota_coap.monitoring import Metrics, resource_class
 
 _log = logging.getLogger("netota_coap.http")
 
@@ -95,7 +100,7 @@ class HttpSite(Site):
             return _OWN[path](self, request)
         return self._of_catalog(request, path)
 
-    def _of_catalog(self, request: Request, path: Path) -> ASGIApp:
+    def _of_catalog(self, request: Request, path: ResourcePath) -> ASGIApp:
         found = self.catalog.find(path)
         formats = {fmt.media_type: fmt for fmt in _FORMATS if fmt in found.formats}
         offered = [*formats, *[event_stream.MEDIA_TYPE] * found.observable]
@@ -139,8 +144,7 @@ class HttpSite(Site):
             kind = _class(request, headers.get("content-type", ""))
             self.metrics.answered("http", kind, str(int(message["status"])), 0)
             if self.metrics.listener:
-                took_us = (time.perf_counter_ns() - start_ns) / 1_000
-                self.metrics.listener(_heard(request, message["status"], headers, took_us))
+                _report(self.metrics, request, message["status"], headers, start_ns)
         elif request.method != "HEAD":
             self.metrics.sent_bytes["http"] += len(message.get("body", b""))
         # uvicorn itself has already answered a request whose rest is malformed.
@@ -148,9 +152,11 @@ class HttpSite(Site):
             await send(message)
 
 
-def _heard(request: Request, status: int, headers: MutableHeaders, took_us: float) -> Heard:
+def _report(
+    metrics: Metrics, request: Request, status: int, headers: MutableHeaders, start_ns: int
+) -> None:
     parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
-    return Heard(
+    metrics.exchanged(
         "http",
         request.method,
         unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
@@ -158,7 +164,7 @@ def _heard(request: Request, status: int, headers: MutableHeaders, took_us: floa
         str(int(status)),
         int(headers.get("content-length", 0)),
         ":".join(map(str, request.client or ())),
-        took_us,
+        start_ns,
     )
 
 
@@ -207,7 +213,7 @@ def _metrics(site: HttpSite, request: Request) -> Response:
     return Response(payload, headers={"Content-Type": content_type})
 
 
-_OWN: Mapping[Path, Callable[[HttpSite, Request], Response]] = {
+_OWN: Mapping[ResourcePath, Callable[[HttpSite, Request], Response]] = {
     (): _root,
     ("healthz",): _healthz,
     ("readyz",): _readyz,

@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from pathlib import Path as Directory
+from pathlib import Path
 
 import attrs
 from starlette.responses import Response
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.resources import Path, Representation, Resource, StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.resources import Representation, Resource, ResourcePath, StreamResource
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import (
     InvalidDataError,
@@ -85,10 +85,10 @@ class Site:
     catalog: Catalog
     status: Callable[[], Status] = attrs.field(kw_only=True)
     metrics: Metrics = attrs.field(kw_only=True)
-    root: Directory | None = attrs.field(kw_only=True)
+    root: Path | None = attrs.field(kw_only=True)
     prefix: str = attrs.field(kw_only=True, default="")
     max_age_s: int = attrs.field(kw_only=True, default=DEFAULT_MAX_AGE_S)
-    observers_of: Callable[[Path], int] = attrs.field(kw_only=True, default=lambda _: 0)
+    observers_of: Callable[[ResourcePath], int] = attrs.field(kw_only=True, default=lambda _: 0)
     events: Events = attrs.field(kw_only=True, factory=Events)
 
     def swap(self, catalog: Catalog) -> None:
@@ -97,7 +97,9 @@ class Site:
         self.catalog = catalog
         self.events.notify(differing)
 
-    def follow(self, path: Path, state: Callable[[], Event], seen: str = "") -> EventStream:
+    def follow(
+        self, path: ResourcePath, state: Callable[[], Event], seen: str = ""
+    ) -> EventStream:
         """Return an event stream of a resource; arguments as in `EventStream`.
 
         Raises:
@@ -120,8 +122,8 @@ class Site:
         Source: rules H-11 to H-13.
         """
         if isinstance(resource, StreamResource):
-            view = View.from_query(parameters)
-            return resource.view(
+            view = StreamQuery.from_query(parameters)
+            return resource.answer(
                 attrs.evolve(view, full=not view.head, prefix=self.prefix), fmt, scheme
             )
         representation = resource.represent(parameters, fmt, scheme)
@@ -131,7 +133,7 @@ class Site:
             return attrs.evolve(representation, payload=links)
         return representation
 
-    def state(self, path: Path, parameters: Sequence[str], scheme: str) -> Event:
+    def state(self, path: ResourcePath, parameters: Sequence[str], scheme: str) -> Event:
         """Return the present state of an observable resource, or `gone` (H-31, H-33)."""
         try:
             resource = self.catalog.find(path)

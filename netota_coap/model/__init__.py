@@ -1,1 +1,1 @@
-"""What a repository is made of: values that check themselves, and selections. Pure."""
+"""The domain: values that check themselves, and selections; pure. Everybody may import it."""

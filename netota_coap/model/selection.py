@@ -1,4 +1,4 @@
-"""What a device says about itself, and what of a stream suits it."""
+"""What a device says about itself, and which archives of a stream suit it."""
 
 from __future__ import annotations
 
@@ -19,30 +19,36 @@ SelectionValue = AttributeValue | Iterable[AttributeValue]
 
 
 def text_form(value: AttributeValue) -> str:
-    """Return the text that an attribute's value is compared by: `true`, `512`, or itself."""
+    """Return an attribute's value as the text that it is compared by, as `true` or `512`."""
     return str(value).lower() if type(value) is bool else str(value)
 
 
 @attrs.frozen
 class Selection:
-    """What a device says about itself to narrow a stream.
+    """What a device says about itself to narrow a stream; made by `Selection.of`.
 
     Attributes:
-        attributes: Attribute and the text forms that suit, first preferred; in the order of
-            narrowing (the six of content, then free ones by name).
-        schemes: Of the offers that the device can use, lower case; empty: any.
+        attributes: Pairs of an attribute and the text forms that suit, first preferred; in the
+            order of narrowing: `CONTENT_ATTRIBUTES`, then free ones by name.
+        schemes: Schemes that the device can download by, lower case; empty: any.
     """
 
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     schemes: tuple[str, ...] = ()
 
+    def __attrs_post_init__(self) -> None:
+        # Values of other shapes would select nothing and tell nobody.
+        if not _are_sound(self.attributes, self.schemes):
+            hint = "use Selection.of, as in Selection.of({'machine': 'nrf52840dk'})"
+            raise TypeError(f"Selection() takes tuples of tuples of text; {hint}")
+
     @classmethod
     def of(cls, wanted: Mapping[str, SelectionValue]) -> Selection:
-        """Build a selection from attribute to one value or several, first preferred.
+        """Make a selection from attribute to one value or several, first preferred.
 
         Args:
-            wanted: `scheme` stands for the schemes of offers; `name`, `sequence`, `head` and
-                `full` are no attributes and left out.
+            wanted: The key `scheme` has the schemes of offers; `name`, `sequence`, `head` and
+                `full` are no attributes and are ignored.
         """
         texts = {
             name: tuple(dict.fromkeys(text_form(v) for v in _each(values)))
@@ -54,17 +60,11 @@ class Selection:
         return cls(tuple((name, texts[name]) for name in order if texts.get(name)), schemes)
 
     def narrow(self, archives: Iterable[Archive], request_scheme: str) -> tuple[Archive, ...]:
-        """Keep what suits the device, the preferred first.
+        """Return the archives that suit the device, the preferred first.
 
-        Args:
-            archives: In any order.
-            request_scheme: What a relative offer counts as.
-
-        Returns:
-            Archives ordered by the ranks of the values given (an archive that does not say an
-            attribute comes after all that do), then by name; their offers by metric.
-
-        Source: rules W-20 to W-24.
+        They are ordered by the ranks of their values (an archive without an attribute ranks below
+        all that have it), then by name; their offers by metric. An offer that is a path has the
+        scheme of the request. Source: rules W-20 to W-24.
         """
         ranked = []
         for archive in archives:
@@ -77,10 +77,10 @@ class Selection:
         return tuple(archive for _, archive in ranked)
 
     def within(self, vocabulary: Mapping[str, Collection[str]]) -> Selection:
-        """Leave out what makes no difference, so that selections that narrow alike are equal.
+        """Leave out what no archive says, so that selections that narrow alike are equal.
 
         Args:
-            vocabulary: Attributes and `scheme`, and their texts, of all archives to be narrowed.
+            vocabulary: From attribute or `scheme` to all of its texts in the archives.
         """
         attributes = tuple(
             (attribute, tuple(text for text in texts if text in vocabulary[attribute]))
@@ -113,14 +113,11 @@ class Selection:
 
 @attrs.frozen(eq=False)
 class Index:
-    """Archives, prepared to be narrowed again and again.
+    """An index for narrowing the same archives many times.
 
     Attributes:
-        archives: Their offers in order, the best first.
-        request_scheme: What a relative offer counts as.
-        vocabulary: Attributes that archives say, and `scheme` of their offers; their texts; for
-            each text the archives that say it, a bit each.
-        saying: Attributes, and the archives that say any of their texts.
+        vocabulary: From attribute, or `scheme`, to text to the archives that say it, a bit each.
+        saying: From attribute, or `scheme`, to the archives that say any of its texts.
     """
 
     archives: tuple[Archive, ...]
@@ -130,7 +127,7 @@ class Index:
 
     @classmethod
     def of(cls, archives: tuple[Archive, ...], request_scheme: str) -> Index:
-        """Look at each archive once."""
+        """Index archives."""
         vocabulary: dict[str, dict[str, int]] = {}
         saying: dict[str, int] = {}
 
@@ -147,15 +144,15 @@ class Index:
         return cls(archives, request_scheme, vocabulary, saying)
 
     def narrow(self, selection: Selection) -> tuple[Archive, ...]:
-        """Return what `Selection.narrow` does, without looking at what cannot suit."""
+        """Narrow like `Selection.narrow`, but look only at archives that can suit."""
         suiting = (1 << len(self.archives)) - 1
         for attribute, texts in selection.attributes:
             said = self.vocabulary.get(attribute, {})
-            # An archive says one text at the most, so the bits of two have none in common.
+            # An archive has at most one text per attribute, so no bit is in two of the texts.
             suiting &= ~self.saying.get(attribute, 0) | sum(said.get(text, 0) for text in texts)
-        return selection.narrow(self._chosen(suiting), self.request_scheme)
+        return selection.narrow(self._archives_of(suiting), self.request_scheme)
 
-    def _chosen(self, bits: int) -> Iterator[Archive]:
+    def _archives_of(self, bits: int) -> Iterator[Archive]:
         while bits:
             lowest = bits & -bits
             yield self.archives[lowest.bit_length() - 1]
@@ -166,13 +163,26 @@ def _each(values: SelectionValue) -> Iterable[AttributeValue]:
     return (values,) if isinstance(values, str | int) else values
 
 
+def _are_sound(attributes: object, schemes: object) -> bool:
+    # Plain loops, because most requests make two selections and `all` takes three times as long.
+    if type(attributes) is not tuple or type(schemes) is not tuple:
+        return False
+    for pair in attributes:
+        if type(pair) is not tuple or len(pair) != 2 or type(pair[1]) is not tuple:
+            return False
+        for text in pair[1]:
+            if type(text) is not str:
+                return False
+    return True
+
+
 def suits(archive: Archive, selection: Selection, request_scheme: str = "coap") -> bool:
-    """Tell whether a device of this selection can use the archive."""
+    """Return whether a device of this selection can use the archive."""
     return bool(selection.narrow((archive,), request_scheme))
 
 
 def preferred(
     archives: Iterable[Archive], selection: Selection, request_scheme: str = "coap"
 ) -> Archive | None:
-    """Return the archive that a device of this selection prefers, or None if none suits."""
+    """Return the archive that a device of this selection prefers; None if none suits."""
     return next(iter(selection.narrow(archives, request_scheme)), None)

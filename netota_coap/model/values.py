@@ -1,8 +1,8 @@
-"""The domain: names, limits, values, and the pure questions that one asks of them.
+"""The domain's values, their limits and their rules.
 
 Every value checks itself when it is made, so that what exists is valid. Nothing here knows a
 file, a format or a protocol. Rules for editors of this file: a limit is a row of `LIMITS`; a rule
-of one field is the `rule` of that field; a rule over several fields is in `_together`.
+of one field is the `rule` of that field; a rule over several fields is in `_cross_rules`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from netota_coap.errors import InvalidDataError, Issue
 
 @attrs.frozen
 class Limit:
-    """One row of the table of limits: the highest value allowed, of what, and its unit."""
+    """The highest value allowed for something."""
 
     value: int
     unit: str
@@ -52,7 +52,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 )
 
 CONTENT_ATTRIBUTES = ("type", "arch", "machine", "debug", "filesystem", "compression")
-"""The attributes of content that have a field of their own, in the order of narrowing."""
+"""The attributes of `Content` that are fields, in the order of narrowing."""
 
 RESERVED_ATTRIBUTES = frozenset(
     ("head", "full", "sequence", "scheme", "name", *CONTENT_ATTRIBUTES)
@@ -63,7 +63,16 @@ FORMAT = 1
 """The version of the on-disk format that this package reads and writes."""
 
 FEATURES: frozenset[str] = frozenset()
-"""What a repository may require of its server, as far as this one knows it."""
+"""The features that this program can serve if a repository requires them."""
+
+DEFAULT_POLL_S = 86_400
+
+# The lowest metric wins: a server's own copy is nearer than the URL that a publisher gives.
+BLOB_METRIC = 10
+URL_METRIC = 100
+
+BLOBS_PATH = "/b/"
+"""A server offers its own blobs at this path, each by its digest."""
 
 # ----------------------------------------------------------------------------------------------
 # Rules: from a value of any type to the reason why it is refused, or None
@@ -74,7 +83,7 @@ _RULE = "netota_coap.rule"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # `//host/path` would be another server.
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|/(?!/))[!-~]+")
-# C0, DEL, C1, line and paragraph separators: they would let a title rewrite a terminal or a log.
+# C0, DEL, C1, line and paragraph separators would let a title rewrite a terminal or a log.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -96,7 +105,7 @@ _TYPE_NAMES: Mapping[type, str] = {
 
 
 def text(limit: str) -> Rule:
-    """Return the rule of text that is not empty and as long as a row of `LIMITS` allows."""
+    """Require text that is not empty and keeps within a row of `LIMITS`, in bytes of UTF-8."""
     bound = LIMITS[limit].value
 
     def rule(value: object) -> str | None:
@@ -135,7 +144,7 @@ def _integer(low: int, limit: str) -> Rule:
             return _type_reason(value, "an integer")
         if low <= value <= high:
             return None
-        # Python refuses to print an integer of more than 4,300 digits; TOML has them, as 0xffff….
+        # Python refuses to print more than 4,300 digits, which TOML can write as 0xffff….
         shown = value if value.bit_length() <= 128 else f"one of {value.bit_length()} bits"
         return f"must be from {low} to {high}, not {shown}"
 
@@ -143,7 +152,7 @@ def _integer(low: int, limit: str) -> Rule:
 
 
 def instance(cls: type, wanted: str) -> Rule:
-    """Return the rule of what is of a class, called `wanted` in the reason."""
+    """Require exactly this class, which the reason calls `wanted`."""
 
     def rule(value: object) -> str | None:
         return None if type(value) is cls else _type_reason(value, wanted)
@@ -152,12 +161,12 @@ def instance(cls: type, wanted: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """Return a rule that lets None pass, too."""
+    """Let None pass, too."""
     return lambda value: None if value is None else rule(value)
 
 
 def several(cls: type, limit: str) -> Rule:
-    """Return the rule of a tuple of a class, of as many as a row of `LIMITS` allows."""
+    """Require a tuple of a class, no longer than a row of `LIMITS` allows."""
     bound, unit = LIMITS[limit].value, LIMITS[limit].unit
 
     def rule(value: object) -> str | None:
@@ -170,7 +179,7 @@ def several(cls: type, limit: str) -> Rule:
 
 _NAME_RULE = "must consist of letters, digits, '.', '_', '+', '-' and start with a letter or digit"
 name_rule = _spelled("name", _NAME, _NAME_RULE)
-"""Rule of the names of packages, streams and archives."""
+"""The rule of the names of packages, streams and archives."""
 
 _attribute_rule = _spelled("text", _NAME, _NAME_RULE)
 _url_rule = _spelled("url", _URL, "must be a URL with a scheme, or a path that begins with '/'")
@@ -235,13 +244,13 @@ def _attributes(value: object) -> str | None:
 
 
 def ruled(rule: Rule, **options: Any) -> Any:
-    """Declare a field of a value, with the rule that it is held to."""
+    """Declare a field of a value with its rule."""
     return attrs.field(metadata={_RULE: rule}, **options)
 
 
 @attrs.frozen
 class Value:
-    """Base of the values: a value that breaks a rule cannot be made."""
+    """A value that breaks a rule raises `InvalidDataError` when it is made."""
 
     @classmethod
     def rules(cls) -> Mapping[str, Rule]:
@@ -256,8 +265,8 @@ class Value:
             raise InvalidDataError(issues)
 
     @classmethod
-    def _together(cls, _sound: Mapping[str, Any]) -> Iterable[Issue]:
-        """Rules over several fields, of those that are right by themselves."""
+    def _cross_rules(cls, _sound: Mapping[str, Any]) -> Iterable[Issue]:
+        """Check the rules over several fields; `_sound` are those that keep their own rule."""
         return ()
 
 
@@ -265,15 +274,7 @@ _RULES: dict[type[Value], Mapping[str, Rule]] = {}
 
 
 def issues_of(cls: type[Value], fields: Mapping[str, Any]) -> list[Issue]:
-    """Hold fields to their rules, also where others are missing.
-
-    Args:
-        cls: The class that the fields are meant for.
-        fields: By name; those missing are not judged.
-
-    Returns:
-        One issue per broken rule, in the order of the class.
-    """
+    """Return one issue per rule of a class that the given fields break, in the class's order."""
     issues = [
         Issue(name, reason)
         for name, rule in cls.rules().items()
@@ -281,23 +282,21 @@ def issues_of(cls: type[Value], fields: Mapping[str, Any]) -> list[Issue]:
     ]
     broken = {issue.place for issue in issues}
     sound = {name: fields[name] for name in fields if name not in broken} if broken else fields
-    return issues + list(cls._together(sound))
+    return issues + list(cls._cross_rules(sound))
 
 
-def _twice(names: Iterable[str], place: str) -> Iterator[Issue]:
+def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
+    """Return an issue per name that equals an earlier one or differs from it only in case."""
     seen: dict[str, str] = {}
+    issues = []
     for index, name in enumerate(names):
         folded = name.casefold()
         if (first := seen.get(folded)) is None:
             seen[folded] = name
         else:
-            why = "is there twice" if first == name else f"differs from {first!r} only in case"
-            yield Issue(place.format(index=index, name=name), f"{name!r} {why}")
-
-
-def clashes(names: Iterable[str], place: str = "{name}") -> list[Issue]:
-    """Find the names that do not go together: equal ones, and those that differ only in case."""
-    return list(_twice(names, place))
+            why = "appears twice" if first == name else f"differs from {first!r} only in case"
+            issues.append(Issue(place.format(index=index, name=name), f"{name!r} {why}"))
+    return issues
 
 
 StreamName = tuple[str, str]
@@ -308,7 +307,7 @@ def stream_name(text: str) -> StreamName:
     """Read `PACKAGE/STREAM`.
 
     Raises:
-        InvalidDataError: It is not of that form, or a name breaks the rule of names.
+        InvalidDataError: The text has another form, or a name breaks the rule of names.
     """
     package, slash, stream = text.partition("/")
     if not slash:
@@ -318,11 +317,7 @@ def stream_name(text: str) -> StreamName:
 
 
 def require_names(*names: str) -> None:
-    """Hold names to their rule.
-
-    Raises:
-        InvalidDataError: One or more of them break it.
-    """
+    """Raise `InvalidDataError` if names break their rule."""
     issues = [Issue(repr(name), reason) for name in names if (reason := name_rule(name))]
     if issues:
         raise InvalidDataError(issues)
@@ -351,8 +346,8 @@ class Offer(Value):
     """One place to download an archive from; the lowest metric is preferred.
 
     Attributes:
-        url: With a scheme, or a path that begins with `/`: this server, by the scheme that the
-            device used.
+        url: A URL with a scheme, or a path on this server that the device gets by the scheme of
+            its request.
         metric: 0 to 65,535.
     """
 
@@ -360,19 +355,13 @@ class Offer(Value):
     metric: int = ruled(_integer(0, "metric"))
 
     def scheme(self, request_scheme: str) -> str:
-        """Return the scheme of the URL in lower case; of a path, that of the request."""
+        """Return the URL's scheme in lower case; a path has the scheme of the request."""
         return request_scheme if self.url[0] == "/" else self.url.partition(":")[0].lower()
 
 
 @attrs.frozen(kw_only=True)
 class Envelope(Value):
-    """The file as it is downloaded.
-
-    Attributes:
-        type: Media type.
-        size: Bytes.
-        sha256: 32 bytes.
-    """
+    """The file as it is downloaded: its media type, its size in bytes and its digest."""
 
     type: str = ruled(text("text"))
     size: int = ruled(_integer(0, "size"))
@@ -381,17 +370,7 @@ class Envelope(Value):
 
 @attrs.frozen(kw_only=True)
 class Content(Value):
-    """What is inside the file. What is None or absent is not said, and suits every device.
-
-    Attributes:
-        type: Kind of content, as `zephyr-image`.
-        arch: CPU architecture.
-        machine: Board or machine.
-        debug: Whether it is a build for debugging.
-        filesystem: As `squashfs`.
-        compression: As `zstd`.
-        attributes: Free ones, name to text, integer or boolean.
-    """
+    """What is inside the file. An attribute that is None or absent suits every device."""
 
     type: str | None = ruled(optional(text("text")), default=None)
     arch: str | None = ruled(optional(text("text")), default=None)
@@ -404,21 +383,21 @@ class Content(Value):
     )
 
     def get(self, attribute: str) -> AttributeValue | None:
-        """Return the value of an attribute, a field's or a free one; None if it is not said."""
+        """Return the value of an attribute, be it a field or a free one."""
         if attribute in CONTENT_ATTRIBUTES:
             value: AttributeValue | None = getattr(self, attribute)
             return value
         return self.attributes.get(attribute)
 
     def all(self) -> dict[str, AttributeValue]:
-        """Return all attributes that are said, by name."""
+        """Return all attributes that have a value, by name."""
         fixed = {name: getattr(self, name) for name in CONTENT_ATTRIBUTES}
         return {name: value for name, value in fixed.items() if value is not None} | dict(
             self.attributes
         )
 
     @classmethod
-    def _together(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
+    def _cross_rules(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
         for name, value in sound.get("attributes", _NOTHING).items():
             reason = _attribute_rule(name)
             if reason is None and (name in RESERVED_ATTRIBUTES or name.startswith("x-")):
@@ -431,14 +410,7 @@ class Content(Value):
 
 @attrs.frozen(kw_only=True)
 class Archive(Value):
-    """The description of one downloadable file.
-
-    Attributes:
-        name: Unique in its stream.
-        envelope: The file.
-        content: What is in it.
-        offers: Where to get it.
-    """
+    """The description of one downloadable file; its name is unique in the stream."""
 
     name: str = ruled(name_rule)
     envelope: Envelope = ruled(instance(Envelope, "an envelope"))
@@ -451,18 +423,14 @@ class Stream(Value):
     """A named distribution point: exactly one version at a time.
 
     Attributes:
-        version: Of all its archives.
+        version: The version of all its archives.
         sequence: 1 to 2^32-1, +1 with every publish, close and reopen; never reused.
-        published: When its archives were, with an offset from UTC, in whole seconds.
+        published: When its archives were published, with an offset from UTC, in whole seconds.
         changed: When this state was made, if not by publishing; on disk only.
         archives: None where the sender left them out (`?head`, or `more`).
-        closed: Whether nothing new will come.
-        replacement: Package and stream that a closed stream recommends.
-        removed: Whether the stream ended here; of a state in the history only.
+        replacement: The stream that a closed stream recommends.
+        removed: Whether the stream was removed; only a state in the history can be.
         poll_s: Seconds until the device should ask again.
-        title: For people.
-        author: Who made this state.
-        message: Why.
         more: Whether the sender left out something that `?full` has.
     """
 
@@ -483,10 +451,7 @@ class Stream(Value):
     more: bool = ruled(instance(bool, "a boolean"), default=False)
 
     def essence(self) -> Stream:
-        """Return what a device must be told of by a higher sequence when it changes.
-
-        That is all but offers, poll_s, and what is for people. Source: rule R-9.
-        """
+        """Return the state without what may change under the same sequence. Source: rule R-9."""
         return attrs.evolve(
             self,
             archives=tuple(attrs.evolve(archive, offers=()) for archive in self.archives or ()),
@@ -499,24 +464,20 @@ class Stream(Value):
         )
 
     @classmethod
-    def _together(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
+    def _cross_rules(cls, sound: Mapping[str, Any]) -> Iterator[Issue]:
         if sound.get("replacement") and not sound.get("closed", False):
             yield Issue("replacement", "only a closed stream has one")
         names = (archive.name for archive in sound.get("archives") or ())
-        yield from _twice(names, "archives[{index}].name")
+        yield from clashes(names, "archives[{index}].name")
 
 
 @attrs.frozen(kw_only=True)
 class Package(Value):
-    """Just a name, good for people and for branding; has streams.
+    """A name, good for people and for branding, with streams by their names.
 
     Attributes:
-        title: For people.
-        summary: For people.
-        homepage: URL.
         poll_s: Default for its streams, seconds.
         offers: Templates for publishing.
-        streams: By name.
     """
 
     title: str | None = ruled(optional(text("title")), default=None)
@@ -531,13 +492,11 @@ class Package(Value):
 
 @attrs.frozen(kw_only=True)
 class Repository(Value):
-    """Everything one server offers.
+    """Everything one server offers: packages by their names.
 
     Attributes:
         format: Version of the on-disk format.
-        title: For people.
-        requires: Features that a server must know.
-        packages: By name.
+        requires: Features without which a server must not serve it.
     """
 
     format: int = ruled(_format)
@@ -550,22 +509,15 @@ class Repository(Value):
 
 @attrs.frozen(kw_only=True)
 class PackageEntry(Value):
-    """A package as the list of packages has it.
-
-    Attributes:
-        title: For people; "" if the package has none.
-    """
+    """A package in the list of packages; its title is "" if the package has none."""
 
     title: str = ruled(lambda value: None if value == "" else text("title")(value))
 
 
 @attrs.frozen(kw_only=True)
 class StreamEntry(Value):
-    """A stream as its package's list has it; attributes as in `Stream`."""
+    """A stream in the list of its package."""
 
     version: str = ruled(text("text"))
     sequence: int = ruled(_integer(1, "sequence"))
     closed: bool = ruled(instance(bool, "a boolean"))
-
-
-DEFAULT_POLL_S = 86_400

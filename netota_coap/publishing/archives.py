@@ -18,6 +18,7 @@ from netota_coap.model.selection import text_form
 from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
     LIMITS,
+    URL_METRIC,
     Archive,
     AttributeValue,
     Content,
@@ -32,8 +33,6 @@ from netota_coap.model.values import (
 from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection import versions_differ as _differ
 from netota_coap.publishing.inspection.artefact import Artefact
-
-DEFAULT_METRIC = 100
 
 
 @attrs.frozen
@@ -113,7 +112,7 @@ def parse_offer(text: str) -> Offer:
     url, comma, metric = text.rpartition(",")
     if comma and _is_number(metric):
         return Offer(url=url, metric=int(metric))
-    return Offer(url=text, metric=DEFAULT_METRIC)
+    return Offer(url=text, metric=URL_METRIC)
 
 
 @attrs.frozen

@@ -17,8 +17,17 @@ import attrs
 
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
 from netota_coap.files import Progress
-from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream, StreamName
-from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource, describe
+from netota_coap.model.values import (
+    URL_METRIC,
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    Stream,
+    StreamName,
+)
+from netota_coap.publishing.archives import ArchiveSource, describe
 from netota_coap.publishing.diff import lost
 from netota_coap.repository.store import Change, Files, Snapshot, Store, update
 
@@ -310,5 +319,5 @@ def _sample_archive(version: str, board: str) -> Archive:
             type=DEFAULT_MEDIA_TYPE, size=len(image), sha256=hashlib.sha256(image).digest()
         ),
         content=Content(type="zephyr-image", arch="arm", machine=board, debug=False),
-        offers=(Offer(url=url, metric=DEFAULT_METRIC),),
+        offers=(Offer(url=url, metric=URL_METRIC),),
     )

@@ -15,6 +15,7 @@ from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.files import Progress
 from netota_coap.model.values import (
     LIMITS,
+    URL_METRIC,
     Content,
     Envelope,
     Offer,
@@ -27,7 +28,7 @@ from netota_coap.model.values import (
     text,
 )
 from netota_coap.publishing import inspection
-from netota_coap.publishing.archives import DEFAULT_METRIC, ArchiveSource
+from netota_coap.publishing.archives import ArchiveSource
 
 _DISK = frozenset({Format.TOML})
 _DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"
@@ -176,7 +177,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
         for path, artefact in read_
     )
     told = all(artefact.version for _, artefact in read_)
-    release = Release(archives=archives, offers=(Offer(url=_DRAFT_OFFER, metric=DEFAULT_METRIC),))
+    release = Release(archives=archives, offers=(Offer(url=_DRAFT_OFFER, metric=URL_METRIC),))
     head = _DRAFT_HEAD.format(file=file)
     if not told:
         head += "# Not all files tell their version: give it here, or to the command.\n"

@@ -18,7 +18,15 @@ from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, encode, selection_to_query
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 from netota_coap.model.selection import Selection
-from netota_coap.model.values import LIMITS, Offer, Repository, Stream, StreamName
+from netota_coap.model.values import (
+    BLOB_METRIC,
+    BLOBS_PATH,
+    LIMITS,
+    Offer,
+    Repository,
+    Stream,
+    StreamName,
+)
 from netota_coap.repository import git
 from netota_coap.repository.blobs import Blobs, key_of
 from netota_coap.repository.history import history, history_issues
@@ -153,9 +161,9 @@ def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
     held = Blobs(root).present(repository)
     for _, stream, file in _streams(repository):
         for index, archive in enumerate(stream.archives or ()):
-            elsewhere = any(not offer.url.startswith(_LOCAL) for offer in archive.offers)
+            elsewhere = any(not offer.url.startswith(BLOBS_PATH) for offer in archive.offers)
             if not elsewhere and key_of(archive) not in held:
-                has = f"only offers of {_LOCAL}" if archive.offers else "no offer"
+                has = f"only offers of {BLOBS_PATH}" if archive.offers else "no offer"
                 reason = f"has {has}, and its file is not held here: nobody can download it"
                 yield Issue(f"archives[{index}]", reason, file)
 
@@ -164,8 +172,8 @@ def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
 # Advice to publishers
 
 _ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client accepts
-_LOCAL = "/b/"
-_LOCAL_OFFER = Offer(url=_LOCAL + "A" * 43, metric=10)  # as long as any digest in base64url
+# As long as the path of any blob.
+_LOCAL_OFFER = Offer(url=BLOBS_PATH + "A" * 43, metric=BLOB_METRIC)
 
 
 def advice(repository: Repository) -> Iterator[Issue]:

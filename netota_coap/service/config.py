@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import attrs
 
-from netota_coap.catalog.local_blobs import DEFAULT_METRIC
 from netota_coap.coap.observe.table import Caps
 from netota_coap.coap.responder import DEFAULT_MAX_AGE_S
 from netota_coap.coap.site import STATUS_READERS
@@ -26,7 +25,7 @@ from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.files import open_nonblocking
-from netota_coap.model.values import LIMITS
+from netota_coap.model.values import BLOB_METRIC, LIMITS
 from netota_coap.service.setting_types import (
     BOOLEAN,
     BYTES,
@@ -194,7 +193,7 @@ class Config:
         "Path prefix under which a reverse proxy offers the service, as in /ota.",
     )
     blobs_metric: int = _setting(
-        DEFAULT_METRIC,
+        BLOB_METRIC,
         METRIC,
         "Metric of the offers that the server adds for files it stores; lowest metric preferred.",
         at_reload=True,

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from netota_coap.errors import InvalidDataError, NetotaError, NotFoundError, printable
 from netota_coap.model.values import Stream, StreamName
-from netota_coap.monitoring import Heard
+from netota_coap.monitoring import Exchange
 from netota_coap.publishing import inspection, publish, release_file
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.inspection.artefact import Artefact
@@ -183,10 +183,10 @@ def logged(board: Board) -> logging.Handler:
     return _ToBoard(board)
 
 
-def heard(board: Board) -> Callable[[Heard], None]:
+def heard(board: Board) -> Callable[[Exchange], None]:
     """Return a listener for `Metrics` that shows requests on a board."""
 
-    def show(request: Heard) -> None:
+    def show(request: Exchange) -> None:
         query = "?" + "&".join(request.query) if request.query else ""
         asked = f"{request.transport} {request.method} /{'/'.join(request.path)}{query}"
         answered = f"{request.code} {request.size} bytes, {request.who}, {request.took_us:.0f} µs"

@@ -17,12 +17,12 @@ import attrs
 
 from netota_coap import __version__
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.local_blobs import Holding, OpenBlobs
-from netota_coap.catalog.resources import Path as ResourcePath
+from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
-from netota_coap.coap.observe.journal import Keeper, Record, keeping
+from netota_coap.coap.observe.journal import JournalFile, Record, open_journal
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import ConfigError, InvalidDataError, NetotaError
 from netota_coap.monitoring import Metrics, Status
@@ -37,7 +37,7 @@ from netota_coap.service.systemd import Manager
 
 if TYPE_CHECKING:
     from netota_coap.gateway.gateway import Gateway
-    from netota_coap.gateway.on_demand import Fetchable
+    from netota_coap.gateway.on_demand import RemoteFile
     from netota_coap.http.server import HttpSite
 
 _log = logging.getLogger(__name__)
@@ -67,9 +67,9 @@ class Service:
     metrics: Metrics = attrs.field(factory=Metrics)
     _started_s: float = attrs.field(init=False, factory=time.monotonic)
     _stopping: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _site: Site | None = attrs.field(init=False, default=None)
+    _site: CoapSite | None = attrs.field(init=False, default=None)
     _http: HttpSite | None = attrs.field(init=False, default=None)
-    _keeper: Keeper | None = attrs.field(init=False, default=None)
+    _keeper: JournalFile | None = attrs.field(init=False, default=None)
     _loaded: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _refused: tuple[str, ...] = attrs.field(init=False, default=())
     _is_reloading: bool = attrs.field(init=False, default=False)
@@ -101,7 +101,7 @@ class Service:
                 signal.SIGHUP: lambda: self._reload_all(watcher),
             }
             with short_pauses(), _signals(handlers):
-                async with keeping(self.config.state) as self._keeper:
+                async with open_journal(self.config.state) as self._keeper:
                     await self._until_stopped(watcher, self._keeper)
 
     @property
@@ -139,7 +139,7 @@ class Service:
             fan_out=self._site.observers.fan_out,
             troubles=(self._keeper.trouble,) if self._keeper and self._keeper.trouble else (),
             upstreams=self._gateway.upstreams if self._gateway else (),
-            fetched_bytes=self._gateway.incoming.received if self._gateway else None,
+            fetched_bytes=self._gateway.fetcher.received if self._gateway else None,
         )
 
     def observers(self) -> dict[str, int]:
@@ -159,7 +159,7 @@ class Service:
         troubles = [str(each) for each in self._gateway.upstreams] if self._gateway else []
         return f"waiting for upstreams: {'; '.join(troubles)}" if troubles else "starting"
 
-    async def _until_stopped(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _until_stopped(self, watcher: Watcher, keeper: JournalFile) -> None:
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
@@ -178,13 +178,13 @@ class Service:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, watcher: Watcher, keeper: Keeper) -> None:
+    async def _serve(self, watcher: Watcher, keeper: JournalFile) -> None:
         loader = Loader(self.root)
         catalog = await self._load_first(watcher, loader, keeper)
-        site = Site(Responder(catalog), keeper.journal, self.metrics, self.status)
+        site = CoapSite(Responder(catalog), keeper.journal, self.metrics, self.status)
         self._site = site
         self._configure(site)
-        site.observers.restore(keeper.kept)
+        site.observers.restore(keeper.stored)
         async with contextlib.AsyncExitStack() as stack:
             bind, multicast = self.config.coap_bind, self.config.coap_multicast
             door = await FrontDoor.open(site, bind, multicast=multicast)
@@ -200,7 +200,7 @@ class Service:
             self._notify(done=True)
             await self._reload(watcher, loader, keeper, site)
 
-    async def _load_first(self, watcher: Watcher, loader: Loader, keeper: Keeper) -> Catalog:
+    async def _load_first(self, watcher: Watcher, loader: Loader, keeper: JournalFile) -> Catalog:
         """Load the first catalog; wait for it with `keep_trying`, or while upstreams have none."""
         while True:
             retry_s = _RETRY_S
@@ -229,7 +229,9 @@ class Service:
         is_adopted = any(each.last_contact and not each.behind for each in upstreams)
         return is_empty and bool(upstreams) and not is_adopted
 
-    async def _reload(self, watcher: Watcher, loader: Loader, keeper: Keeper, site: Site) -> None:
+    async def _reload(
+        self, watcher: Watcher, loader: Loader, keeper: JournalFile, site: CoapSite
+    ) -> None:
         while True:
             await watcher.settled()
             watcher.refresh()
@@ -250,36 +252,36 @@ class Service:
             self._notify(done=done)
 
     async def _load(
-        self, loader: Loader, keeper: Keeper, previous: Catalog | None = None
+        self, loader: Loader, keeper: JournalFile, previous: Catalog | None = None
     ) -> Catalog:
         """Load a catalog in another thread, and record the new sequences."""
         files, gateway, metric = self._files, self._gateway, self.config.blobs_metric
 
-        def load() -> tuple[Catalog, list[Record], Mapping[Key, Fetchable]]:
+        def load() -> tuple[Catalog, list[Record], Mapping[Key, RemoteFile]]:
             repository = loader.load()
             files.refresh((each.sha256, each.size) for each in envelopes_of(repository))
-            fetchable = gateway.fetchable(repository) if gateway else {}
-            offered = files.blobs.present(repository) | fetchable.keys()
-            catalog = Catalog.of(repository, previous, Holding(offered, files, metric))
-            return catalog, keeper.review(repository), fetchable
+            remote = gateway.remote_files(repository) if gateway else {}
+            offered = files.blobs.present(repository) | remote.keys()
+            catalog = Catalog.of(repository, previous, LocalBlobs(offered, files, metric))
+            return catalog, keeper.review(repository), remote
 
-        catalog, learned, fetchable = await asyncio.to_thread(load)
+        catalog, learned, remote = await asyncio.to_thread(load)
         keeper.learn(learned)
         if gateway and gateway.on_demand:
-            gateway.on_demand.offer(fetchable)
+            gateway.on_demand.set_files(remote)
         return catalog
 
-    def _swap(self, site: Site, catalog: Catalog) -> None:
+    def _swap(self, site: CoapSite, catalog: Catalog) -> None:
         site.swap(catalog)
         if self._http:
             self._http.swap(catalog)
         if self._unpin_timer is None:
             self._unpin(site)
 
-    def _unpin(self, site: Site) -> None:
+    def _unpin(self, site: CoapSite) -> None:
         """End transfers that outlived `_PINNED_S` after a swap, and schedule the next check."""
         now_s = time.monotonic()
-        some, oldest_s = site.responder.catalog.unpin(now_s - _PINNED_S)
+        some, oldest_s = site.responder.catalog.forget_previous(now_s - _PINNED_S)
         if some:
             site.responder = attrs.evolve(site.responder)  # also empties the response cache
         self._unpin_timer = None
@@ -329,7 +331,7 @@ class Service:
                     self._configure(self._site)
         watcher.poke()
 
-    def _configure(self, site: Site) -> None:
+    def _configure(self, site: CoapSite) -> None:
         """Apply the settings that do not need a restart."""
         site.observers.caps = self.config.caps
         site.status_readers = self.config.status_readers
@@ -370,13 +372,13 @@ def _gateway_of(config: Config, root: Path) -> Gateway:
     """Return the configured gateway; creates its repository if there is none."""
     # Imported here: other services save the time and the memory.
     from netota_coap.gateway.adoption import Choice
-    from netota_coap.gateway.blob_fetcher import Incoming
+    from netota_coap.gateway.blob_fetcher import BlobFetcher
     from netota_coap.gateway.gateway import Gateway
     from netota_coap.gateway.mirror import Terms
 
     if config.mirror_upstreams and not (root / "repository.toml").exists():
         init(root)
-    incoming = Incoming(
+    fetcher = BlobFetcher(
         root,
         config.blobs_limit_bytes_s or None,
         config.blobs_keep_free,
@@ -390,7 +392,7 @@ def _gateway_of(config: Config, root: Path) -> Gateway:
         announce_at_once=config.mirror_announce == "at-once",
         ahead=config.blobs_cache == "ahead",
     )
-    return Gateway.of(incoming, config.mirror_upstreams, choice, terms)
+    return Gateway.of(fetcher, config.mirror_upstreams, choice, terms)
 
 
 @contextlib.contextmanager

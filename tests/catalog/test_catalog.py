@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.catalog.resources import DiscoveryResource, Resource, StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.datagram_fit import in_one_datagram
@@ -149,7 +149,7 @@ def test_to_the_byte() -> None:
 @given(strategies.streams(on_disk=True), strategies.selections)
 def test_always_one_datagram(source: Stream, selection: Selection) -> None:
     """CBOR is within 256 bytes always, as wire.cddl says, and leaves out no more than it must."""
-    resource = StreamResource.of(PATH, source, source.poll_s, Shelf())
+    resource = StreamResource.of(PATH, source, source.poll_s, RenderCache())
     data = payload(resource, *selection_to_query(selection))
     assert len(data) <= 256
     cddl.validate(data, "stream")
@@ -257,10 +257,10 @@ def test_fetch_as_get(selection: Selection) -> None:
     data = selection_to_cbor(selection)
     if len(data) <= 256:
         query = selection_to_query(selection)
-        view = View.from_query(query)
-        assert view == View.from_fetch(data)
+        view = StreamQuery.from_query(query)
+        assert view == StreamQuery.from_fetch(data)
         resource = served(*MANY[:2])
-        assert resource.represent(query, CBOR, "coap") == resource.view(view, CBOR, "coap")
+        assert resource.represent(query, CBOR, "coap") == resource.answer(view, CBOR, "coap")
 
 
 def test_poll() -> None:
@@ -468,10 +468,10 @@ def test_ready_once() -> None:
     assert first is resource.represent(["arch=arm", "colour=red", "arch=z80"], CBOR, "http")
     for index in range(1_000):
         resource.represent([f"arch={index}", f"x{index}=1", f"scheme=x{index}"], CBOR, "coap")
-    assert len(resource.shelf._ready) <= 3
+    assert len(resource.cache._ready) <= 3
 
 
-def test_shelf_is_bounded() -> None:
+def test_render_cache_is_bounded() -> None:
     """What is kept is bounded in bytes; the least recently used leaves."""
     machines = [f"m{n}" for n in range(130)]
     offers = [(metric, "/" + "x" * 245) for metric in range(1, 9)]
@@ -482,7 +482,7 @@ def test_shelf_is_bounded() -> None:
         query = ["full", *(f"machine={other}" for other in (machine, *machines))]
         resource.represent(query, CBOR, "coap")
         assert often is resource.represent(["full"], CBOR, "http")
-    kept = sum(len(ready.payload) for ready in resource.shelf._ready.values())
+    kept = sum(len(ready.payload) for ready in resource.cache._ready.values())
     assert 50 * len(often.payload) <= kept <= 2**24 < len(machines) * len(often.payload)
 
 
@@ -551,7 +551,7 @@ def test_advice_of_anything(archives: list[Archive]) -> None:
         assert issue.file == "packages/sensor-node/streams/stable.toml"
 
 
-def test_views_of_states_that_are_gone_leave_the_shelf() -> None:
+def test_renders_of_states_that_are_gone_leave_the_cache() -> None:
     """Those of the present one, and of what it goes on with, stay."""
     old = repository(archive("a", (1, "coap://h/x"), machine="board"))
     new = repository(archive("a", (2, "coap://h/x"), machine="board"))
@@ -559,7 +559,7 @@ def test_views_of_states_that_are_gone_leave_the_shelf() -> None:
     for catalog in (one, Catalog.of(new, one)):
         for query in (["machine=board"], ["full"], ["head"]):
             catalog.find(PATH).represent(query, ContentFormat.CBOR, "coap")
-    kept = one.shelf._ready
+    kept = one.cache._ready
     assert len(kept) == 6
-    one.tidy()
+    one.trim_cache()
     assert {key[1] for key in kept} == {one.find(PATH).fingerprint}  # type: ignore[attr-defined]

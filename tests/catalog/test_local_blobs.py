@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netota_coap.catalog.catalog import Catalog
-from netota_coap.catalog.local_blobs import Holding, OpenBlobs, own_below
-from netota_coap.catalog.render_cache import Shelf
+from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs, prefix_own_offers
+from netota_coap.catalog.render_cache import RenderCache
 from netota_coap.coap import options as coap
-from netota_coap.coap.blob_blocks import Pieces
+from netota_coap.coap.blob_blocks import BlobBlocks
 from netota_coap.coap.options import Block
 from netota_coap.coap.responder import Responder
 from netota_coap.encoding.codecs import Format
@@ -59,13 +59,13 @@ def store(root: Path, image: Path, *offers: str) -> None:
     )
 
 
-def held(root: Path, metric: int = 10) -> Holding:
+def held(root: Path, metric: int = 10) -> LocalBlobs:
     repository = Loader(root).load()
-    return Holding(Blobs(root).present(repository), OpenBlobs(Blobs(root)), metric)
+    return LocalBlobs(Blobs(root).present(repository), OpenBlobs(Blobs(root)), metric)
 
 
-def catalog(root: Path, before: Catalog | None = None, holding: Holding | None = None) -> Catalog:
-    return Catalog.of(Loader(root).load(), before, holding or held(root))
+def catalog(root: Path, before: Catalog | None = None, blobs: LocalBlobs | None = None) -> Catalog:
+    return Catalog.of(Loader(root).load(), before, blobs or held(root))
 
 
 def seen(catalog: Catalog, *query: str) -> Stream:
@@ -92,10 +92,10 @@ def test_one_offer_makes_room(root: Path) -> None:
     """There are 16 at most: that of the highest metric goes; its own URL is there once."""
     offers = [Offer(url=f"coap://h/{number}", metric=number) for number in range(16)]
     archive = (publish.existing(DirectoryStore(root), NAME).archives or ())[0]
-    full = held(root).offers(attrs.evolve(archive, offers=tuple(offers)))
+    full = held(root).add_offer(attrs.evolve(archive, offers=tuple(offers)))
     assert len(full.offers) == 16
     assert "coap://h/15" not in [offer.url for offer in full.offers]
-    again = held(root, 20).offers(full)
+    again = held(root, 20).add_offer(full)
     assert [offer.metric for offer in again.offers if offer.url == URL] == [20]
 
 
@@ -120,7 +120,7 @@ def test_offers_come_and_go(root: Path) -> None:
 
 
 def test_full_views_go_on_with_what_they_began_with(root: Path) -> None:
-    """Under one sequence, until the change after the next, or until it is unpinned."""
+    """Under one sequence, until the change after the next, or until it is forgotten."""
     repository = Loader(root).load()
     one = Catalog.of(repository, None, held(root))
     sequence = seen(one).sequence
@@ -131,13 +131,13 @@ def test_full_views_go_on_with_what_they_began_with(root: Path) -> None:
     three = Catalog.of(repository, two, held(root, 7))
     assert seen(three, *full) == seen(two, "full")
     stable = three.find(PATH)
-    assert stable.pinned and not stable.pinned.pinned  # no chain
-    assert three.unpin(stable.pinned_s - 1) == (False, stable.pinned_s)
-    assert three.unpin(stable.pinned_s) == (True, None)
+    assert stable.previous and not stable.previous.previous  # no chain
+    assert three.forget_previous(stable.replaced_s - 1) == (False, stable.replaced_s)
+    assert three.forget_previous(stable.replaced_s) == (True, None)
     assert seen(three, *full) == seen(three, "full")
-    assert three.unpin(stable.pinned_s) == (False, None)
+    assert three.forget_previous(stable.replaced_s) == (False, None)
     store(root, root.with_name("image.bin"))
-    assert catalog(root, three).unpin(0.0) == (False, None)  # another sequence
+    assert catalog(root, three).forget_previous(0.0) == (False, None)  # another sequence
 
 
 def test_prefix(root: Path) -> None:
@@ -145,8 +145,8 @@ def test_prefix(root: Path) -> None:
     (stored,) = publish.existing(DirectoryStore(root), NAME).archives or ()
     offers = tuple(Offer(url=url, metric=1) for url in (URL, "/x", "coap://h/b/"))
     archive = attrs.evolve(stored, offers=offers)
-    assert own_below("", archive) is archive
-    assert [o.url for o in own_below("/ota", archive).offers] == [
+    assert prefix_own_offers("", archive) is archive
+    assert [o.url for o in prefix_own_offers("/ota", archive).offers] == [
         f"/ota{URL}",
         "/x",
         "coap://h/b/",
@@ -187,10 +187,10 @@ async def test_blocks(uris: list[str]) -> None:
 def test_pieces_are_what_the_responder_answers(number: int, szx: int, more: bool) -> None:
     """Byte for byte, for each block but the first; what is no block is left to it."""
     files = _Memory()
-    responder = Responder(Catalog({}, Shelf(), files))
+    responder = Responder(Catalog({}, RenderCache(), files))
     block = coap.encode_uint(number << 4 | more << 3 | szx)
     options = (*FILE, (coap.BLOCK2, block))
-    found = Pieces().find(files, coap.encode(options))
+    found = BlobBlocks().find(files, coap.encode(options))
     code, tail = responder.answer(options, None)
     expected = tail if number and szx < 7 and not more and code == Code.CONTENT else None
     assert expected == found
@@ -205,7 +205,7 @@ class _Memory(OpenBlobs):
     def size(self, sha256: bytes) -> int:
         return len(DATA)
 
-    def piece(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
+    def block(self, sha256: bytes, offset: int, size: int) -> tuple[bytes, bool]:
         return DATA[offset : offset + size], offset + size < len(DATA)
 
 
@@ -232,8 +232,8 @@ BLOCK_1 = (coap.BLOCK2, b"\x16")
 def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
     """The responder is asked; so it is where nothing is held."""
     key = coap.encode(options)
-    assert Pieces().find(_Memory(), key) is None
-    assert Pieces().find(None, key) is None
+    assert BlobBlocks().find(_Memory(), key) is None
+    assert BlobBlocks().find(None, key) is None
 
 
 @pytest.mark.parametrize(
@@ -318,14 +318,14 @@ def test_a_piece_of_a_file_that_changes(
     """It is what was put in, or nothing: again and again until all are opened anew."""
     file, files = root / path_of(SHA256), OpenBlobs(Blobs(root))
     file.with_name("new").write_bytes(bytes(len(DATA)))
-    assert files.piece(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
+    assert files.block(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
     change(file)
     for _ in range(2):
         if right:
-            assert files.piece(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
+            assert files.block(SHA256, 1_024, 1_024) == (DATA[1_024:2_048], True)
         else:
             with pytest.raises(NotFoundError, match="damaged"):
-                files.piece(SHA256, 1_024, 1_024)
+                files.block(SHA256, 1_024, 1_024)
 
 
 async def test_ranges(uris: list[str]) -> None:

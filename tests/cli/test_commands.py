@@ -192,7 +192,7 @@ MISTAKES = [
     (["serve", "{root}", "--bind", "192.0.2.99:5683"], 4, "choose another"),
     (["serve", "{root}", "--bind", "[::"], 2, "must be HOST:PORT"),
     (["serve", "{root}/nix"], 3, "error: {root}/nix: is not a directory\n"),
-    (["get", "http://localhost/"], 2, "only coap:// is spoken here"),
+    (["get", "http://localhost/"], 2, "only coap:// is supported"),
     (
         ["get", "coap://127.0.0.1:1/p"],
         4,

@@ -55,7 +55,7 @@ async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = await process.communicate()
     assert process.returncode == 0
-    assert f"{uris['coap']}: took sensor-node/stable 1.1, sequence 2" in err.decode()
+    assert f"{uris['coap']}: adopted sensor-node/stable 1.1, sequence 2" in err.decode()
 
 
 @pytest.mark.fuzz

@@ -1,4 +1,4 @@
-"""download/ over CoAP: a real server of files, and one that lies."""
+"""client/downloads.py over CoAP: a real server of files, and one that lies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.client.download import check_offers, download
+from netota_coap.client.downloads import check_offers, download
 from netota_coap.coap import options as coap
 from netota_coap.errors import IntegrityError, TransferError
 from netota_coap.model.values import Envelope
 from tests.client.test_coap_client import puppet
-from tests.client.test_download import DATA, OTHER, archive, check, envelope, part_of
+from tests.client.test_downloads import DATA, OTHER, archive, check, envelope, part_of
 from tests.coap.test_interop import LIBCOAP, needs_libcoap
 from tests.support.device import Answer
 from tests.support.file_servers import coap_fileserver, libcoap_server
@@ -310,7 +310,7 @@ async def test_more_than_coap_can_count() -> None:
     async with puppet(lambda request: piece(request, DATA)) as uri:
         (report,) = await check_offers([(uri, huge)])
 
-    assert report.problem == "CoAP counts no block of it at 1073741824 bytes"
+    assert report.problem == "CoAP cannot address a block at 1073741824 bytes"
 
 
 async def test_errors_of_both_kinds(target: Path) -> None:

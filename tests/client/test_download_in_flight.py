@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.client.coap_client import Block, Client
-from netota_coap.client.download import Limit, download
+from netota_coap.client.coap_client import Client, ReceivedBlock
+from netota_coap.client.downloads import RateLimit, download
 from netota_coap.errors import ConfigError, PeerError, TransferError
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs, blob_name
 from tests.client.test_coap_client import puppet
-from tests.client.test_download import OTHER, archive, envelope, part_of
 from tests.client.test_download_coap import LONG, SHORT, Reply, asked, piece, sent, with_size
+from tests.client.test_downloads import OTHER, archive, envelope, part_of
 from tests.coap.test_interop import LIBCOAP, needs_libcoap
 from tests.support import publishing
 from tests.support.device import Answer
@@ -264,7 +264,7 @@ async def test_a_file_that_is_replaced(target: Path) -> None:
 
 async def test_a_pace(target: Path) -> None:
     """What is read slowly is asked for slowly."""
-    limit = Limit(10 * len(SHORT))
+    limit = RateLimit(10 * len(SHORT))
     asked_for = arrived = most = 0
 
     def reply(request: Answer) -> Reply:
@@ -363,7 +363,7 @@ async def test_refused_alone() -> None:
 
     async with puppet(reply) as uri, Client() as client:
         blocks = client.blocks(uri, size=len(SHORT), in_flight=8)
-        got: list[Block] = []
+        got: list[ReceivedBlock] = []
         with pytest.raises(PeerError, match=r"4\.03"):
             async for block in blocks:
                 got.append(block)  # noqa: PERF401 - those before the error count

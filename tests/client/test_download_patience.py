@@ -12,13 +12,13 @@ from time import time
 import attrs
 import pytest
 
-from netota_coap.client.download import Limit, check_offers, download
+from netota_coap.client.downloads import RateLimit, check_offers, download
 from netota_coap.client.transports import sources_of
 from netota_coap.coap import options as coap
 from netota_coap.errors import PeerError, TransferError
 from tests.client.test_coap_client import puppet
-from tests.client.test_download import archive, envelope, part_of
 from tests.client.test_download_coap import SHORT, Reply, asked, piece
+from tests.client.test_downloads import archive, envelope, part_of
 from tests.support.device import Answer
 from tests.support.file_servers import Request, Response, http_server, just, ranged
 from tests.support.serving import until
@@ -140,7 +140,7 @@ async def test_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who says nothing, or makes one wait for too long in all, is left for the next offer."""
-    monkeypatch.setattr("netota_coap.client.download._PATIENCE_AT_IT_S", 720.0)
+    monkeypatch.setattr("netota_coap.client.downloads._PATIENCE_FETCHING_S", 720.0)
     server = Fetching(1_000, after_s)
     waited: list[float] = []
 
@@ -280,7 +280,7 @@ async def test_retry_after(told: str | int, after_s: float | None) -> None:
 
 async def test_a_limit_makes_up_for_delays() -> None:
     """What a server takes to answer does not make a limit stricter than it is."""
-    pace, now = Limit(100_000), asyncio.get_running_loop().time
+    pace, now = RateLimit(100_000), asyncio.get_running_loop().time
     start, waited_s = now(), 0.0
     for _ in range(20):
         begun = now()

@@ -1,4 +1,4 @@
-"""download/ over HTTPS: certificates are verified, always."""
+"""client/downloads.py over HTTPS: certificates are verified, always."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netota_coap.client.download import download
-from tests.client.test_download import DATA, archive, check
+from netota_coap.client.downloads import download
+from tests.client.test_downloads import DATA, archive, check
 from tests.support.environment import needs
 from tests.support.file_servers import certificate, http_server, ranged, to
 
@@ -43,12 +43,12 @@ async def test_https(
     """A certificate is verified, always, against the authorities of the system."""
     async with http_server(lambda request: ranged(DATA, request), tls) as it:
         problem = (await check(it.url)).problem
-        assert problem == "its certificate is refused: self-signed certificate"
+        assert problem == "certificate refused: self-signed certificate"
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
         assert (await check(it.url)).problem == ""
         await download(archive(it.url), tmp_path / "image.bin")
         elsewhere = it.url.replace("127.0.0.1", "localhost")
-        assert "its certificate is refused: Hostname mismatch" in (await check(elsewhere)).problem
+        assert "certificate refused: Hostname mismatch" in (await check(elsewhere)).problem
 
     assert (tmp_path / "image.bin").read_bytes() == DATA
 
@@ -67,7 +67,7 @@ async def test_redirects_and_https(
         plain.requests.clear()
         for digest in (False, True):
             problem = (await check(unsafe.url, digest=digest)).problem
-            assert f"redirects to {plain.url}, which is not safe" == problem
+            assert f"redirects to {plain.url}, which is not encrypted" == problem
 
     assert plain.requests == []
 

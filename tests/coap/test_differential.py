@@ -1,7 +1,7 @@
 """The door and aiocoap's resource answer alike, byte for byte.
 
 Two servers of the same state get the same requests: one answers what it can by itself, the other
-hands everything that was vetted, and registers no observer, to aiocoap. Two differences are meant,
+hands everything that was vetted, and has no Observe option, to aiocoap. Two differences are meant,
 and left out here: a NON that comes again (aiocoap is silent, the door answers, which costs nobody
 anything: RFC 7252, section 4.5), and a request that comes again after a swap (aiocoap repeats its
 old answer, the door has the new one).
@@ -25,7 +25,8 @@ from netota_coap.coap import options as coap
 from netota_coap.coap import vetting
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
+from netota_coap.coap.udp import Interface
 from netota_coap.encoding.documents import selection_to_cbor
 from netota_coap.model.selection import Selection
 from netota_coap.repository.loading import Loader
@@ -118,13 +119,24 @@ class Peer:
         return came
 
 
+def _hand_on(interface: Interface) -> None:
+    """Let the door hand all requests without Observe to aiocoap."""
+    decode = interface._decode
+
+    def decode_observing(vetted: bytes) -> object:
+        plain = decode(vetted)
+        return plain if plain and plain.options != plain.unobserved else None
+
+    interface._decode = decode_observing  # type: ignore[assignment,method-assign]
+
+
 @contextlib.asynccontextmanager
 async def peer(responder: Responder, *, alone: bool) -> AsyncIterator[Peer]:
     """Serve, and connect; `alone`: let the door answer nothing by itself."""
-    door = await FrontDoor.open(Site(responder), ["127.0.0.1:0"])
+    door = await FrontDoor.open(CoapSite(responder), ["127.0.0.1:0"])
     if not alone:
         for manager in door._context.request_interfaces:
-            manager.token_interface.message_interface._answer = lambda *_: None
+            _hand_on(manager.token_interface.message_interface)
     port = int(door.uris[0].rsplit(":", 1)[1])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
         opened.setblocking(False)

@@ -23,13 +23,12 @@ from hypothesis import strategies as st
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
-from netota_coap.coap import response_cache as ready_answers
-from netota_coap.coap import vetting
+from netota_coap.coap import response_cache, vetting
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.response_cache import ReadyAnswers
-from netota_coap.coap.site import Site
-from netota_coap.coap.vetting import Doorkeeper, vet
+from netota_coap.coap.response_cache import ResponseCache
+from netota_coap.coap.site import CoapSite
+from netota_coap.coap.vetting import RequestLimiter, vet
 from netota_coap.model.values import Repository
 from netota_coap.monitoring import Tally
 from netota_coap.repository.loading import Loader
@@ -284,14 +283,14 @@ async def test_message_ids_of_notifications_are_their_own(sample: Path) -> None:
 
 async def test_whom_nothing_can_be_sent_to(sample: Path) -> None:
     """Who is not to be reached is not registered, and costs the others nothing."""
-    site = Site(Responder(Catalog.of(Loader(sample).load())))
+    site = CoapSite(Responder(Catalog.of(Loader(sample).load())))
     door = await FrontDoor.open(site, ["127.0.0.1:0"])
     (manager,) = door._context.request_interfaces
     interface = manager.token_interface.message_interface
     async with device(door.uris[0]) as it:
         nowhere = ("::ffff:127.0.0.1", 0, 0, 0)
         request = it.message(GET, "p", options=[(coap.OBSERVE, b"")])
-        interface._come_in(request, interface._pktinfo, nowhere)
+        interface._process(request, interface._pktinfo, nowhere)
         assert len(site.observers) == 0
         assert (await it.observe("p")).uint(coap.OBSERVE) == 3
     await door.close()
@@ -315,21 +314,21 @@ def test_options_that_mean_nothing_are_not_handed_on() -> None:
 def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used leave at a number of entries, or of bytes; all leave at a swap."""
     before, after = Responder(Catalog.of(EMPTY)), Responder(Catalog.of(EMPTY))
-    ready = ReadyAnswers()
+    ready = ResponseCache()
     table = ready.of(before)
-    monkeypatch.setattr(ready_answers, "_READY_ENTRIES", 3)
+    monkeypatch.setattr(response_cache, "_MOST_ENTRIES", 3)
     for number in range(3):
         ready.put(bytes((number,)), Code.CONTENT, b"tail", Tally(4))
     table.move_to_end(b"\0")
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
     assert list(table) == [b"\2", b"\0", b"\3"]
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
-    monkeypatch.setattr(ready_answers, "_READY_BYTES", 2 * (300 + 1 + 4))
+    monkeypatch.setattr(response_cache, "_MOST_BYTES", 2 * (300 + 1 + 4))
     ready.put(b"\4", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\3", b"\4"]
     assert ready.of(before) is table
     assert list(ready.of(after)) == []
-    monkeypatch.setattr(ready_answers, "_READY_BYTES", 305)
+    monkeypatch.setattr(response_cache, "_MOST_BYTES", 305)
     ready.put(b"\5", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\5"]
 
@@ -356,7 +355,7 @@ async def test_ready_answers(sample: Path, bind: str, kind: int) -> None:
 
 async def test_what_is_refused_is_not_kept(sample: Path) -> None:
     """Only what was answered well is ready; asking for what is not there fills nothing."""
-    site = Site(Responder(Catalog.of(Loader(sample).load())))
+    site = CoapSite(Responder(Catalog.of(Loader(sample).load())))
     door = await FrontDoor.open(site, ["127.0.0.1:0"])
     async with device(door.uris[0]) as it:
         for path in ("p", "p/none", "p?x", "p/sensor-node/s/stable?sequence=x&full"):
@@ -369,7 +368,7 @@ async def test_what_is_refused_is_not_kept(sample: Path) -> None:
         await it.ask(FETCH, "p/sensor-node/s/stable", options=[(coap.CONTENT_FORMAT, b"\x3c")],
                      payload=b"\xa0")  # fmt: skip
     (manager,) = door._context.request_interfaces
-    table = manager.token_interface.message_interface._ready.of(site.responder)
+    table = manager.token_interface.message_interface._cache.of(site.responder)
     assert sorted(table) == [
         coap.encode([(coap.URI_PATH, b"p")]),
         coap.encode([(coap.URI_PATH, b"p"), (coap.URI_QUERY, b"x")]),
@@ -442,12 +441,12 @@ OTHER_LINK_LOCAL = bytes.fromhex("fe800000000000000000000000000002")
 )
 def test_sources(one: bytes, other: bytes, *, same: bool) -> None:
     """What one host may have to itself is one source; each has its own limit, for a minute."""
-    keeper = Doorkeeper()
-    assert all(keeper.turns_away(100.0, one, 0) is None for _ in range(1_024))
-    assert keeper.turns_away(130.0, one, 0) == (Code.TOO_MANY_REQUESTS, 30)
-    assert (keeper.turns_away(130.0, other, 0) is not None) is same
-    assert keeper.turns_away(160.0, one, 0) is None
-    assert keeper.turns_away(160.0, one, 16_384) == (Code.SERVICE_UNAVAILABLE, 10)
+    limiter = RequestLimiter()
+    assert all(limiter.refusal(100.0, one, 0) is None for _ in range(1_024))
+    assert limiter.refusal(130.0, one, 0) == (Code.TOO_MANY_REQUESTS, 30)
+    assert (limiter.refusal(130.0, other, 0) is not None) is same
+    assert limiter.refusal(160.0, one, 0) is None
+    assert limiter.refusal(160.0, one, 16_384) == (Code.SERVICE_UNAVAILABLE, 10)
 
 
 async def test_dead_peers_cost_the_living_no_answer(sample: Path) -> None:

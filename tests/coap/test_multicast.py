@@ -17,7 +17,7 @@ from netota_coap.coap import multicast
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.multicast import Leisure, is_group, unspecified
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.errors import ConfigError
 from netota_coap.model.values import Repository
 from tests.support.serving import run, until
@@ -39,7 +39,7 @@ async def test_a_server_is_found_and_answers_nothing_else() -> None:
 
 
 def door(binds: list[str], interface: str) -> asyncio.Task[FrontDoor]:
-    site = Site(Responder(Catalog.of(Repository(format=1))))
+    site = CoapSite(Responder(Catalog.of(Repository(format=1))))
     return asyncio.ensure_future(FrontDoor.open(site, binds, multicast=[interface]))
 
 

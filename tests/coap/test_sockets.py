@@ -88,6 +88,6 @@ def test_buffers_that_were_not_granted_are_told(
     monkeypatch.setattr(sockets, "_BUFFER", 2**40)
     opened = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with opened, caplog.at_level("INFO"):
-        sockets.tell_buffers(opened)
+        sockets.log_small_buffers(opened)
     assert [f"sysctl -w net.core.{name}={2**40}" in caplog.text for name in
             ("rmem_max", "wmem_max")] == [True, True]  # fmt: skip

@@ -375,7 +375,7 @@ def test_tags_under_known_keys(key: int, tag: int) -> None:
         (6, True, "published: must be epoch seconds"),
         (6, 0.0, "published: must be epoch seconds"),
         (3, {}, "archives: must be an array"),
-        (3, None, "archives: must not be null: what is not said is left out"),
+        (3, None, "archives: must not be null; leave the key out"),
         (5, "a/b", "replacement: must be a package and a stream"),
         (8, 1, "more: must be a boolean, not an integer"),
     ],

@@ -101,7 +101,7 @@ def test_a_removed_one(sequence: int, error: type[NetotaError] | None) -> None:
 @pytest.mark.parametrize("change", [{"archives": None}, {"more": True}])
 def test_not_whole(change: dict[str, object]) -> None:
     """A state of which something was left out is refused."""
-    with pytest.raises(IntegrityError, match="not whole"):
+    with pytest.raises(IntegrityError, match="incomplete state"):
         adopt(None, attrs.evolve(state(), **change), ORIGIN)
 
 

@@ -25,9 +25,9 @@ from netota_coap.errors import (
 from netota_coap.gateway import blob_fetcher, gateway, upstreams
 from netota_coap.gateway import mirror as mirrors
 from netota_coap.gateway.adoption import Choice, take_over
-from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.blob_fetcher import BlobFetcher
 from netota_coap.gateway.gateway import Gateway
-from netota_coap.gateway.mirror import Terms, tasks
+from netota_coap.gateway.mirror import Terms, task_group
 from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
 from netota_coap.repository import scaffold
@@ -82,7 +82,7 @@ async def test_what_waits_is_given_up(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A newer state is not kept waiting by the server of an older one."""
-    monkeypatch.setattr(blob_fetcher, "_LOOK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "_CHECK_S", 0.05)
     upstream.publish("2.0")
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(it := mirror(root, uris["coap"])):
@@ -90,7 +90,7 @@ async def test_what_waits_is_given_up(
         upstream.publish("2.1")
         await until(lambda: version(root) == "2.1")
         await until(lambda: not it.status.behind)
-        assert it.incoming._slots._value == 2
+        assert it.fetcher._slots._value == 2
 
 
 async def test_what_was_waited_for(upstream: Origin, root: Path) -> None:
@@ -107,11 +107,11 @@ async def test_what_was_waited_for(upstream: Origin, root: Path) -> None:
         it = mirror(root, uris["coap"], limit_bytes_s=400_000)
         async with running(it):
             await until(lambda: upstream.asked("2.0") == 1)
-            await until(lambda: it.incoming._slots._value == 2)
-            await until(lambda: it.incoming.received)
-            assert it.incoming._slots._value == 1
+            await until(lambda: it.fetcher._slots._value == 2)
+            await until(lambda: it.fetcher.received)
+            assert it.fetcher._slots._value == 1
             await until(lambda: version(root) == "2.0")
-            assert it.incoming._slots._value == 2
+            assert it.fetcher._slots._value == 2
 
 
 async def test_not_all_are_begun(
@@ -119,7 +119,7 @@ async def test_not_all_are_begun(
 ) -> None:
     """What is waited for holds files and sockets, so that there is a bound."""
     monkeypatch.setattr(blob_fetcher, "_MOST_BEGUN", 1)
-    monkeypatch.setattr(blob_fetcher, "_LOOK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "_CHECK_S", 0.05)
     upstream.refuse[f"/1.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(mirror(root, uris["coap"])):
         await until(lambda: upstream.asked("1.0"))
@@ -346,7 +346,7 @@ async def test_what_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert await it.packages() == names
         monkeypatch.setattr(upstreams, "_TRANSFER_S", 0.2)
-        with pytest.raises(TransferError, match=r"not all of it came in 0\.2 s"):
+        with pytest.raises(TransferError, match=r"is incomplete after 0\.2 s"):
             await it.packages()
 
 
@@ -396,8 +396,8 @@ def test_what_is_not_the_same() -> None:
 async def test_what_the_environment_says(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that cannot be used ends a gateway as what it is."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
-    it = Gateway.of(Incoming(root), ("http://127.0.0.1:1",), Choice(), Terms())
-    with pytest.raises(ConfigError, match="the proxy of the environment cannot be used"):
+    it = Gateway.of(BlobFetcher(root), ("http://127.0.0.1:1",), Choice(), Terms())
+    with pytest.raises(ConfigError, match="the proxy settings of the environment are invalid"):
         await it.run()
 
 
@@ -411,7 +411,7 @@ async def test_tasks(error: Exception, raised: type[Exception]) -> None:
         raise error
 
     with pytest.raises(raised):
-        async with tasks() as group:
+        async with task_group() as group:
             group.create_task(fail())
 
 
@@ -470,7 +470,7 @@ async def test_a_stream_that_is_closed(upstream: Origin, root: Path) -> None:
 async def test_a_repository_that_is_gone(upstream: Origin, root: Path) -> None:
     """Nothing is made in its place."""
     with pytest.raises(RepositoryError, match="not a repository"):
-        async with Incoming(root).fetched(_archives(upstream), lambda: False):
+        async with BlobFetcher(root).fetched(_archives(upstream), lambda: False):
             pass
     assert not root.exists()
 
@@ -486,8 +486,8 @@ async def test_links(upstream: Origin, root: Path, tmp_path: Path, place: str) -
     os.utime(old, (1, 1))
     (root / place).parent.mkdir(exist_ok=True)
     (root / place).symlink_to(elsewhere)
-    it = Incoming(root)
-    it.tidy()
+    it = BlobFetcher(root)
+    it.remove_stale()
     with pytest.raises(RepositoryError, match="is a link"):
         async with it.fetched(_archives(upstream), lambda: False):
             pass
@@ -507,7 +507,7 @@ async def test_two_tidy_up(root: Path) -> None:
     for number in range(2_000):
         (place / f".{number}").touch()
         os.utime(place / f".{number}", (1, 1))
-    await asyncio.gather(*(asyncio.to_thread(Incoming(root).tidy) for _ in range(3)))
+    await asyncio.gather(*(asyncio.to_thread(BlobFetcher(root).remove_stale) for _ in range(3)))
     assert [*place.iterdir()] == []
 
 
@@ -515,7 +515,7 @@ async def test_tidies_up_now_and_then(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a long life leaves behind goes while it lasts."""
-    monkeypatch.setattr(gateway, "_TIDY_S", 0.02)
+    monkeypatch.setattr(gateway, "_REMOVE_STALE_S", 0.02)
     scaffold.init(root)
     old = root / INCOMING / f".{'a' * 64}.{'a' * 16}.part"
     old.parent.mkdir(parents=True)
@@ -524,7 +524,7 @@ async def test_tidies_up_now_and_then(
         old.touch()
         os.utime(old, (1, 1))
 
-    running_one = asyncio.create_task(Gateway(Incoming(root)).run())
+    running_one = asyncio.create_task(Gateway(BlobFetcher(root)).run())
     for _ in range(2):
         leave()
         await until(lambda: not old.exists())
@@ -543,7 +543,7 @@ async def test_two_processes(upstream: Origin, root: Path) -> None:
     first = _archives(upstream)
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     both = first + (upstream.publish("2.0").archives or ())
-    waiting, other = Incoming(root), Incoming(root)
+    waiting, other = BlobFetcher(root), BlobFetcher(root)
     marker = root / INCOMING / first[0].envelope.sha256.hex()
 
     async def wait() -> None:
@@ -557,10 +557,10 @@ async def test_two_processes(upstream: Origin, root: Path) -> None:
     await until(lambda: upstream.asked("2.0"))
     async with other.fetched(first, lambda: False):
         pass
-    other.tidy()
+    other.remove_stale()
     assert marker.exists()
     os.utime(marker, (1, 1))
-    waiting.tidy()
+    waiting.remove_stale()
     assert marker.exists()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

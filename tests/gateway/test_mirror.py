@@ -428,7 +428,7 @@ async def test_an_upstream_that_was_reset(
         ("/p", Response(body=b"\0" * (9 * 2**20)), "is longer than 262144 bytes"),
         ("/p", Response(status="500 Oops"), "500 Internal Server Error"),
         ("/p/a/s/b", Response(body=b"\xa0"), "version"),
-        ("/p/a/s/b", Response(body=bytes.fromhex("a30161310201061903e8")), "not whole"),
+        ("/p/a/s/b", Response(body=bytes.fromhex("a30161310201061903e8")), "incomplete state"),
         ("/p/a/s/b", Response(headers={"Content-Type": "text/html"}), "is 'text/html'"),
     ],
 )
@@ -586,4 +586,4 @@ async def test_a_place_that_cannot_be_written(upstream: Origin, root: Path) -> N
         (root / "blobs" / ".incoming" / digest).mkdir(parents=True)
         status = await mirror(root, uris["coap"]).once()
     assert (present(root), status.behind) == (None, 1)
-    assert "no regular file" in status.error
+    assert "not a regular file" in status.error

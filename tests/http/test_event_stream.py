@@ -14,7 +14,7 @@ import pytest
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.event_stream import Events
-from netota_coap.http.server import HttpSite, serving
+from netota_coap.http.server import Bounds, HttpSite, serving
 from netota_coap.model.values import Repository
 from tests.support.serving import PATIENCE_S, until
 from tests.support.web import Connection, catalog, connected, site, stream
@@ -149,7 +149,9 @@ async def test_the_end_of_the_server_ends_all() -> None:
     async with contextlib.AsyncExitStack() as stack:
         it = site(catalog({"big": stream(1)}))
         running = contextlib.AsyncExitStack()
-        (uri,) = await running.enter_async_context(serving(it, "127.0.0.1:0"))
+        # Waiting for the clients to leave would take far longer than the test is given.
+        bounds = Bounds(grace_s=100 * PATIENCE_S)
+        (uri,) = await running.enter_async_context(serving(it, "127.0.0.1:0", bounds=bounds))
         connection = await stack.enter_async_context(connected(uri))
         await connection.follow(BIG)
         await connection.event()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.errors import NotFoundError
 from netota_coap.http.negotiation import chosen, is_current, parameters_of, path_of
 
@@ -45,4 +45,4 @@ def test_whatever_is_sent(text: str, data: bytes) -> None:
     with contextlib.suppress(NotFoundError):
         path_of(b"/" + data)
     with contextlib.suppress(ValueError):
-        View.from_query(parameters_of(data))
+        StreamQuery.from_query(parameters_of(data))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import statistics
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -415,7 +416,7 @@ async def test_answers_do_not_wait_for_acknowledgements(it: Server) -> None:
         start = time.perf_counter()
         await it.get(BIG)
         took_s.append(time.perf_counter() - start)
-    assert sorted(took_s)[5] < 0.03  # an acknowledgement comes after 40 ms
+    assert statistics.median(took_s) < 0.03  # a delayed acknowledgement would take 40 ms
 
 
 async def test_idle_server_sleeps() -> None:

@@ -164,6 +164,25 @@ def test_offers_by_metric() -> None:
     assert [offer.url[7:] for offer in narrowed[0].offers] == ["a", "b2", "b1", "c"]
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        [("machine", "x")],
+        {"machine": "x"},
+        (("machine", "x"),),
+        (("machine", ["x"]),),
+        (("debug", (True,)),),
+        ("machine", "x"),
+    ],
+)
+def test_wrong_use_is_refused(attributes: Any) -> None:
+    """A selection of other shapes would silently select nothing."""
+    with pytest.raises(TypeError, match=r"use Selection\.of"):
+        Selection(attributes)
+    with pytest.raises(TypeError, match=r"use Selection\.of"):
+        Selection(schemes="coap")  # type: ignore[arg-type]
+
+
 def test_preferred() -> None:
     """The preferred archive is the first, if there is any."""
     assert preferred(ALL, Selection.of({"machine": "b"})) == ARM_B

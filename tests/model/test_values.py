@@ -442,12 +442,12 @@ def test_archive_names_go_together() -> None:
     other, upper = attrs.evolve(ARCHIVE, name="b"), attrs.evolve(ARCHIVE, name="A")
     equal = attrs.evolve(ARCHIVE, name="".join(["a"]))
     assert issues(Stream, archives=(ARCHIVE, other)) == []
-    expected = ["archives[1].name: 'a' is there twice"]
+    expected = ["archives[1].name: 'a' appears twice"]
     assert expected == issues(Stream, archives=(ARCHIVE, equal))
     assert expected == issues(Stream, archives=(ARCHIVE, ARCHIVE))
     expected = [
         "archives[2].name: 'A' differs from 'a' only in case",
-        "archives[3].name: 'b' is there twice",
+        "archives[3].name: 'b' appears twice",
     ]
     assert expected == issues(Stream, archives=(ARCHIVE, other, upper, other))
 

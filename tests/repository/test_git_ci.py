@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from netota_coap.client.coap_client import Client
-from netota_coap.client.download import download
+from netota_coap.client.downloads import download
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.release_file import RELEASE

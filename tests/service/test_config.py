@@ -126,7 +126,7 @@ WRONG = [
     ('[mirror]\nupstreams = ["ftp://host"]', "mirror.upstreams[0]: must be the URI of"),
     ('[mirror]\nupstreams = ["coap://a/b"]', "mirror.upstreams[0]: must be the URI of"),
     ('[mirror]\nupstreams = ["http://a?b"]', "mirror.upstreams[0]: must be the URI of"),
-    ('[mirror]\nupstreams = ["coap://a..b"]', "mirror.upstreams[0]: 'a..b' is not a host that"),
+    ('[mirror]\nupstreams = ["coap://a..b"]', "mirror.upstreams[0]: 'a..b' is not a valid host"),
     (
         '[mirror]\nupstreams = ["coap://a", "http://a/x", "http://A:80/x/"]',
         "mirror.upstreams[2]: is the same as [1]",

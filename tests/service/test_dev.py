@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from netota_coap.errors import NetotaError
-from netota_coap.monitoring import Heard
+from netota_coap.monitoring import Exchange
 from netota_coap.publishing import publish
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs, blob_name
@@ -29,7 +29,7 @@ from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, until
 
 NAME = ("local", "dev")
 NOW = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
-REQUEST = Heard("coap", "GET", ["p", "a"], ["x=1", "y"], "2.05", 20, "127.0.0.1:4711", 43.2)
+REQUEST = Exchange("coap", "GET", ["p", "a"], ["x=1", "y"], "2.05", 20, "127.0.0.1:4711", 43.2)
 
 
 def built(directory: Path, image: Path) -> Path:

@@ -19,7 +19,7 @@ from netota_coap.client.discovery import discover
 from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.repository.loading import Loader
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "repositories" / "typical"
@@ -63,7 +63,7 @@ async def serve() -> None:
         await child.stdout.readline()
         ip("link", "add", SERVER, "type", "veth", "peer", "name", CLIENT, "netns", str(child.pid))
         raise_link(SERVER, 1)
-        site = Site(Responder(Catalog.of(Loader(FIXTURE).load())))
+        site = CoapSite(Responder(Catalog.of(Loader(FIXTURE).load())))
         door = await FrontDoor.open(site, ["[::]:0"], multicast=[SERVER], leisure_s=LEISURE_S)
         out, _ = await child.communicate(door.uris[0].rsplit(":", 1)[1].encode() + b"\n")
         await door.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap.gateway.adoption import Choice
-from netota_coap.gateway.blob_fetcher import Incoming
+from netota_coap.gateway.blob_fetcher import BlobFetcher
 from netota_coap.gateway.mirror import Mirror, Terms
 from netota_coap.model.values import Archive, Content, Offer, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource
@@ -105,10 +105,10 @@ def where(uris: dict[str, str]) -> tuple[str, str]:
 def mirror(
     root: Path, uri: str, choice: Choice = ALL, terms: Terms = QUICK, **bounds: int
 ) -> Mirror:
-    """Make a mirror, and its repository if need be; `bounds` are those of `Incoming`."""
+    """Make a mirror, and its repository if need be; `bounds` are those of `BlobFetcher`."""
     if not root.exists():
         scaffold.init(root)
-    return Mirror(Incoming(root, **bounds), uri, choice, terms)
+    return Mirror(BlobFetcher(root, **bounds), uri, choice, terms)
 
 
 @contextlib.asynccontextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import attrs
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.observe.congestion import Timing, Window
+from netota_coap.coap.observe.congestion import CongestionWindow
 from netota_coap.coap.observe.entries import pack
 from netota_coap.coap.observe.journal import Journal, replay
 from netota_coap.coap.observe.table import Caps, Observers
+from netota_coap.coap.protocol import Timing
 from tests.support.device import Answer
 
 CONTENT, NOT_FOUND = 0x45, 0x84
@@ -61,7 +62,7 @@ class Table:
             Journal(lambda: None),
             self.timing,
             self.caps,
-            Window(self.most, self.timing),
+            CongestionWindow(self.most, self.timing),
             self.send,
         )
         kept, end = replay(self.kept)

@@ -1,8 +1,8 @@
 """Serves by aiocoap without our front door, to compare the two.
 
 Usage: tools/bench/plain_server.py PORT DIR|FILE...
-A repository is served by the same `Site` as in `netota-coap serve`, but never reloaded; each file
-by a bare resource of aiocoap with the file's name.
+A repository is served by the same `CoapSite` as in `netota-coap serve`, but never reloaded; each
+file by a bare resource of aiocoap with the file's name.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -22,7 +22,7 @@ from aiocoap.resource import Site as PlainSite
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.repository.loading import Loader
 
 
@@ -37,7 +37,7 @@ class _Bytes(Resource):
 
 def _site(paths: Sequence[Path]) -> Any:
     if paths[0].is_dir():
-        return Site(Responder(Catalog.of(Loader(paths[0]).load())))
+        return CoapSite(Responder(Catalog.of(Loader(paths[0]).load())))
     site = PlainSite()
     for path in paths:
         site.add_resource([path.name], _Bytes(path.read_bytes()))

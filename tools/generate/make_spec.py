@@ -22,7 +22,7 @@ import cbor2
 
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.catalog.resources import StreamResource
-from netota_coap.catalog.stream_query import View
+from netota_coap.catalog.stream_query import StreamQuery
 from netota_coap.coap import options as coap
 from netota_coap.coap.responder import CODES, Responder, problem
 from netota_coap.encoding.codecs import Format, diagnostic
@@ -174,7 +174,7 @@ def _fields_disk() -> str:
 def _fields_wire() -> str:
     rows: list[Sequence[object]] = []
     for cls, table in TABLES.items():
-        for key, field in sorted(table.by_key(Format.CBOR).items()):
+        for key, field in sorted(table.by_key[Format.CBOR].items()):
             required = "yes" if Format.CBOR in field.required else ""
             looks = (_looks(cls, field, Format.CBOR), _looks(cls, field, Format.JSON))
             shown = f"[{key}]" if table.array else key
@@ -330,8 +330,8 @@ def _problem() -> str:
 def _fetched() -> bytes:
     resource = RESPONDER.catalog.find(_STREAM)
     assert isinstance(resource, StreamResource)
-    view = View.from_fetch(selection_to_cbor(SELECTION))
-    return resource.view(view, ContentFormat.CBOR, "coap").payload
+    view = StreamQuery.from_fetch(selection_to_cbor(SELECTION))
+    return resource.answer(view, ContentFormat.CBOR, "coap").payload
 
 
 PARTS: Mapping[str, Callable[[], str]] = {

@@ -14,7 +14,7 @@ import click
 
 from netota_coap.cli import cli, json_output
 from netota_coap.cli.common import BUG, EXIT_CODES
-from netota_coap.client.download import Report
+from netota_coap.client.downloads import Report
 from netota_coap.errors import Issue
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Stream
 from netota_coap.publishing.diff import Difference

@@ -1,4 +1,4 @@
-"""The entries of the table of observers: small, since there are many.
+"""The entries of the table of observers, made for little memory: there may be 200,000.
 
 Source: RFC 7641; RFC 7252, section 4.
 """
@@ -13,28 +13,25 @@ from collections.abc import Iterator
 
 import attrs
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap import options as coap
 
 Endpoint = bytes
-"""Packed, by `pack`: where a request came from and where it came to."""
+"""A sender's address and the local one that it asked, packed by `pack`."""
 
 Request = bytes
-"""The code of a request, then its options and its payload as they came."""
+"""The code of a request, then its options and payload byte for byte."""
 
-OUR_IDS = 0x8000
-"""Message IDs from here on are those of notifications."""
+FIRST_NOTIFICATION_ID = 0x8000
+"""Message IDs from this one on are notifications', lower ones are aiocoap's."""
 
 _PACKED = struct.Struct("!16sHIB")
 
 
 def pack(index: int, address: tuple[str, int, int, int], local: bytes = b"") -> Endpoint:
-    """Pack an endpoint.
+    """Pack the index of the receiving socket, the sender's address and IPV6_PKTINFO.
 
-    Args:
-        index: Of the socket.
-        address: Of the peer, as the socket says it.
-        local: Address and interface that it came to (IPV6_PKTINFO), or b"" where there is one.
+    IPV6_PKTINFO is left out for a socket that has only one address.
     """
     host, port, _, scope = address
     packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
@@ -42,31 +39,29 @@ def pack(index: int, address: tuple[str, int, int, int], local: bytes = b"") -> 
 
 
 def unpack(endpoint: Endpoint) -> tuple[int, tuple[str, int, int, int], bytes]:
-    """Return what `pack` was given."""
+    """Return the arguments of `pack`."""
     packed, port, scope, index = _PACKED.unpack_from(endpoint)
     address = (socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope)
     return index, address, endpoint[_PACKED.size :]
 
 
 def address_of(endpoint: Endpoint) -> bytes:
-    """Return the address of the peer."""
+    """Return the sender's address."""
     return endpoint[:16]
 
 
 @attrs.frozen(weakref_slot=False)
-class Answer:
-    """An answer, ready but for what differs between observers.
+class ResponseTemplate:
+    """A response without what differs between observers: message ID, token, Observe number.
 
     Attributes:
-        lives: Whether it can be observed on; if not, it has no Observe option.
-        code: Of the answer.
-        before: Options that come before Observe.
-        observe: First byte of the Observe option, without its length.
-        after: Options after it, and the payload.
-        digest: Of code, options and payload.
+        observable: Whether the observation goes on; otherwise there is no Observe option.
+        before: The encoded options before Observe.
+        observe: The first byte of Observe, without its length.
+        after: The encoded options after Observe, and the payload.
     """
 
-    lives: bool
+    observable: bool
     code: int
     before: bytes
     observe: int
@@ -74,8 +69,8 @@ class Answer:
     digest: bytes
 
     @classmethod
-    def of(cls, observable: bool, code: int, tail: bytes) -> Answer:
-        """Take an answer apart; what is no success, or not observable, has no Observe."""
+    def of(cls, observable: bool, code: int, tail: bytes) -> ResponseTemplate:
+        """Make room for Observe, if the response is a success and observable."""
         digest = hashlib.blake2b(bytes((code,)) + tail, digest_size=8).digest()
         if not observable or code >> 5 != 2:
             return cls(False, code, b"", 0, tail, digest)
@@ -86,10 +81,10 @@ class Answer:
         return cls(True, code, before, whole[at], whole[at + 1 :], digest)
 
     def message(self, kind: int, message_id: int, token: bytes, number: int) -> bytes:
-        """Return the whole message; `number` is the Observe number."""
+        """Return the datagram; `number` is the Observe number."""
         head = bytes((0x40 | kind << 4 | len(token), self.code))
         parts = (head, message_id.to_bytes(2, "big"), token)
-        if not self.lives:
+        if not self.observable:
             return b"".join((*parts, self.after))
         value = coap.encode_uint(number)
         observe = bytes((self.observe | len(value),)) + value
@@ -98,44 +93,40 @@ class Answer:
 
 @attrs.define(eq=False, weakref_slot=False)
 class Subject:
-    """A request, and all who made exactly this one: they get the same answer.
+    """All observations whose requests are the same, byte for byte, and so their responses.
 
     Attributes:
-        number: In the journal.
-        request: As it came.
-        path: Of the resource.
-        digest: Of the newest answer that was made.
-        answer: The newest; None: to be made.
-        observations: Of it.
+        number: Identifies the subject in the journal.
+        digest: Identifies the newest response that was rendered.
+        response: The newest response; None: it has to be rendered.
     """
 
     number: int
     request: Request
-    path: Path
+    path: ResourcePath
     digest: bytes
-    answer: Answer | None
+    response: ResponseTemplate | None
     observations: dict[Observation, None] = attrs.field(init=False, factory=dict)
 
 
 @attrs.define(eq=False, weakref_slot=False)
 class Peer:
-    """An endpoint that has observations; nearly all have one, and a table would cost them more.
+    """An endpoint that has observations; nearly all have one, for which a dict would be too large.
 
     Attributes:
-        endpoint: Packed.
-        last_id: Message ID of its last notification.
-        registration_id: Message ID of its last request, which a notification must not have.
-        exchange: The one that is open (NSTART is 1).
-        waiting: Observations for which there is something to send when it is closed.
+        last_id: Message ID of the last notification to the endpoint.
+        registration_id: Message ID of its last registration; notifications must not have it.
+        exchange: The unacknowledged notification, of which there is at most one (NSTART).
+        waiting: Observations to be notified after that.
     """
 
     endpoint: Endpoint
     last_id: int
     registration_id: int = 0
-    exchange: Exchange | None = attrs.field(init=False, default=None)
+    exchange: NotificationExchange | None = attrs.field(init=False, default=None)
     waiting: deque[Observation] | None = attrs.field(init=False, default=None)
     _only: Observation | None = attrs.field(init=False, default=None)
-    # By their tokens, and by the message IDs of their last two notifications.
+    # Keys are the tokens, and the message IDs of the last two notifications of each.
     _many: dict[bytes | int, Observation] | None = attrs.field(init=False, default=None)
 
     def __iter__(self) -> Iterator[Observation]:
@@ -145,24 +136,24 @@ class Peer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it observes nothing any more."""
+        """Whether the endpoint has no observations."""
         return not (self._only or self._many)
 
     def find(self, token: bytes) -> Observation | None:
-        """Return the observation by a token."""
+        """Return the observation that has a token."""
         if self._many is not None:
             return self._many.get(token)
         return self._only if self._only and self._only.token == token else None
 
     def notified(self, message_id: int) -> Observation | None:
-        """Return the observation whose last notification, or last but one, has a message ID."""
+        """Return the observation that has a message ID among its last two notifications."""
         if self._many is not None:
             return self._many.get(message_id)
         only = self._only
         return only if only and message_id in (only.message_id, only.previous_id) else None
 
     def put(self, observation: Observation) -> None:
-        """Add an observation, in place of one by the same token."""
+        """Add an observation, in place of one with the same token."""
         old = self.find(observation.token)
         if old:
             self.drop(old)
@@ -186,7 +177,7 @@ class Peer:
                 self._many.pop(key, None)
 
     def number(self, observation: Observation) -> None:
-        """Give an observation's next notification a message ID that the peer has not seen."""
+        """Give an observation's next notification a new message ID."""
         self.last_id = self.new_id()
         if self._many is not None:
             self._many.pop(observation.previous_id, None)
@@ -195,57 +186,53 @@ class Peer:
         observation.message_id = self.last_id
 
     def new_id(self) -> int:
-        """Return a message ID for a message to the peer, which takes it for no repetition."""
-        chosen = _after(self.last_id)
-        # Zephyr drops what has the ID of the answer before.
-        return _after(chosen) if chosen == self.registration_id else chosen
+        """Return a message ID that the endpoint does not take for a duplicate."""
+        chosen = _id_after(self.last_id)
+        # Zephyr drops what has the ID of the response before.
+        return _id_after(chosen) if chosen == self.registration_id else chosen
 
 
-def _after(message_id: int) -> int:
-    return OUR_IDS | (message_id + 1) & 0x7FFF
+def _id_after(message_id: int) -> int:
+    return FIRST_NOTIFICATION_ID | (message_id + 1) & 0x7FFF
 
 
 @attrs.define(eq=False, weakref_slot=False)
 class Observation:
-    """An entry of the table.
+    """An observer's interest in a subject, identified by endpoint and token.
 
     Attributes:
-        peer: Who observes.
-        token: Of its request.
-        subject: What it observes.
-        told: Digest of the state that it is known to have; b"" where that is not certain.
-        message_id: Of its last notification, or 0.
-        previous_id: Of the one before it, or 0.
-        queued: Whether it is about to be looked at.
+        known: Digest of the response that the observer has; b"" while that is uncertain.
+        message_id: That of the last notification, or 0.
+        previous_id: That of the notification before, or 0.
+        queued: Whether it waits in the queue of the table or of the peer.
     """
 
     peer: Peer
     token: bytes
     subject: Subject
-    told: bytes
+    known: bytes
     message_id: int = 0
     previous_id: int = 0
     queued: bool = False
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is still in the table."""
+        """Whether the table still has this observation."""
         return self.peer.find(self.token) is self
 
 
 @attrs.define(eq=False, weakref_slot=False)
-class Exchange:
+class NotificationExchange:
     """A notification that is not acknowledged yet.
 
     Attributes:
-        observation: That it is of.
-        digest: Of the state that it carries.
-        number: Its Observe number.
         timeout_s: From the next transmission to the one after it.
+        sent_s: When it was first sent.
+        digest: Identifies the response that it carries.
+        number: Its Observe number; 0: it has none and ends the observation.
         attempts: Transmissions so far.
-        failures: How often the system refused to send, since the last transmission.
-        sent_s: When it was opened.
-        flying: Whether its ACK may be on the way.
+        failures: How often the system refused to send since the last transmission.
+        in_flight: Whether the congestion window counts it.
     """
 
     observation: Observation
@@ -255,4 +242,4 @@ class Exchange:
     number: int = 0
     attempts: int = 0
     failures: int = 0
-    flying: bool = True
+    in_flight: bool = True

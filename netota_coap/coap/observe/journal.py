@@ -1,7 +1,7 @@
-"""What a server remembers over a restart: its observers, and the highest sequences.
+"""Stores what a server needs after a restart: its observers, and the highest sequences.
 
-A journal: records are appended, and now and then the file is rewritten without what later records
-made void. `Journal` makes the records, `replay` reads them, `Keeper` is the file.
+Records are appended to a file, which is rewritten without obsolete ones when these are more than
+half of it. `Journal` makes the records, `replay` reads them, `JournalFile` is the file.
 Source: `spec/resources.md`, rules C-60 to C-64.
 """
 
@@ -37,73 +37,69 @@ _VERSION = 1
 _MAGIC = b"\xc5\x0a"
 _HEAD = struct.Struct(">2sHI")  # magic, length of the body, CRC-32 of the body
 _BODY = struct.Struct(">BIHB")  # kind, number, message ID, length of the first part
-_WRITE_S = 0.05  # from a record to its way to the disk
+_WRITE_S = 0.05  # records are collected for as long before they are written
 _RETRY_S = 1.0  # after a failure
-_SMALLEST = 64 * 1_024  # bytes: below, rewriting is not worth it
-_MOST_WAITING = 4 * 2**20  # bytes that wait for a disk that is full
-# A disk in this state is to be mended while the service runs; other reasons are of its operator.
+_SMALLEST = 64 * 1_024  # bytes; a smaller file is never rewritten
+_MOST_WAITING = 4 * 2**20  # bytes of records while the disk is full
+# These may pass while the service runs; other errors at its start are mistakes of the operator.
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
-class Kind(enum.IntEnum):
-    """What a record says, and what its fields are then: number, message ID, first, second."""
+class RecordKind(enum.IntEnum):
+    """The kinds of records, and the meaning of their fields number; message_id; first, second."""
 
-    VERSION = 0  # number: of the format
-    SUBJECT = 1  # number: its own; digest of its answer, the request
-    STATE = 2  # number: of the subject; digest of its new answer, which is to be told to all
-    OBSERVER = 3  # number: of the subject; ID of the registration; endpoint, token
-    TOLD = 4  # ID of the notification of the newest answer; endpoint, token
+    VERSION = 0  # version of the format
+    SUBJECT = 1  # subject; digest of its response, request
+    STATE = 2  # subject; digest of its new response, which no observer has yet
+    OBSERVER = 3  # subject; message ID of the registration; endpoint, token
+    ACKNOWLEDGED = 4  # message ID of a notification of the newest response; endpoint, token
     ENDED = 5  # endpoint, token
-    NUMBER = 6  # number: below which all Observe numbers are
-    STREAM = 7  # number: the sequence; digest of the essence, package/stream
+    NUMBER = 6  # upper bound of the Observe numbers used
+    STREAM = 7  # sequence; digest of the essence, package/stream
     GAP = 8  # records are missing here
 
 
-# By how many times its length a record makes others void, and itself.
-_VOID = {Kind.STATE: 1, Kind.TOLD: 1, Kind.ENDED: 3, Kind.NUMBER: 1, Kind.STREAM: 1}
+# How much a record makes obsolete, itself included, as a multiple of its own length.
+_OBSOLETE = {
+    RecordKind.STATE: 1,
+    RecordKind.ACKNOWLEDGED: 1,
+    RecordKind.ENDED: 3,
+    RecordKind.NUMBER: 1,
+    RecordKind.STREAM: 1,
+}
 
 
 @attrs.frozen
 class Record:
-    """One line of the journal.
+    """One record of the journal.
 
     Attributes:
-        kind: Says what the others are.
+        kind: Gives the other fields their meaning.
         number: Below 2^32.
         message_id: Below 2^16.
         first: At most 255 bytes.
-        second: With the others at most 65,535 bytes.
+        second: At most 65,535 bytes, with the other fields.
     """
 
-    kind: Kind
+    kind: RecordKind
     number: int = 0
     message_id: int = 0
     first: bytes = b""
     second: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the bytes of the record."""
+        """Encode the record."""
         return _encode(self.kind, self.number, self.message_id, self.first, self.second)
 
 
-def _encode(kind: Kind, number: int, message_id: int, first: bytes, second: bytes) -> bytes:
+def _encode(kind: RecordKind, number: int, message_id: int, first: bytes, second: bytes) -> bytes:
     body = _BODY.pack(kind, number, message_id, len(first)) + first + second
     return _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
-# ----------------------------------------------------------------------------------------------
-# Reading
-
-
 @attrs.define
-class KeptSubject:
-    """A request that observers made.
-
-    Attributes:
-        request: As it came.
-        digest: Of the newest answer that may have been sent.
-        version: Counts the answers.
-    """
+class StoredSubject:
+    """A subject of the table; `version` counts its responses."""
 
     request: bytes
     digest: bytes
@@ -111,14 +107,12 @@ class KeptSubject:
 
 
 @attrs.define
-class KeptObserver:
-    """An observer.
+class StoredObserver:
+    """An observation.
 
     Attributes:
-        subject: Number of its subject.
-        registration_id: Message ID of its request.
-        message_id: Of its last acknowledged notification, or 0.
-        version: Of the subject's answer that it is known to have.
+        message_id: That of the last acknowledged notification, or 0.
+        version: Version of the subject's response that the observer has.
     """
 
     subject: int
@@ -128,61 +122,61 @@ class KeptObserver:
 
 
 @attrs.define
-class Kept:
-    """What a journal says.
+class StoredState:
+    """What the records of a journal add up to.
 
     Attributes:
-        number: Below which all Observe numbers are that were used.
-        subjects: By their numbers.
+        number: Upper bound of the Observe numbers used.
         observers: By endpoint and token.
-        sequences: The highest of each stream, and the digest of what it stood for.
-        damaged: Bytes that could not be read, or 1 where records are missing.
+        sequences: The highest sequence of each stream, and the digest of its essence.
+        damaged: Unreadable bytes; 1 where only a gap was recorded. Then every observer counts as
+            out of date.
     """
 
     number: int = 0
-    subjects: dict[int, KeptSubject] = attrs.field(factory=dict)
-    observers: dict[tuple[bytes, bytes], KeptObserver] = attrs.field(factory=dict)
+    subjects: dict[int, StoredSubject] = attrs.field(factory=dict)
+    observers: dict[tuple[bytes, bytes], StoredObserver] = attrs.field(factory=dict)
     sequences: dict[StreamName, tuple[int, bytes]] = attrs.field(factory=dict)
     damaged: int = 0
 
-    def has_newest(self, observer: KeptObserver) -> bool:
-        """Tell whether an observer is known to have the subject's newest answer."""
+    def has_newest(self, observer: StoredObserver) -> bool:
+        """Tell whether an observer is known to have its subject's newest response."""
         return not self.damaged and observer.version == self.subjects[observer.subject].version
 
-    def take(self, record: Record) -> None:
-        """Take in what a record says."""
+    def apply(self, record: Record) -> None:
+        """Apply a record; see `replay`."""
         key = (record.first, record.second)
         match record.kind:
-            case Kind.VERSION if record.number != _VERSION:
+            case RecordKind.VERSION if record.number != _VERSION:
                 raise ConfigError(
-                    f"the state is of format {record.number}, which this release does not know",
+                    f"the state has format {record.number}, which this release cannot read",
                     hint="Use the release that wrote it, or another --state.",
                 )
-            case Kind.SUBJECT:
-                self.subjects[record.number] = KeptSubject(record.second, record.first)
-            case Kind.STATE if record.number in self.subjects:
+            case RecordKind.SUBJECT:
+                self.subjects[record.number] = StoredSubject(record.second, record.first)
+            case RecordKind.STATE if record.number in self.subjects:
                 subject = self.subjects[record.number]
                 subject.digest = record.first
                 subject.version += 1
-            case Kind.OBSERVER if record.number in self.subjects:
+            case RecordKind.OBSERVER if record.number in self.subjects:
                 version = self.subjects[record.number].version
-                self.observers[key] = KeptObserver(record.number, record.message_id, 0, version)
-            case Kind.TOLD if key in self.observers:
+                self.observers[key] = StoredObserver(record.number, record.message_id, 0, version)
+            case RecordKind.ACKNOWLEDGED if key in self.observers:
                 observer = self.observers[key]
                 observer.message_id = record.message_id
                 observer.version = self.subjects[observer.subject].version
-            case Kind.ENDED:
+            case RecordKind.ENDED:
                 self.observers.pop(key, None)
-            case Kind.NUMBER:
+            case RecordKind.NUMBER:
                 self.number = record.number
-            case Kind.STREAM:
+            case RecordKind.STREAM:
                 package, _, stream = record.second.decode(errors="replace").partition("/")
                 self.sequences[package, stream] = (record.number, record.first)
-            case Kind.GAP:
+            case RecordKind.GAP:
                 self.damaged = self.damaged or 1
 
-    def settle(self) -> None:
-        """Drop the observers of what a later subject stands for: that they ended was lost."""
+    def drop_replaced(self) -> None:
+        """Drop observers of a subject that has a successor: the record of their end was lost."""
         newest = {subject.request: number for number, subject in self.subjects.items()}
         self.observers = {
             key: observer
@@ -191,55 +185,50 @@ class Kept:
         }
 
     def records(self) -> Iterator[Record]:
-        """Return the records that say the same in the fewest words."""
-        yield Record(Kind.VERSION, _VERSION)
-        yield Record(Kind.NUMBER, self.number)
-        for (package, stream), (sequence, digest) in self.sequences.items():
-            name = f"{package}/{stream}".encode()
-            yield Record(Kind.STREAM, sequence, 0, digest, name)
+        """Return the fewest records that add up to this state."""
+        yield Record(RecordKind.VERSION, _VERSION)
+        yield Record(RecordKind.NUMBER, self.number)
+        for name, (sequence, digest) in self.sequences.items():
+            yield Record(RecordKind.STREAM, sequence, 0, digest, "/".join(name).encode())
         used = {observer.subject for observer in self.observers.values()}
         for number in used:
-            subject = self.subjects[number]
-            yield Record(Kind.SUBJECT, number, 0, b"", subject.request)
-        # Those who are to be told stand before the newest state, the others after it.
+            yield Record(RecordKind.SUBJECT, number, 0, b"", self.subjects[number].request)
+        # Observers before the record of the newest state do not have it, those after it do.
         yield from self._observers(newest=False)
         for number in used:
-            yield Record(Kind.STATE, number, 0, self.subjects[number].digest)
+            yield Record(RecordKind.STATE, number, 0, self.subjects[number].digest)
         yield from self._observers(newest=True)
 
     def _observers(self, *, newest: bool) -> Iterator[Record]:
-        for (endpoint, token), observer in self.observers.items():
+        for key, observer in self.observers.items():
             if self.has_newest(observer) == newest:
                 registration_id = observer.registration_id
-                yield Record(Kind.OBSERVER, observer.subject, registration_id, endpoint, token)
+                yield Record(RecordKind.OBSERVER, observer.subject, registration_id, *key)
                 if newest and observer.message_id:
-                    yield Record(Kind.TOLD, 0, observer.message_id, endpoint, token)
+                    yield Record(RecordKind.ACKNOWLEDGED, 0, observer.message_id, *key)
 
 
-def replay(data: bytes) -> tuple[Kept, int]:
-    """Read a journal.
+def replay(data: bytes) -> tuple[StoredState, int]:
+    """Read a journal: its state, and where its last whole record ends.
 
-    What cannot be read is left out: at its end it was torn by a crash; before, nobody is believed
-    to know the newest state.
-
-    Returns:
-        What it says, and how many of its bytes end with a whole record.
+    Unreadable bytes are skipped. At the end, a crash left an incomplete record there; before it,
+    they are damage: every observer then counts as out of date and is notified again.
 
     Raises:
-        ConfigError: It is of another release's format.
+        ConfigError: The journal has the format of another release.
     """
-    kept = Kept()
+    stored = StoredState()
     at = end = 0
     while (at := data.find(_MAGIC, at)) >= 0:
         record, after = _read(data, at)
         if record is None:
             at += 1
             continue
-        kept.damaged += at - end
-        kept.take(record)
+        stored.damaged += at - end
+        stored.apply(record)
         at = end = after
-    kept.settle()
-    return kept, end
+    stored.drop_replaced()
+    return stored, end
 
 
 def _read(data: bytes, at: int) -> tuple[Record | None, int]:
@@ -251,71 +240,68 @@ def _read(data: bytes, at: int) -> tuple[Record | None, int]:
     if len(body) != length or length < _BODY.size or zlib.crc32(body) != checksum:
         return None, at
     kind, number, message_id, split = _BODY.unpack_from(body)
-    if kind > max(Kind):
+    if kind > max(RecordKind):
         return None, at
     rest = body[_BODY.size :]
-    record = Record(Kind(kind), number, message_id, rest[:split], rest[split:])
+    record = Record(RecordKind(kind), number, message_id, rest[:split], rest[split:])
     return record, body_at + length
 
 
 def compacted(data: bytes) -> bytes:
-    """Return a journal that says the same without what is void."""
-    kept, _ = replay(data)
+    """Return a journal of the same state without obsolete records."""
+    stored, _ = replay(data)
     small = bytearray()
-    for record in kept.records():
+    for record in stored.records():
         small += record.encode()
     return bytes(small)
 
 
-# ----------------------------------------------------------------------------------------------
-# Writing
-
-
 @attrs.define(eq=False)
 class Journal:
-    """Records on their way to the file; where nothing is kept they go nowhere.
+    """Collects records for the file.
 
     Attributes:
-        wake: Called when there is something to write, since `take`; None: nothing is kept.
-        void: Bytes that what was said made void, about.
+        wake: Called with the first record since `take`; None: there is no file, and records are
+            dropped.
+        obsolete: Approximate number of bytes that the records made obsolete.
     """
 
     wake: Callable[[], object] | None = None
-    void: int = attrs.field(init=False, default=0)
+    obsolete: int = attrs.field(init=False, default=0)
     _waiting: list[bytes] = attrs.field(init=False, factory=list)
     _bytes: int = attrs.field(init=False, default=0)
 
     def append(
         self,
-        kind: Kind,
+        kind: RecordKind,
         number: int = 0,
         message_id: int = 0,
         first: bytes = b"",
         second: bytes = b"",
     ) -> None:
-        """Say something; the arguments are those of `Record`."""
+        """Add a record; the arguments are those of `Record`."""
         if self.wake is None:
             return
         if not self._waiting:
             self.wake()
         data = _encode(kind, number, message_id, first, second)
-        self.void += _VOID.get(kind, 0) * len(data)
+        self.obsolete += _OBSOLETE.get(kind, 0) * len(data)
         self.put(data)
 
     def put(self, data: bytes, at: int | None = None) -> None:
-        """Add whole records, at the end or where they come before others.
+        """Add encoded records, at the end or before others.
 
-        Of too much, only that there was something is left.
+        Beyond the bound on memory, all are replaced by one that records the gap.
         """
         self._waiting.insert(len(self._waiting) if at is None else at, data)
         self._bytes += len(data)
         if self._bytes > _MOST_WAITING:
-            gap = Record(Kind.GAP).encode()
+            gap = Record(RecordKind.GAP).encode()
             self._waiting[:] = [gap]
             self._bytes = len(gap)
 
     def take(self) -> bytes:
-        """Return all that was said since the last time."""
+        """Return all records since the last call."""
         taken = b"".join(self._waiting)
         self._waiting.clear()
         self._bytes = 0
@@ -323,18 +309,17 @@ class Journal:
 
 
 @attrs.define(eq=False)
-class Keeper:
+class JournalFile:
     """The file of a journal, written in the background.
 
     Attributes:
-        journal: What is said to it will be written.
-        kept: What it said at the start.
+        stored: What the file contained at the start.
         running: The task that writes.
         trouble: Why nothing can be written now, or "".
     """
 
     journal: Journal
-    kept: Kept
+    stored: StoredState
     running: asyncio.Task[None] = attrs.field(init=False)
     trouble: str = attrs.field(init=False, default="")
     _directory: int = -1
@@ -342,71 +327,64 @@ class Keeper:
     _unwritten: bytes = attrs.field(init=False, default=b"")
     _size: int = attrs.field(init=False, default=0)
     _descriptor: int = attrs.field(init=False, default=-1)
-    _said: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _due: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _closing: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _reviewed: dict[StreamName, Stream] = attrs.field(init=False, factory=dict)
 
     @classmethod
-    def open(cls, directory: Path | None) -> Keeper:
-        """Read what was kept, and go on from there.
-
-        Args:
-            directory: Made if need be; None: nothing is kept.
+    def open(cls, directory: Path | None) -> JournalFile:
+        """Read the file in a directory, or create both; None: nothing is stored.
 
         Raises:
-            ConfigError: It cannot be used, or another server uses it.
+            ConfigError: The directory cannot be used, or another server uses it.
         """
         if directory is None:
             _log.info("no --state: observers are forgotten when the server stops")
-            return cls(Journal(), Kept())
+            return cls(Journal(), StoredState())
         path = directory.absolute() / FILE
         try:
             make_directory(path.parent)
             descriptor = _locked(path.parent)
             try:
-                keeper = cls._read(path, descriptor)
+                return cls._read(path, descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
         except BlockingIOError as error:
             raise ConfigError(
-                f"{directory}: another server keeps its state there",
+                f"{directory}: another server stores its state there",
                 hint="Give each server a --state of its own.",
             ) from error
         except OSError as error:
-            detail = f"{directory}: no state can be kept there: {error.strerror}"
+            detail = f"{directory}: no state can be stored there: {error.strerror}"
             raise ConfigError(detail, hint="Choose another --state.") from error
-        return keeper
 
     @classmethod
-    def _read(cls, path: Path, directory: int) -> Keeper:
+    def _read(cls, path: Path, directory: int) -> JournalFile:
         data = path.read_bytes() if path.exists() else b""
-        kept, _ = replay(data)
-        if kept.damaged:
-            _log.warning(
-                "%s: damaged, %d bytes are left out; its observers are told anew",
-                path,
-                kept.damaged,
-            )
-        keeper = cls(Journal(), kept, directory, path)
-        keeper.journal.wake = keeper._said.set
+        stored, _ = replay(data)
+        if stored.damaged:
+            damage = "%s: damaged, %d bytes are skipped; all observers are notified again"
+            _log.warning(damage, path, stored.damaged)
+        file = cls(Journal(), stored, directory, path)
+        file.journal.wake = file._due.set
         try:
-            keeper._rewrite(data)
+            file._rewrite(data)
         except OSError as error:
             if error.errno not in _FULL_OR_BROKEN:
                 raise
-            keeper._unwritten = data
-            keeper._said.set()  # to be tried again
-        return keeper
+            file._unwritten = data
+            file._due.set()  # to try again
+        return file
 
     def review(self, repository: Repository) -> list[Record]:
-        """Compare the sequences of a repository with the highest of before, restarts included.
+        """Compare the sequences of a repository with the highest ones served so far.
 
         Returns:
-            What is to be remembered, for `learn`.
+            New sequences, to be passed to `learn` when the repository is served.
 
         Raises:
-            InvalidDataError: A sequence stands for another state than it did.
+            InvalidDataError: A sequence was served with another state.
 
         Source: rule R-9.
         """
@@ -419,13 +397,13 @@ class Keeper:
                 if self._reviewed.get(name) is stream:
                     continue
                 digest = hashlib.sha256(encode(stream.essence(), Format.TOML)).digest()[:8]
-                sequence, seen = self.kept.sequences.get(name, (0, b""))
+                sequence, seen = self.stored.sequences.get(name, (0, b""))
                 if stream.sequence <= sequence and digest != seen:
                     file = f"packages/{package_name}/streams/{own}.toml"
                     issues.append(sequence_issue(sequence, "which stood for another state", file))
                 elif digest != seen:
                     second = "/".join(name).encode()
-                    records.append(Record(Kind.STREAM, stream.sequence, 0, digest, second))
+                    records.append(Record(RecordKind.STREAM, stream.sequence, 0, digest, second))
                 self._reviewed[name] = stream
         if issues:
             self._reviewed.clear()
@@ -433,17 +411,17 @@ class Keeper:
         return records
 
     def learn(self, records: Iterable[Record]) -> None:
-        """Remember what `review` found new."""
+        """Store the records that `review` returned."""
         for record in records:
-            self.kept.take(record)
+            self.stored.apply(record)
             self.journal.append(*attrs.astuple(record))
 
     async def run(self) -> None:
-        """Write what is said, until `close`."""
+        """Write records until `close`."""
         closing = False
         while not closing:
-            await self._said.wait()
-            self._said.clear()
+            await self._due.wait()
+            self._due.clear()
             closing = self._closing.is_set()
             await asyncio.sleep(0 if closing else _WRITE_S)
             data = self.journal.take()
@@ -451,29 +429,31 @@ class Keeper:
             if failed:
                 self.journal.put(data, 0)
                 if not self.trouble:
-                    _log.error("%s: cannot be written, is tried again: %s", self._path, failed)
+                    _log.error(
+                        "%s: cannot be written, will be tried again: %s", self._path, failed
+                    )
                 self.trouble = f"{self._path}: cannot be written: {failed}"
                 await asyncio.sleep(0 if closing else _RETRY_S)
-                self._said.set()
+                self._due.set()
             elif self.trouble:
                 self.trouble = ""
-                _log.info("%s: is written again", self._path)
+                _log.info("%s: can be written again", self._path)
 
     async def close(self) -> None:
-        """Write the rest."""
+        """Write the remaining records, and close the file."""
         self._closing.set()
-        self._said.set()
+        self._due.set()
         await self.running
         for descriptor in (self._descriptor, self._directory):
             if descriptor >= 0:
                 os.close(descriptor)
 
     def _try(self, data: bytes) -> str:
-        """Write; the reason if it failed, and then none of it was written."""
+        """Write records, or none of them; return why that failed, or ""."""
         if self._directory < 0 or (self._descriptor >= 0 and not data):
             return ""
         try:
-            self._stay_in_place()
+            self._ensure_in_place()
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
             os.truncate(self._descriptor, self._size)
             view = memoryview(data)
@@ -483,14 +463,14 @@ class Keeper:
         except OSError as error:
             return error.strerror or str(error)
         self._size += len(data)
-        if self._size > _SMALLEST and self.journal.void > self._size / 2:
-            # Where there is no room for both, the long one says the same.
+        if self._size > _SMALLEST and self.journal.obsolete > self._size / 2:
+            # Without room for both files, the long one is as good.
             with contextlib.suppress(OSError):
                 self._rewrite(self._path.read_bytes())
         return ""
 
-    def _stay_in_place(self) -> None:
-        """Make the file anew if it was removed, or could not be made yet."""
+    def _ensure_in_place(self) -> None:
+        """Write the file anew if it was removed, or could not be created at the start."""
         if self._descriptor < 0:
             self._rewrite(self._unwritten)
             self._unwritten = b""
@@ -504,10 +484,10 @@ class Keeper:
             os.close(self._directory)
             self._directory = directory
         self._rewrite(os.pread(self._descriptor, self._size, 0))
-        _log.warning("%s: was removed, and is made anew", self._path)
+        _log.warning("%s: was removed; it is written anew", self._path)
 
     def _rewrite(self, data: bytes) -> None:
-        """Write the file anew, without what is void."""
+        """Write the file anew, without obsolete records."""
         small = compacted(data)
         write(self._path, small)
         fresh = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
@@ -515,11 +495,11 @@ class Keeper:
             os.close(self._descriptor)
         self._descriptor = fresh
         self._size = len(small)
-        self.journal.void = 0
+        self.journal.obsolete = 0
 
 
 def _locked(directory: Path) -> int:
-    """Open a directory that no other server uses."""
+    """Open and lock a directory; BlockingIOError: another server has it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -530,11 +510,11 @@ def _locked(directory: Path) -> int:
 
 
 @contextlib.asynccontextmanager
-async def keeping(directory: Path | None) -> AsyncIterator[Keeper]:
-    """Remember in a directory; the arguments and errors are those of `Keeper.open`."""
-    keeper = await asyncio.to_thread(Keeper.open, directory)
-    keeper.running = asyncio.create_task(keeper.run())
+async def open_journal(directory: Path | None) -> AsyncIterator[JournalFile]:
+    """Write a journal while the block runs; argument and errors are `JournalFile.open`'s."""
+    file = await asyncio.to_thread(JournalFile.open, directory)
+    file.running = asyncio.create_task(file.run())
     try:
-        yield keeper
+        yield file
     finally:
-        await keeper.close()
+        await file.close()

@@ -1,11 +1,26 @@
-"""Who asked to be notified of what, and telling them.
+"""The table of observers: who observes what, and sending notifications.
 
-`Observers` is a table without sockets, clocks or tasks: it is told what came in and what time it
-is, and sends by a function that it is given. `Alarm` lets it act in time. What it must remember
-over a restart it says to a journal.
+What always holds:
+* A datagram costs constant time, and a change of a resource constant time for each observer of
+  it: observations of the same request share a `Subject`, whose response is rendered once.
+* Endpoint and token identify an observation. The device ends it: by deregistering, by registering
+  anew, by a RST to one of its last two notifications, by acknowledging an error (which has no
+  Observe), or, with all others of the endpoint, by silence after the last retransmission.
+* Every transmission carries the newest state; one that the device missed is never sent later.
+* An endpoint has at most one unacknowledged notification (NSTART is 1), and the network as many
+  as the congestion window allows.
+* A message ID stands for the same bytes in all retransmissions. IDs count up for each endpoint.
+* Whatever a restart needs is in the journal; every observer that has not acknowledged the newest
+  state is notified after it.
 
-An observer is compared with what it should have, whenever something happens to it: so a state that
-was passed is not sent any more, and nobody is forgotten.
+The way of a notification:
+1. `notify` marks the subjects of a path. `advance` renders each, and queues every observation
+   whose `known` digest differs.
+2. `_process_next` opens an exchange for it when the window has room and the endpoint has none
+   open. `_transmit` sends, and puts the exchange into a wheel: a list for each tick of time.
+3. `acknowledged` closes the exchange, and queues the observation again if the state is newer by
+   then. Without an ACK, `_retransmit` sends again after a timeout that doubles.
+
 Source: RFC 7641; RFC 7252, section 4; `spec/resources.md`, rules C-20 to C-29.
 """
 
@@ -20,50 +35,50 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from netota_coap.catalog.resources import Path
+from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap import options as coap
-from netota_coap.coap.observe.congestion import MOST_OPEN, Timing, Window
+from netota_coap.coap.observe.congestion import MOST_IN_FLIGHT, CongestionWindow
 from netota_coap.coap.observe.entries import (
-    OUR_IDS,
-    Answer,
+    FIRST_NOTIFICATION_ID,
     Endpoint,
-    Exchange,
+    NotificationExchange,
     Observation,
     Peer,
     Request,
+    ResponseTemplate,
     Subject,
     address_of,
 )
-from netota_coap.coap.observe.journal import Journal, Kept, Kind
+from netota_coap.coap.observe.journal import Journal, RecordKind, StoredState
+from netota_coap.coap.protocol import ACK, CON, NON, Timing
 from netota_coap.monitoring import FanOut, Metrics
 
 Send = Callable[[Endpoint, bytes], bool]
-"""Sends a datagram; False: the system refused it, for whatever reason."""
+"""Sends a datagram; False: the system refused it."""
 
-Answering = Callable[[Request], tuple[bool, int, bytes]]
-"""Whether a request can be observed; code of its answer; options and payload of it."""
+AnswerRequest = Callable[[Request], tuple[bool, int, bytes]]
+"""Returns whether a request can be observed, the response code, encoded options and payload."""
 
 _log = logging.getLogger(__name__)
 
-_CON, _NON, _ACK = range(3)
 _FIRST_NUMBER = 2  # Zephyr 1.14 drops the notification that is numbered 1
 _NUMBERS = 1 << 24
 # RFC 7641, section 3.4: less than 2^23 in 256 s, of which three of these intervals see a part.
 _INTERVAL_S = 128.0
 _MOST_NUMBERS = 1 << 21  # in an interval
-_RESERVED = 1 << 16  # numbers at a time, in the journal
-_BURST = 64  # datagrams between two looks at the sockets
+_RESERVED = 1 << 16  # Observe numbers for each record of the journal
+_BURST = 64  # datagrams sent at a time, before the sockets are read again
 
 
 @attrs.frozen
 class Caps:
-    """How many observers there may be.
+    """Limits of the table.
 
     Attributes:
-        total: Of everything.
-        path: Of one resource.
-        address: From one address; gateways and NAT have many devices behind one.
-        request: Bytes of what one asks for.
+        total: Observations.
+        path: Observations of one resource.
+        address: Observations from one address; NAT and gateways hide many devices behind one.
+        request: Length of a request, bytes.
     """
 
     total: int = 200_000
@@ -72,74 +87,66 @@ class Caps:
     request: int = 1_024
 
 
-# ----------------------------------------------------------------------------------------------
-# The table
-
-
 @attrs.define(eq=False)
 class Observers:
-    """The observers of a server.
+    """The table, which has no socket, clock or task: `Scheduler` lets it act in time.
+
+    Its times are seconds of one monotonic clock.
 
     Attributes:
-        answering: Answers requests, from the present state.
-        journal: Told what has to be remembered.
-        timing: Of retransmissions.
-        caps: Of the table.
-        window: Of notifications.
-        send: By which notifications leave.
-        wake: Called when `advance` has something to do before the time that it said.
-        metrics: What is counted goes there.
+        wake: Called when `advance` has something to do earlier than it returned.
     """
 
-    answering: Answering
+    answer: AnswerRequest
     journal: Journal = attrs.field(factory=Journal)
     timing: Timing = Timing()
     caps: Caps = Caps()
-    window: Window = attrs.field()
+    window: CongestionWindow = attrs.field()
     send: Send = lambda _endpoint, _datagram: False
     wake: Callable[[], object] = lambda: None
     metrics: Metrics = attrs.field(factory=Metrics)
     _peers: dict[Endpoint, Peer] = attrs.field(init=False, factory=dict)
     _subjects: dict[Request, Subject] = attrs.field(init=False, factory=dict)
-    _by_path: dict[Path, dict[Subject, None]] = attrs.field(init=False, factory=dict)
-    _counts: Counter[bytes | Path] = attrs.field(init=False, factory=Counter)
+    _by_path: dict[ResourcePath, dict[Subject, None]] = attrs.field(init=False, factory=dict)
+    _counts: Counter[bytes | ResourcePath] = attrs.field(init=False, factory=Counter)
     _total: int = attrs.field(init=False, default=0)
     _subject_number: int = attrs.field(init=False, default=0)
     _changed: dict[Subject, None] = attrs.field(init=False, factory=dict)
     _queue: deque[Observation] = attrs.field(init=False, factory=deque)
-    _wheel: dict[int, list[Exchange]] = attrs.field(init=False, factory=dict)
+    _wheel: dict[int, list[NotificationExchange]] = attrs.field(init=False, factory=dict)
     _tick_s: float = attrs.field(init=False)
     _number: int = attrs.field(init=False, default=_FIRST_NUMBER - 1)
     _numbers_left: int = attrs.field(init=False, default=0)
     _interval_s: float = attrs.field(init=False, default=-math.inf)
     _unreserved: int = attrs.field(init=False, default=0)
-    _told: int = attrs.field(init=False, default=0)
+    # Of the last change: when it was first sent, and its acknowledgements.
     _since_s: float | None = attrs.field(init=False, default=None)
-    _told_s: float = attrs.field(init=False, default=0.0)
+    _acknowledged: int = attrs.field(init=False, default=0)
+    _acknowledged_s: float = attrs.field(init=False, default=0.0)
 
     @window.default
-    def _default_window(self) -> Window:
-        return Window(MOST_OPEN, self.timing)
+    def _default_window(self) -> CongestionWindow:
+        return CongestionWindow(MOST_IN_FLIGHT, self.timing)
 
     @_tick_s.default
-    def _sixteenth(self) -> float:
+    def _default_tick_s(self) -> float:
         return self.timing.ack_timeout_s / 16
 
     def __len__(self) -> int:
         return self._total
 
-    def of(self, path: Path) -> int:
-        """Return how many observe a resource."""
+    def of(self, path: ResourcePath) -> int:
+        """Return the number of observations of a resource."""
         return self._counts[path]
 
     @property
     def fan_out(self) -> FanOut | None:
-        """How the last change was told; None: nobody acknowledged one."""
-        if self._since_s is None or not self._told:
+        """Acknowledgements of the last change; None before the first one."""
+        if self._since_s is None or not self._acknowledged:
             return None
-        return FanOut(self._told, self._told_s - self._since_s)
+        return FanOut(self._acknowledged, self._acknowledged_s - self._since_s)
 
-    # ---- what comes in
+    # ---- events
 
     def register(
         self,
@@ -151,22 +158,15 @@ class Observers:
         *,
         confirmable: bool,
     ) -> bytes | None:
-        """Register an observer, in place of one with the same endpoint and token.
-
-        Args:
-            now: Seconds, of any clock that never goes back.
-            endpoint: Where it came from.
-            token: Of the request.
-            message_id: Of the request.
-            request: With Observe 0.
-            confirmable: Whether the answer is an acknowledgement.
+        """Register an observer by a request with Observe 0; it replaces one with the same token.
 
         Returns:
-            The answer; None: it cannot be observed, or over a cap; it is to be answered plainly.
+            The response; None if the request cannot be observed or a limit is reached: it then
+            gets a response without Observe.
         """
         subject = self._subjects.get(request)
-        answer = self._render(subject) if subject else self._answer(request)
-        if not answer.lives:
+        response = self._render(subject) if subject else self._respond(request)
+        if not response.observable:
             return None
         peer = self._peers.get(endpoint)
         old = peer.find(token) if peer else None
@@ -174,24 +174,24 @@ class Observers:
         if (old is None and self._is_full(path, endpoint)) or len(request) > self.caps.request:
             return None
         if subject is None:
-            subject = self._new_subject(request, path, answer)
+            subject = self._new_subject(request, path, response)
         if peer is None:
             peer = self._new_peer(endpoint)
-        peer.registration_id = message_id if message_id >= OUR_IDS else 0
-        self._add(Observation(peer, token, subject, answer.digest))
+        peer.registration_id = message_id if message_id >= FIRST_NOTIFICATION_ID else 0
+        self._add(Observation(peer, token, subject, response.digest))
         if old is not None:
-            self._forget(old)
+            self._unlink(old)
             self._close(old)
-            self.journal.append(Kind.ENDED, 0, 0, endpoint, token)
-        self.journal.append(Kind.OBSERVER, subject.number, message_id, endpoint, token)
+            self.journal.append(RecordKind.ENDED, 0, 0, endpoint, token)
+        self.journal.append(RecordKind.OBSERVER, subject.number, message_id, endpoint, token)
         number = self._next_number(now)
         if confirmable:
-            return answer.message(_ACK, message_id, token, number)
+            return response.message(ACK, message_id, token, number)
         peer.last_id = peer.new_id()
-        return answer.message(_NON, peer.last_id, token, number)
+        return response.message(NON, peer.last_id, token, number)
 
     def deregister(self, endpoint: Endpoint, token: bytes) -> None:
-        """End the observation of an endpoint and token, if there is one."""
+        """End the observation with an endpoint and token, if there is one."""
         peer = self._peers.get(endpoint)
         found = peer.find(token) if peer else None
         if found:
@@ -199,7 +199,7 @@ class Observers:
             self._wake()
 
     def acknowledged(self, now: float, endpoint: Endpoint, message_id: int) -> None:
-        """Take an ACK."""
+        """Process an ACK."""
         peer = self._peers.get(endpoint)
         exchange = peer.exchange if peer else None
         if exchange is None or exchange.observation.message_id != message_id:
@@ -208,83 +208,84 @@ class Observers:
         if exchange.attempts == 1:
             busy = bool(self._queue or self._changed)
             self.window.acknowledged(now - exchange.sent_s, busy=busy)
-        observation.told = exchange.digest
+        observation.known = exchange.digest
         self.metrics.notifications["acknowledged"] += 1
-        self._told, self._told_s = self._told + 1, now
+        self._acknowledged, self._acknowledged_s = self._acknowledged + 1, now
         subject = observation.subject
         if not exchange.number:
             self._remove(observation)
         else:
             if exchange.digest == subject.digest:
-                self.journal.append(Kind.TOLD, 0, message_id, endpoint, observation.token)
+                self.journal.append(
+                    RecordKind.ACKNOWLEDGED, 0, message_id, endpoint, observation.token
+                )
             self._close(observation)
-            if subject.answer and subject.digest != observation.told:
+            if subject.response and subject.digest != observation.known:
                 self._enqueue(observation)
         self._wake()
 
     def reset(self, endpoint: Endpoint, message_id: int) -> None:
-        """Take a RST; of an observation's last notification, or last but one, it ends it."""
+        """Process a RST to one of the last two notifications: it ends the observation."""
         peer = self._peers.get(endpoint)
         observation = peer.notified(message_id) if peer else None
         if observation:
             self._remove(observation)
             self._wake()
 
-    def notify(self, paths: Iterable[Path]) -> None:
-        """Learn which resources changed, appeared or vanished."""
+    def notify(self, paths: Iterable[ResourcePath]) -> None:
+        """Notify the observers of resources that changed, appeared or vanished."""
         for path in paths:
             for subject in self._by_path.get(path, ()):
-                subject.answer = None
+                subject.response = None
                 self._changed[subject] = None
-                self._told, self._since_s = 0, None
+                self._acknowledged, self._since_s = 0, None
         self._wake()
 
-    def restore(self, kept: Kept) -> None:
-        """Take over the observers of before a restart, and tell them what they do not have.
+    def restore(self, stored: StoredState) -> None:
+        """Restore the observers of before a restart, and notify those that miss a state.
 
-        Nothing is left of them in `kept`, which would take as much room as the table.
+        `stored` is emptied of them, since it takes as much memory as the table.
         """
-        self._number = max(kept.number, _FIRST_NUMBER - 1)
+        self._number = max(stored.number, _FIRST_NUMBER - 1)
         known: dict[int, Subject] = {}
-        for (endpoint, token), entry in kept.observers.items():
-            if entry.subject not in known:
-                old = kept.subjects[entry.subject]
-                subject = Subject(
-                    entry.subject, old.request, _path_of(old.request), old.digest, None
-                )
-                known[entry.subject] = self._put_subject(subject)
+        for (endpoint, token), entry in stored.observers.items():
+            number = entry.subject
+            if number not in known:
+                old = stored.subjects[number]
+                subject = Subject(number, old.request, _path_of(old.request), old.digest, None)
+                known[number] = self._put_subject(subject)
                 self._changed[subject] = None
-            subject = known[entry.subject]
+            subject = known[number]
             peer = self._peers.get(endpoint) or self._new_peer(endpoint)
             peer.registration_id = entry.registration_id
-            told = subject.digest if kept.has_newest(entry) else b""
-            self._add(Observation(peer, token, subject, told, entry.message_id))
-        self._subject_number = max(kept.subjects, default=0)
-        kept.observers.clear()
-        kept.subjects.clear()
+            has = subject.digest if stored.has_newest(entry) else b""
+            self._add(Observation(peer, token, subject, has, entry.message_id))
+        self._subject_number = max(stored.subjects, default=0)
+        stored.observers.clear()
+        stored.subjects.clear()
 
-    # ---- what time brings
+    # ---- time
 
     def advance(self, now: float) -> float | None:
-        """Send what is due, up to some datagrams.
+        """Send what is due, up to a burst of datagrams.
 
         Returns:
-            When to call again if nothing happens before: at most `now` if there is more to do;
-            None: there is nothing to wait for.
+            When to call again, unless `wake` is called before; not after `now` if more is due;
+            None if nothing is.
         """
         if self._since_s is None:
             self._since_s = now
-        budget = self._repeat(now, _BURST)
+        budget = self._retransmit(now, _BURST)
         while budget and (self._queue or self._changed) and self.window.has_room(now):
-            self._look(now)
+            self._process_next(now)
             budget -= 1
         waits = [tick * self._tick_s for tick in self._wheel]
         if self._queue or self._changed:
             waits.append(now if self.window.has_room(now) else self.window.room_at())
         return min(waits, default=None)
 
-    def _repeat(self, now: float, budget: int) -> int:
-        """Repeat what was not acknowledged in time; what is left of the budget."""
+    def _retransmit(self, now: float, budget: int) -> int:
+        """Retransmit what was not acknowledged in time; return what is left of the budget."""
         for tick in sorted(tick for tick in self._wheel if tick * self._tick_s <= now):
             exchanges = self._wheel[tick]
             while exchanges:
@@ -296,7 +297,6 @@ class Observers:
                     continue
                 budget -= 1
                 if exchange.attempts > self.timing.max_retransmit:
-                    # The peer is gone, with all that it observed.
                     self.metrics.notifications["lost"] += 1
                     for each in observation.peer:
                         self._remove(each)
@@ -307,14 +307,14 @@ class Observers:
             del self._wheel[tick]
         return budget
 
-    def _look(self, now: float) -> None:
-        """Look at one observation, or else at one subject that changed."""
+    def _process_next(self, now: float) -> None:
+        """Process one queued observation, or else one subject that changed."""
         if not self._queue:
             subject, _ = next(iter(self._changed.items()))
             del self._changed[subject]
             digest = self._render(subject).digest
             for observation in subject.observations:
-                if observation.told != digest:
+                if observation.known != digest:
                     self._enqueue(observation)
             return
         observation = self._queue.popleft()
@@ -322,37 +322,38 @@ class Observers:
         observation.queued = False
         if (
             not observation.is_alive
-            or observation.told == self._render(observation.subject).digest
+            or observation.known == self._render(observation.subject).digest
         ):
             self._next_of(peer)
             return
         if peer.exchange:
-            # If it is its own, what is sent next is the newest state anyway.
+            # An exchange of its own will carry the newest state anyway.
             if peer.exchange.observation is not observation:
                 peer.waiting = peer.waiting or deque()
                 peer.waiting.append(observation)
                 observation.queued = True
             return
         factor = random.uniform(1, self.timing.ack_random_factor)  # noqa: S311 - no secret
-        peer.exchange = Exchange(observation, self.timing.ack_timeout_s * factor, now)
-        self.window.enter(peer.exchange)
+        peer.exchange = NotificationExchange(observation, self.timing.ack_timeout_s * factor, now)
+        self.window.add(peer.exchange)
         self._transmit(now, peer.exchange)
 
-    def _transmit(self, now: float, exchange: Exchange) -> None:
-        """Send a notification, again or for the first time: always of the newest state."""
+    def _transmit(self, now: float, exchange: NotificationExchange) -> None:
+        """Send a notification of the newest state, for the first time or again."""
         observation = exchange.observation
         peer = observation.peer
-        answer = self._render(observation.subject)
-        if observation.told == answer.digest:
-            self._close(observation)  # it is back, and nothing else was sent
+        response = self._render(observation.subject)
+        if observation.known == response.digest:
+            self._close(observation)  # the state changed back before anything was sent
             return
-        if exchange.digest != answer.digest:
-            exchange.digest = answer.digest
-            exchange.number = self._next_number(now) if answer.lives else 0
+        if exchange.digest != response.digest:
+            exchange.digest = response.digest
+            exchange.number = self._next_number(now) if response.observable else 0
             peer.number(observation)
-        datagram = answer.message(_CON, observation.message_id, observation.token, exchange.number)
+        message_id, token = observation.message_id, observation.token
+        datagram = response.message(CON, message_id, token, exchange.number)
         if self.send(peer.endpoint, datagram):
-            observation.told = b""
+            observation.known = b""
             self.metrics.notifications["repeated" if exchange.attempts else "sent"] += 1
             if not exchange.attempts:
                 exchange.sent_s = now
@@ -372,34 +373,36 @@ class Observers:
 
     # ---- entries
 
-    def _answer(self, request: Request) -> Answer:
+    def _respond(self, request: Request) -> ResponseTemplate:
         """Answer a request; a bug ends the observations of this one, and of no others."""
         try:
-            return Answer.of(*self.answering(request))
-        except Exception:  # noqa: BLE001 - whatever it is, the others must be told
-            _log.exception("bug: the answer to an observer failed")
-            return Answer.of(False, 0xA0, b"")
+            return ResponseTemplate.of(*self.answer(request))
+        except Exception:  # noqa: BLE001 - whatever it is, the others must be notified
+            _log.exception("bug: a request of an observer could not be answered")
+            return ResponseTemplate.of(False, 0xA0, b"")
 
-    def _render(self, subject: Subject) -> Answer:
-        if subject.answer is None:
-            subject.answer = self._answer(subject.request)
-            if subject.answer.digest != subject.digest:
-                subject.digest = subject.answer.digest
-                self.journal.append(Kind.STATE, subject.number, 0, subject.digest)
-        return subject.answer
+    def _render(self, subject: Subject) -> ResponseTemplate:
+        if subject.response is None:
+            subject.response = self._respond(subject.request)
+            if subject.response.digest != subject.digest:
+                subject.digest = subject.response.digest
+                self.journal.append(RecordKind.STATE, subject.number, 0, subject.digest)
+        return subject.response
 
-    def _is_full(self, path: Path, endpoint: Endpoint) -> bool:
+    def _is_full(self, path: ResourcePath, endpoint: Endpoint) -> bool:
         return (
             self._total >= self.caps.total
             or self._counts[path] >= self.caps.path
             or self._counts[address_of(endpoint)] >= self.caps.address
         )
 
-    def _new_subject(self, request: Request, path: Path, answer: Answer) -> Subject:
+    def _new_subject(
+        self, request: Request, path: ResourcePath, response: ResponseTemplate
+    ) -> Subject:
         self._subject_number = self._subject_number + 1 & 0xFFFFFFFF
         number = self._subject_number
-        self.journal.append(Kind.SUBJECT, number, 0, answer.digest, request)
-        return self._put_subject(Subject(number, request, path, answer.digest, answer))
+        self.journal.append(RecordKind.SUBJECT, number, 0, response.digest, request)
+        return self._put_subject(Subject(number, request, path, response.digest, response))
 
     def _put_subject(self, subject: Subject) -> Subject:
         self._subjects[subject.request] = subject
@@ -407,7 +410,9 @@ class Observers:
         return subject
 
     def _new_peer(self, endpoint: Endpoint) -> Peer:
-        peer = self._peers[endpoint] = Peer(endpoint, OUR_IDS | random.getrandbits(15))
+        peer = self._peers[endpoint] = Peer(
+            endpoint, FIRST_NOTIFICATION_ID | random.getrandbits(15)
+        )
         return peer
 
     def _add(self, observation: Observation) -> None:
@@ -422,12 +427,12 @@ class Observers:
         peer.drop(observation)
         if peer.is_empty:
             del self._peers[peer.endpoint]
-        self._forget(observation)
+        self._unlink(observation)
         self._close(observation)
-        self.journal.append(Kind.ENDED, 0, 0, peer.endpoint, observation.token)
+        self.journal.append(RecordKind.ENDED, 0, 0, peer.endpoint, observation.token)
 
-    def _forget(self, observation: Observation) -> None:
-        """Undo what `_add` did, but for the entry itself."""
+    def _unlink(self, observation: Observation) -> None:
+        """Undo `_add`, except in the peer."""
         subject = observation.subject
         del subject.observations[observation]
         if not subject.observations:
@@ -443,10 +448,9 @@ class Observers:
         self._total -= 1
 
     def _close(self, observation: Observation) -> None:
-        """End the exchange of an observation, if it is open."""
         peer = observation.peer
         if peer.exchange and peer.exchange.observation is observation:
-            self.window.leave(peer.exchange)
+            self.window.remove(peer.exchange)
             peer.exchange = None
             self._next_of(peer)
 
@@ -471,27 +475,19 @@ class Observers:
         return self._number
 
     def _reserve(self) -> None:
-        """Let the journal say that numbers up to some higher one may be used."""
+        """Record that a restart must begin above the next `_RESERVED` Observe numbers."""
         self._unreserved = _RESERVED
-        self.journal.append(Kind.NUMBER, (self._number + 2 * _RESERVED) % _NUMBERS)
+        self.journal.append(RecordKind.NUMBER, (self._number + 2 * _RESERVED) % _NUMBERS)
 
 
-def _path_of(request: Request) -> Path:
+def _path_of(request: Request) -> ResourcePath:
     options, _ = coap.decode(request[1:])
     return tuple(value.decode() for number, value in options if number == coap.URI_PATH)
 
 
-# ----------------------------------------------------------------------------------------------
-# The clock
-
-
 @attrs.define(eq=False)
-class Alarm:
-    """Lets a table act in time, by one timer of the running loop.
-
-    Attributes:
-        observers: The table.
-    """
+class Scheduler:
+    """Calls `Observers.advance` in time, by one timer of the running loop."""
 
     observers: Observers
     _loop: asyncio.AbstractEventLoop = attrs.field(init=False, factory=asyncio.get_running_loop)
@@ -499,18 +495,18 @@ class Alarm:
     _soon: bool = attrs.field(init=False, default=False)
 
     def start(self) -> None:
-        """Let it act from now on."""
-        self.observers.wake = self._ring
-        self._ring()
+        """Let the table act from now on."""
+        self.observers.wake = self._wake
+        self._wake()
 
     def stop(self) -> None:
-        """Let it act no more."""
+        """Let the table act no more."""
         self.observers.wake = lambda: None
         if self._timer:
             self._timer.cancel()
 
-    def _ring(self) -> None:
-        """Something happened: let the table act after what the loop has to do now."""
+    def _wake(self) -> None:
+        """Let the table act after what the loop already has to do."""
         if not self._soon:
             self._set(self._loop.time())
             self._soon = True

@@ -1,6 +1,7 @@
-"""Reads the files that are published: what they are, into envelope and content.
+"""Inspects the files to be published: what they are, as envelope, content and facts.
 
-A file is read once and in constant memory, whatever its format.
+A file is read once and in constant memory, whatever its format. Publishing, `cli` and `service`
+import `read` and `Artefact` from here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def _bytes(file: File) -> Artefact:
     return Artefact(envelope=file.envelope("application/octet-stream"), facts={"format": "bytes"})
 
 
-# Tried in this order: a RAUC bundle is a SquashFS with something after it.
+# The order matters: a RAUC bundle is a SquashFS with something after it.
 _FORMATS: tuple[Callable[[File], Artefact | None], ...] = (
     mcuboot.describe,
     rauc.describe,
@@ -31,14 +32,14 @@ _FORMATS: tuple[Callable[[File], Artefact | None], ...] = (
 
 
 def read(path: Path, progress: Progress = lambda _: None) -> Artefact:
-    """Read a file once and say what it is.
+    """Inspect a regular file, and the Zephyr build directory around it if there is one.
 
     Args:
-        path: A regular file of any size; in a Zephyr build directory that counts, too.
-        progress: Called with the number of bytes read, again and again.
+        path: The file.
+        progress: Called with the number of bytes of each step.
 
     Raises:
-        InvalidDataError: It cannot be read, or is not what it says to be: truncated, damaged.
+        InvalidDataError: The file cannot be read, is truncated or damaged.
     """
     with opened(path, progress) as file:
         build = zephyr.build_of(path)
@@ -47,5 +48,5 @@ def read(path: Path, progress: Progress = lambda _: None) -> Artefact:
 
 
 def versions_differ(a: str, b: str) -> bool:
-    """Compare versions as texts, except that MCUboot takes 1.2.3 and 1.2.3+0 for the same."""
+    """Compare versions as texts, but take 1.2.3 and 1.2.3+0 for the same as MCUboot does."""
     return mcuboot.plain(a) != mcuboot.plain(b)

@@ -1,4 +1,4 @@
-"""An open file: looked at here and there, then read once from end to end."""
+"""The result of an inspection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from netota_coap.model.values import Content, Envelope, Rule
 
 @attrs.frozen(kw_only=True)
 class Artefact:
-    """What a file is, as far as it tells itself, and a Zephyr build directory beside it.
+    """What a file is, by its own bytes and the Zephyr build directory around it.
 
     Attributes:
-        envelope: The file as it is downloaded.
-        content: What is known of what is inside.
-        version: That the file states or, failing that, the Zephyr build.
-        stated: Which of `version`, `arch`, `filesystem`, `compression` the file itself states as a
-            fact: whoever publishes it as something else contradicts it.
-        facts: For people and scripts: by name, in the types of JSON; `format` is the first.
+        version: The version that the file states; else that of the Zephyr build.
+        stated: Which of `version`, `arch`, `filesystem`, `compression` the file itself states;
+            publishing it with other values is an error.
+        facts: Values for people and scripts by name, in the types of JSON; `format` is the first.
     """
 
     envelope: Envelope
@@ -30,6 +28,6 @@ class Artefact:
     facts: Mapping[str, Any] = attrs.field(hash=False)
 
 
-def fitting(rule: Rule, value: Any) -> str | None:
-    """Return a value that the model takes; one that it refuses is left to the facts."""
+def if_valid(rule: Rule, value: Any) -> str | None:
+    """Return the value if the model's rule accepts it, else None."""
     return value if rule(value) is None else None

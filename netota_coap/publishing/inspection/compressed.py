@@ -1,6 +1,6 @@
-"""Packed files: tar, gzip, xz, zstd.
+"""Compressed files (gzip, xz, zstd) and tar archives.
 
-Source: POSIX (ustar), RFC 1952, the .xz file format; zstd's frames have a module of their own.
+Source: POSIX (ustar), RFC 1952, the .xz file format.
 """
 
 from __future__ import annotations
@@ -18,22 +18,16 @@ from netota_coap.model.values import Content, Envelope
 from netota_coap.publishing.inspection import filesystems, zstd
 from netota_coap.publishing.inspection.artefact import Artefact
 
-# What is looked at of an xz file, to learn what is in it.
-_PEEK = 64 << 10
-# What is unpacked of a gzip file in one step; deflate makes up to 1,032 times as much of it.
+_PEEK = 64 << 10  # bytes of an xz file that are unpacked to learn what is inside
+# Bytes of gzip unpacked in one step; deflate can expand them 1,032 times.
 _STEP = 4 << 10
-# What unpacking may take: the dictionary of `xz -9` is of 64 MiB.
+# The dictionary of `xz -9` takes 64 MiB.
 _MOST_MEMORY = 80 << 20
 
 
 def describe(file: File) -> Artefact | None:
-    """Read a tar archive or a compressed file; None if it is none.
-
-    Raises:
-        InvalidDataError: It is truncated or damaged.
-    """
+    """Inspect a tar archive or compressed file; None if it is neither."""
     if _is_tar(file.at(0, 512)):
-        # Two blocks of zeros end it.
         if file.size % 512 or file.size < 1536 or any(file.at(file.size - 1024, 1024)):
             raise file.wrong("is truncated: a tar archive ends with two blocks of zeros")
         return Artefact(envelope=file.envelope("application/x-tar"), facts={"format": "tar"})
@@ -59,7 +53,7 @@ def describe(file: File) -> Artefact | None:
 def _is_tar(block: bytes) -> bool:
     if block[257:262] != b"ustar":
         return False
-    # The sum of all bytes, its own taken as blanks.
+    # The checksum is the sum of all bytes, with its own field as blanks.
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     try:
         return int(block[148:156].strip(b" \0"), 8) == total
@@ -68,10 +62,10 @@ def _is_tar(block: bytes) -> bool:
 
 
 class _Members:
-    """A sink that unpacks gzip, to see that all members are whole and have their checksums.
+    """A sink that unpacks gzip to check that all members are whole and match their checksums.
 
     Attributes:
-        head: The first bytes of what is inside, at most `filesystems.HEAD`.
+        head: The first unpacked bytes, at most `filesystems.HEAD`.
         whole: Whether the last member has ended.
     """
 
@@ -88,7 +82,7 @@ class _Members:
                 step = self._unpack(step)
 
     def _unpack(self, data: bytes | memoryview) -> bytes:
-        """Unpack up to the end of a member; what follows it."""
+        """Unpack to the end of a member; return the bytes after it."""
         if self.whole:
             # Zeros may follow the last member.
             data = bytes(data).lstrip(b"\0")
@@ -112,12 +106,12 @@ def _read_gzip(file: File, media_type: str) -> tuple[Envelope, bytes]:
     return envelope, members.head
 
 
-# CRC-32 of what follows up to the magic, size of the index in fours less one, flags, magic
+# CRC-32 of the two fields after it, size of the index in words of 4 bytes less one, flags, magic
 _XZ_FOOTER = struct.Struct("<II2s2s")
 
 
 def _read_xz(file: File, media_type: str) -> tuple[Envelope, bytes]:
-    # Zeros, in fours, may follow the stream; more than a tape's block of them are not looked at.
+    # Padding of zeros may follow the stream; 512 bytes cover a tape's block.
     last = file.at(max(0, file.size - 512), 512)
     end = file.size - len(last) + len(last.rstrip(b"\0"))
     footer = file.at(max(0, end - _XZ_FOOTER.size), _XZ_FOOTER.size)
@@ -131,7 +125,7 @@ def _read_xz(file: File, media_type: str) -> tuple[Envelope, bytes]:
     try:
         head = unpacker.decompress(file.at(0, _PEEK), filesystems.HEAD)
     except lzma.LZMAError as error:
-        # The library tells this from a damaged file in words only.
+        # Only the message tells this from a damaged file.
         if "limit exceeded" not in str(error):
             raise file.wrong(f"is not sound xz: {error}") from error
         head = b""
@@ -143,13 +137,13 @@ def _read_zstd(file: File, media_type: str) -> tuple[Envelope, bytes]:
     envelope = file.envelope(media_type, frames)
     if not frames.whole:
         raise file.wrong("is truncated: its last zstd frame does not end")
-    # The standard library of today's oldest Python cannot unpack it.
+    # The standard library of the oldest supported Python cannot unpack zstd.
     return envelope, b""
 
 
 @attrs.frozen
 class _Compression:
-    """A row: name, media type, magic number, how to read: the envelope, the first bytes inside."""
+    """A compression; `read` returns the envelope and the first unpacked bytes."""
 
     name: str
     media_type: str

@@ -1,4 +1,4 @@
-"""ELF files: for which machine, and whether with debug information.
+"""ELF files: their machine and whether they have debug information.
 
 Source: the System V ABI, "Object Files".
 """
@@ -16,7 +16,7 @@ from netota_coap.publishing.inspection.artefact import Artefact
 _MEDIA_TYPE = "application/x-executable"
 
 _KINDS: Mapping[int, str] = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
-# By machine, class (1: 32 bits, 2: 64 bits) and byte order, or by machine only.
+# Key: machine, class (1: 32 bits, 2: 64 bits) and byte order; or only the machine.
 _ARCHS: Mapping[int | tuple[int, int, str], str] = {
     3: "i386",
     8: "mips",
@@ -43,26 +43,20 @@ _ARCHS: Mapping[int | tuple[int, int, str], str] = {
     258: "loongarch64",
 }
 
-# After the 24 bytes of identification, type, machine and version: entry, offsets of the tables of
-# segments and sections, flags, size of this header, size and number of segments, of sections, and
-# the section that holds the names of sections.
+# From byte 24: entry, offsets of the tables of segments and sections, flags, size of this header,
+# size and number of segments, size and number of sections, index of the section of names.
 _HEADERS: Mapping[int, str] = {1: "IIIIHHHHHH", 2: "QQQIHHHHHH"}
-# Of a section: name, type, flags, address, offset, size, link
+# A section header: name, type, flags, address, offset, size, link.
 _SECTIONS: Mapping[int, str] = {1: "IIIIIII", 2: "IIQQQQI"}
 _SECTION_SIZES: Mapping[int, int] = {1: 40, 2: 64}
 _NO_BITS = 8
 _BY_LINK = 0xFFFF
 
-# What is read of the names of sections: enough for 50,000 of them.
-_LONGEST_NAMES = 1 << 20
+_LONGEST_NAMES = 1 << 20  # bytes that are read of section names, enough for 50,000 of them
 
 
 def describe(file: File) -> Artefact | None:
-    """Read an ELF file; None if it is none.
-
-    Raises:
-        InvalidDataError: It is truncated or damaged.
-    """
+    """Inspect an ELF file; None if the file is none."""
     head = file.at(0, 64)
     if head[:4] != b"\x7fELF":
         return None
@@ -99,19 +93,19 @@ def describe(file: File) -> Artefact | None:
 
 
 def _has_debug_info(file: File, layout: str, sections: int, size: int, names: int) -> bool:
-    """Look for a section of DWARF by name."""
+    """Return whether a section has the name of DWARF's."""
 
     def section(index: int) -> tuple[int, ...]:
         offset = sections + index * size
         file.require(offset + size, "its section headers end")
         return struct.unpack_from(layout, file.at(offset, size))
 
-    # More sections than 16 bits count: the first one, otherwise empty, has the number.
+    # If the index takes more than 16 bits, the link of the first section has it.
     *_, link = section(0)
     _, kind, _, _, offset, length, _ = section(link if names == _BY_LINK else names)
     if kind == _NO_BITS:
         return False
     file.require(offset + length, "the names of its sections end")
     found = file.at(offset, min(length, _LONGEST_NAMES))
-    # Names may share their ends: `.rela.debug_info` holds `.debug_info`, and implies it.
+    # Names may share their ends: `.rela.debug_info` contains `.debug_info` and implies it.
     return b".debug_info\0" in found or b".zdebug_info\0" in found

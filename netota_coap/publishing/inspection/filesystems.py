@@ -16,20 +16,12 @@ from netota_coap.model.values import Content
 from netota_coap.publishing.inspection.artefact import Artefact
 
 HEAD = 2048
-"""Bytes at the start of a file that tell its file system."""
+"""How many bytes at the start of a file identify its file system."""
 
 
 @attrs.frozen
 class Superblock:
-    """What a superblock says.
-
-    Attributes:
-        filesystem: As `ext4`.
-        media_type: Of the file system.
-        size: Of the file system, bytes.
-        compression: As `zstd`; None: not compressed.
-        facts: Further ones.
-    """
+    """What a superblock says; `size` is that of the file system in bytes."""
 
     filesystem: str
     media_type: str
@@ -39,11 +31,7 @@ class Superblock:
 
 
 def describe(file: File) -> Artefact | None:
-    """Read a file system; None if it is none.
-
-    Raises:
-        InvalidDataError: It is truncated, or followed by what is not known.
-    """
+    """Inspect a file system; None if the file is none."""
     head = file.at(0, HEAD)
     if head[:4] == _SQUASHFS_MAGIC:
         file.require(_SQUASHFS.size, "its superblock ends")
@@ -97,12 +85,12 @@ def _squashfs(head: bytes) -> Superblock | None:
         return None
     compression = _COMPRESSORS.get(compressor)
     facts = {"block_size": block_size} | ({"compression": compression} if compression else {})
-    # No media type is registered; this is the one of freedesktop.org.
+    # IANA has no media type for SquashFS; this is the one of freedesktop.org.
     return Superblock("squashfs", "application/vnd.squashfs", size, compression, facts)
 
 
-# What may follow the padding of a SquashFS: the hash tree that `veritysetup` makes, and OpenWrt's
-# mark of where a JFFS2 begins.
+# Two things may follow the padding of a SquashFS: the hash tree of `veritysetup`, and OpenWrt's
+# mark at the start of a JFFS2.
 _FOLLOWERS = (b"verity\0\0", b"\xde\xad\xc0\xde")
 
 
@@ -114,11 +102,11 @@ def _require_known_end(file: File, end: int) -> None:
         raise file.wrong(reason)
 
 
-# At byte 1024: blocks, first data block, log2 of the sizes of blocks and clusters in KiB, magic,
+# From byte 1024: blocks, first data block, log2 of the sizes of blocks and clusters in KiB, magic,
 # features (compatible, incompatible, compatible for reading), label, high half of blocks.
 _EXT = struct.Struct("<4xI12xIII24xH34xIII16x16s200xI")
 _HAS_JOURNAL, _WIDE = 0x4, 0x80
-# What ext3 knows of the two kinds of features that it must know; whatever has more is ext4.
+# The features of both kinds that ext3 supports; a file system with more is ext4.
 _EXT3_INCOMPATIBLE, _EXT3_READ_ONLY = 0x16, 0x7
 
 
@@ -126,7 +114,7 @@ def _ext(head: bytes) -> Superblock | None:
     if len(head) < 1024 + _EXT.size:
         return None
     low, first, log, cluster, magic, *features, label, high = _EXT.unpack_from(head, 1024)
-    # The magic is of two bytes only, so other files have it by chance.
+    # The magic has only two bytes, so other files have it by chance.
     if magic != 0xEF53 or log > 6 or first != (cluster == 0) or low == 0:
         return None
     compatible, incompatible, read_only = features

@@ -1,6 +1,6 @@
 """MCUboot images: header, body, protected TLVs, TLVs.
 
-Source: MCUboot's design document, "Image format"; numbers of newer TLVs as `imgtool` has them.
+Source: MCUboot's design document, "Image format"; for newer TLVs, imgtool's source.
 """
 
 from __future__ import annotations
@@ -53,18 +53,14 @@ _KEY_EXCHANGES: Mapping[int, str] = {
     0x33: "ecies-x25519",
     0x34: "ecies-x25519",
 }
-# What `imgtool sign --pad` writes into the end of the slot; with an alignment of more than
-# 8 bytes its first two bytes are the alignment.
+# `imgtool sign --pad` ends the slot with it; if the alignment exceeds 8 bytes, the first two bytes
+# are the alignment.
 _TRAILER_MAGIC = bytes.fromhex("77c295f360d2ef7f3552500f2cb67980")
 _ALIGNED_TRAILER_MAGIC = bytes.fromhex("2de15d29410b8d77679c110f1f8a")
 
 
 def describe(file: File) -> Artefact | None:
-    """Read an MCUboot image; None if it is none.
-
-    Raises:
-        InvalidDataError: It is truncated or damaged, or was never signed.
-    """
+    """Inspect an MCUboot image; None if the file is none."""
     head = file.at(0, _HEADER.size)
     if head[:4] != _MAGIC:
         return None
@@ -92,7 +88,7 @@ def describe(file: File) -> Artefact | None:
         raise _unsigned(file)
     algorithm = _HASHES[hash_kind] if hash_kind is not None else "sha256"
     envelope, digest = file.hashed("application/vnd.mcuboot.image", algorithm, hashed_end)
-    # Of several hashes each must match, as for MCUboot.
+    # If there are several hashes, MCUboot requires each to match.
     checked = {value for kind, value in tlvs if kind == hash_kind} == {digest}
     encryption = _one_of(_ENCRYPTED, flags)
     if hash_kind is not None and not checked and not encryption:
@@ -107,7 +103,7 @@ def describe(file: File) -> Artefact | None:
         "header_size": header_size,
         "body_size": body_size,
         "image_hash_checked": checked,
-        # The hash is that of the plain text: where it matches (`imgtool sign --clear`) nothing is
+        # The hash is over the plain text. If it matches (`imgtool sign --clear`), nothing is
         # encrypted, whatever the flags say.
         "encrypted": encryption is not None and not checked,
     }
@@ -126,7 +122,7 @@ def describe(file: File) -> Artefact | None:
 
 
 def plain(version: str) -> str:
-    """Return a version as MCUboot shows it: without a build number of 0."""
+    """Return a version without a build number of 0, as MCUboot shows it."""
     return version.removesuffix("+0") if _ZERO_BUILD.fullmatch(version) else version
 
 
@@ -138,7 +134,7 @@ def _version(numbers: Iterable[int]) -> str:
 
 
 def _tlvs(file: File, offset: int, magic: int) -> tuple[list[tuple[int, bytes]], int]:
-    """Return the TLVs of an area, type and value, and where it ends: at most 64 KiB further."""
+    """Return types and values of the TLVs of an area, and where the area ends."""
     what = "its protected TLVs" if magic == _PROTECTED_TLVS else "its TLVs"
     if offset == file.size:
         raise _unsigned(file)
@@ -168,13 +164,13 @@ def _one_of(names: Mapping[str, str], flags: Sequence[str]) -> str | None:
 
 
 def _tlv_facts(tlvs: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
-    """What the TLVs say; one of a length that it cannot have says nothing."""
-    by_kind = dict(reversed(tlvs))  # of several the first counts, as for MCUboot
+    """Return facts from TLVs; those of a wrong length are ignored."""
+    by_kind = dict(reversed(tlvs))  # the first of a kind counts, as for MCUboot
     for kind, algorithm in _HASHES.items():
         if kind in by_kind:
             yield "image_hash", by_kind[kind].hex()
             yield "image_hash_algorithm", algorithm
-    # The TLV is that of ECDSA on any curve; the one of 384 bits goes with SHA-384 only.
+    # One TLV serves ECDSA on any curve; the curve of 384 bits goes only with SHA-384.
     curve = "p384" if _SHA384 in by_kind else "p256"
     signatures = [_SIGNATURES[kind].format(curve) for kind, _ in tlvs if kind in _SIGNATURES]
     yield "signatures", signatures
@@ -185,7 +181,7 @@ def _tlv_facts(tlvs: Sequence[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
         yield "key_hash", key_hash.hex()
     if len(counter := by_kind.get(_SECURITY_COUNTER, b"")) == 4:
         yield "security_counter", int.from_bytes(counter, "little")
-    # Number of the image, padding, lowest version.
+    # A dependency: number of the image, padding, lowest version.
     wanted = [value for kind, value in tlvs if kind == _DEPENDENCY and len(value) == 12]
     if wanted:
         yield (

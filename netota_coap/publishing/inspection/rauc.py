@@ -1,7 +1,7 @@
 """RAUC bundles: a SquashFS, encrypted or not, with a CMS signature at its end.
 
-What a bundle holds is told by `rauc info`, where rauc is installed. Source: RAUC's reference,
-"Bundle Formats"; RFC 5652.
+The manifest is read by `rauc info`, if rauc is installed. Source: RAUC's reference, "Bundle
+Formats"; RFC 5652.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from netota_coap.files import File
 from netota_coap.model.values import Content, Stream
-from netota_coap.publishing.inspection.artefact import Artefact, fitting
+from netota_coap.publishing.inspection.artefact import Artefact, if_valid
 from netota_coap.publishing.inspection.filesystems import HEAD, superblock
 
-# No type is registered; this is the one that people serve bundles as.
+# IANA has no media type for bundles; this is the one in use.
 _MEDIA_TYPE = "application/vnd.rauc.bundle"
 _TIMEOUT_S = 30
 _LONGEST_ANSWER = 1 << 20
@@ -40,15 +40,11 @@ _ENCRYPTED = "the manifest is encrypted: state version, machine and file system"
 
 
 def describe(file: File) -> Artefact | None:
-    """Read a RAUC bundle; None if it is none.
-
-    Raises:
-        InvalidDataError: It is truncated, or rauc refuses it.
-    """
+    """Inspect a RAUC bundle; None if the file is none."""
     signature = _signature(file)
     if signature is None:
         if file.path.suffix == ".raucb":
-            raise file.wrong("is no RAUC bundle, or a truncated one: no signature at its end")
+            raise file.wrong("is no RAUC bundle, or is truncated: it has no signature at its end")
         return None
     block = superblock(file.at(0, HEAD))
     bundle_format = _format(signature, encrypted=block is None)
@@ -60,10 +56,10 @@ def describe(file: File) -> Artefact | None:
         facts["hint"] = _INSTALL
     else:
         facts |= dict(_told(file, program))
-    version = fitting(Stream.rules()["version"], facts.get("version"))
+    version = if_valid(Stream.rules()["version"], facts.get("version"))
     content = Content(
         type="rauc-bundle",
-        machine=fitting(Content.rules()["machine"], facts.get("compatible")),
+        machine=if_valid(Content.rules()["machine"], facts.get("compatible")),
         filesystem=_filesystem(facts.get("images", [])),
         compression=block.compression if block else None,
     )
@@ -78,32 +74,32 @@ def describe(file: File) -> Artefact | None:
 
 
 def _signature(file: File) -> bytes | None:
-    """Return the CMS signature, whose size is the last 8 bytes of a bundle."""
+    """Return the CMS signature, whose size is in the last 8 bytes of a bundle."""
     size = int.from_bytes(file.at(max(0, file.size - 8), 8), "big")
     if not 32 <= size <= min(_LONGEST_SIGNATURE, file.size - 8):
         return None
     signature = file.at(file.size - 8 - size, size)
     oid = _oid_at(signature)
-    # DER: a sequence of just that length, that begins with what it is.
+    # In DER it is a sequence of exactly that length that begins with its object identifier.
     length = int.from_bytes(signature[2:oid], "big")
     sound = signature[0] == 0x30 and oid + length == size
     return signature if sound and signature.startswith((_SIGNED, _ENVELOPED), oid) else None
 
 
 def _oid_at(signature: bytes) -> int:
-    """Return where the first element of a sequence of more than 127 bytes begins."""
+    """Return the offset of the first element of a DER sequence of more than 127 bytes."""
     return 2 + (signature[1] & 0x7F)
 
 
 def _format(signature: bytes, encrypted: bool) -> str:
     if encrypted:
         return "crypt"
-    # The signature of the plain format is detached; that of the others holds the manifest.
+    # The signature of the plain format is detached; the other formats put the manifest in it.
     return "verity" if b"\nformat=verity\n" in signature else "plain"
 
 
 def _told(file: File, program: str) -> Iterator[tuple[str, Any]]:
-    """Ask rauc for what the manifest says."""
+    """Return what the manifest says, by rauc."""
     answer = _object(_ask(file, program))
     for key in ("compatible", "version", "description", "build"):
         if isinstance(value := answer.get(key), str) and value:
@@ -113,10 +109,10 @@ def _told(file: File, program: str) -> Iterator[tuple[str, Any]]:
 
 
 def _ask(file: File, program: str) -> Any:
-    """Run `rauc info` on the open file, so that it is this one, whatever its path is by now."""
+    """Run `rauc info` on the open file, not on its path, which may name another one by now."""
     number = file.descriptor
     command = [program, "info", "--no-verify", "--output-format=json", f"/dev/fd/{number}"]
-    # Files, for what they hold is read only as far as it is wanted.
+    # Output goes to files, so that only a bounded part of it is read into memory.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             done = subprocess.run(
@@ -138,16 +134,16 @@ def _ask(file: File, program: str) -> Any:
         answer, complaint = out.read(_LONGEST_ANSWER), err.read(_LONGEST_ANSWER)
     if done.returncode:
         lines = complaint.decode(errors="replace").strip().splitlines()
-        raise file.wrong(f"rauc refuses it: {lines[-1] if lines else 'without a word'}")
+        raise file.wrong(f"rauc refuses it: {lines[-1] if lines else 'it gives no reason'}")
     try:
         return json.loads(answer)
     except (ValueError, RecursionError) as error:
-        raise file.wrong("rauc's answer is not understood") from error
+        raise file.wrong("rauc's output is not valid JSON") from error
 
 
 def _images(entries: list[Any]) -> Iterator[dict[str, Any]]:
     for entry in entries:
-        # Each is an object of one member, by its class.
+        # Each entry is an object whose one key is the slot class.
         for slot_class, image in _object(entry).items():
             known = _object(image)
             told = {"class": slot_class} | {
@@ -165,7 +161,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def _filesystem(images: list[Mapping[str, Any]]) -> str | None:
-    """Return that of the image of the root file system, or of the only image."""
+    """Return the file system of the image for the root, or that of the only image."""
     root = [image for image in images if image["class"] == "rootfs"] or images
     found = {image.get("filesystem") for image in root}
     return found.pop() if len(found) == 1 else None

@@ -1,7 +1,6 @@
-"""What a Zephyr build directory says of the files in it: board, CPU, debugging, version.
+"""Zephyr build directories: the board, CPU, debugging and version of the files in them.
 
-Source: Zephyr's build system: `.config` of Kconfig, and `scripts/schemas/build-schema.yml` for
-`build_info.yml`.
+Source: Zephyr's `.config` of Kconfig, and `scripts/schemas/build-schema.yml` for `build_info.yml`.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from netota_coap.errors import InvalidDataError, Issue
 from netota_coap.files import opened
 from netota_coap.model.values import Content, Stream
 from netota_coap.publishing.inspection import mcuboot
-from netota_coap.publishing.inspection.artefact import Artefact, fitting
+from netota_coap.publishing.inspection.artefact import Artefact, if_valid
 
-# Real ones have some 100 kB.
-_LONGEST = 1 << 20
+_LONGEST = 1 << 20  # real files have about 100 kB
 
 _ESCAPED = re.compile(r"\\(.)")
 _SETTING = re.compile(r'^(CONFIG_\w+)=(?:"((?:[^"\\\n]|\\.)*)"|(\S+))[ \t\r]*$', re.MULTILINE)
 
-# Of CONFIG_ARCH, and the option that makes it the other one of 64 bits.
+# From CONFIG_ARCH to the 32-bit name, the option for 64 bits, and the name with that option.
 _ARCHS: Mapping[str, tuple[str, str, str]] = {
     "arm": ("arm", "", ""),
     "arm64": ("aarch64", "", ""),
@@ -39,21 +37,17 @@ _ARCHS: Mapping[str, tuple[str, str, str]] = {
     "microblaze": ("microblaze", "", ""),
 }
 _DEBUG = ("CONFIG_DEBUG", "CONFIG_DEBUG_OPTIMIZATIONS", "CONFIG_NO_OPTIMIZATIONS")
-# Of a build that sets none.
-_NO_VERSION = "0.0.0"
+_NO_VERSION = "0.0.0"  # Zephyr's default, which says nothing
 _FACTS = ("board", "revision", "qualifiers", "soc", "zephyr_version")
 
 
 @attrs.frozen(kw_only=True)
 class Build:
-    """What a build directory says.
+    """What a build directory says; None where it says nothing.
 
     Attributes:
-        board: Its name, without revision and qualifiers.
-        arch: As `arm`; None: not said.
-        debug: Whether it is a build for debugging; None: not said.
-        version: That images are signed with; None: not said.
-        facts: For people and scripts.
+        board: The name without revision and qualifiers.
+        version: The version that images are signed with.
     """
 
     board: str | None
@@ -63,7 +57,7 @@ class Build:
     facts: Mapping[str, str] = attrs.field(hash=False)
 
     def complete(self, artefact: Artefact) -> Artefact:
-        """Add what the build says to what a file of it says itself."""
+        """Add the build's values where the file itself has none."""
         content = artefact.content
         return attrs.evolve(
             artefact,
@@ -80,10 +74,10 @@ class Build:
 
 
 def build_of(path: Path) -> Build | None:
-    """Read the Zephyr build directory that a file lies in; None if it lies in none.
+    """Read the Zephyr build directory around a file; None if there is none.
 
     Raises:
-        InvalidDataError: What describes the build is malformed, or describes two.
+        InvalidDataError: `.config` or `build_info.yml` is malformed, or they name two boards.
     """
     directory = path.resolve().parent
     config_path, info_path = directory / ".config", _info_path(directory)
@@ -98,23 +92,23 @@ def build_of(path: Path) -> Build | None:
         return None
     said = config | info
     return Build(
-        board=fitting(Content.rules()["machine"], said["board"]),
+        board=if_valid(Content.rules()["machine"], said["board"]),
         arch=said.get("arch"),
         debug=said.get("debug"),
-        version=fitting(Stream.rules()["version"], said.get("version")),
+        version=if_valid(Stream.rules()["version"], said.get("version")),
         facts={name: said[name] for name in _FACTS if said.get(name)},
     )
 
 
 def _info_path(directory: Path) -> Path | None:
-    """Return where CMake describes the build: in the directory above that of its products."""
+    """Find CMake's description: it may be in the directory above that of the images."""
     places = [directory.parent] if directory.name == "zephyr" else []
     paths = [place / "build_info.yml" for place in (*places, directory)]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Read the settings of Kconfig; none if they are not Zephyr's."""
+    """Read Kconfig's settings; empty if they are not Zephyr's."""
     found = {
         name: _ESCAPED.sub(r"\1", quoted) or bare
         for name, quoted, bare in _SETTING.findall(_text(path))
@@ -135,11 +129,11 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _info(path: Path) -> dict[str, Any]:
-    """Read what CMake says of the build; nothing if it is not Zephyr's."""
+    """Read CMake's description of the build; empty if it is not Zephyr's."""
     import yaml  # takes 20 ms, and few need it
 
-    # This loader makes texts of all scalars, so that revision 1.10 is not 1.1, and follows no
-    # merge keys, whose nesting may make much of little.
+    # This loader keeps all scalars as text, so that revision 1.10 does not become 1.1, and follows
+    # no merge keys, whose nesting can blow up a small file.
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
         document = yaml.load(_text(path), Loader=loader)  # noqa: S506, as safe as the safe one

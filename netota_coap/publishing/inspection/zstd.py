@@ -1,4 +1,4 @@
-"""zstd: its frames and blocks by their headers, without unpacking them.
+"""Checks zstd's frames and blocks by their headers, without unpacking them.
 
 Source: RFC 8878, "Zstandard Frames" and "Skippable Frames".
 """
@@ -11,19 +11,19 @@ from netota_coap.errors import InvalidDataError
 from netota_coap.files import File
 
 _MAGIC = 0xFD2FB528
-# Of sixteen magic numbers, less their last 4 bits.
+# Sixteen magic numbers differ from it in the last 4 bits.
 _SKIPPABLE = 0x184D2A50
 
 _RLE, _RESERVED = 1, 3
 _LARGEST_BLOCK = 128 << 10
 
-# Sizes of fields, by their bits in the descriptor of a frame.
+# Sizes of fields by their bits in the descriptor of a frame.
 _DICTIONARY_ID_SIZES = (0, 1, 2, 4)
 _CONTENT_SIZE_SIZES = (0, 2, 4, 8)
 
 
 class Frames:
-    """A sink that walks from header to header, to see that all frames are whole."""
+    """A sink that walks from header to header to check that all frames are whole."""
 
     def __init__(self, file: File) -> None:
         self._file = file
@@ -38,11 +38,7 @@ class Frames:
         return self._between and not self._skip and not self._held
 
     def update(self, data: memoryview) -> None:
-        """Take the next piece.
-
-        Raises:
-            InvalidDataError: A header is malformed.
-        """
+        """Take the next bytes; raise `InvalidDataError` if a header is malformed."""
         while data:
             if self._skip:
                 step = min(self._skip, len(data))
@@ -56,7 +52,7 @@ class Frames:
             data = data[step:]
 
     def _frames(self) -> Generator[tuple[int, int], bytes, None]:
-        """Walk: yields how much to skip and how much to hand over then, gets that."""
+        """Yield how many bytes to skip and how many to read then; receive the bytes read."""
         skip = 0
         while True:
             self._between = True
@@ -70,7 +66,7 @@ class Frames:
                 raise self._damaged("what follows a frame is none")
 
     def _frame(self) -> Generator[tuple[int, int], bytes, int]:
-        """Walk as far as the last block of a frame; how much to skip for its end."""
+        """Walk to the last block of a frame; return how many bytes to skip after its header."""
         (descriptor,) = yield 0, 1
         if descriptor & 0x08:
             raise self._damaged("a frame has a reserved bit")

@@ -1,25 +1,32 @@
-"""coap/window.py: how many notifications are on their way."""
+"""coap/observe/congestion.py: how many notifications are on their way."""
 
 from __future__ import annotations
 
 import pytest
 
-from netota_coap.coap.observe.congestion import Timing, Window
-from netota_coap.coap.observe.entries import Answer, Exchange, Observation, Peer, Subject
+from netota_coap.coap.observe.congestion import CongestionWindow
+from netota_coap.coap.observe.entries import (
+    NotificationExchange,
+    Observation,
+    Peer,
+    ResponseTemplate,
+    Subject,
+)
+from netota_coap.coap.protocol import Timing
 
-ANSWER = Answer.of(True, 0x45, b"")
-OBSERVATION = Observation(Peer(b"", 0), b"", Subject(1, b"", (), b"", ANSWER), b"")
+RESPONSE = ResponseTemplate.of(True, 0x45, b"")
+OBSERVATION = Observation(Peer(b"", 0), b"", Subject(1, b"", (), b"", RESPONSE), b"")
 
 
-def opened(window: Window, now: float) -> Exchange:
-    exchange = Exchange(OBSERVATION, 2.0, now)
-    window.enter(exchange)
+def opened(window: CongestionWindow, now: float) -> NotificationExchange:
+    exchange = NotificationExchange(OBSERVATION, 2.0, now)
+    window.add(exchange)
     return exchange
 
 
 def test_grows_and_shrinks() -> None:
     """It doubles in a round trip up to where it was too large, and then grows by one."""
-    window = Window(1_000, Timing())
+    window = CongestionWindow(1_000, Timing())
     for _ in range(64):
         window.acknowledged(1.0, busy=True)
     assert window.size == 128
@@ -39,7 +46,7 @@ def test_grows_and_shrinks() -> None:
 )
 def test_what_it_does_not_grow_with(took_s: float, busy: bool, size: int) -> None:
     """It stays when there is no more to send, and when ACKs wait in a queue somewhere."""
-    window = Window(1_000, Timing())
+    window = CongestionWindow(1_000, Timing())
     window.acknowledged(1.0, busy=False)
     window.acknowledged(took_s, busy=busy)
 
@@ -48,7 +55,7 @@ def test_what_it_does_not_grow_with(took_s: float, busy: bool, size: int) -> Non
 
 def test_bounded_by_what_the_buffer_holds() -> None:
     """It never is larger than what the receive buffer holds, however well all goes."""
-    window = Window(70, Timing())
+    window = CongestionWindow(70, Timing())
     for _ in range(1_000):
         window.acknowledged(0.001, busy=True)
     assert window.size == 70
@@ -61,15 +68,15 @@ def test_bounded_by_what_the_buffer_holds() -> None:
 
 def test_the_silent_leave() -> None:
     """What is not acknowledged for longer than round trips take makes room."""
-    window = Window(2, Timing())
+    window = CongestionWindow(2, Timing())
     opened(window, 0.0)
     second = opened(window, 0.0)
     assert (window.has_room(1.9), window.room_at()) == (False, 2.0)
     for _ in range(50):
         window.acknowledged(0.02, busy=False)
-    assert window.patience_s == 0.05
+    assert window.round_trip.timeout_s == 0.05
     assert window.has_room(0.051)
-    window.leave(second)
-    assert window.flying == 0
+    window.remove(second)
+    assert window.in_flight == 0
     window.acknowledged(60.0, busy=False)
-    assert window.patience_s == 2.0
+    assert window.round_trip.timeout_s == 2.0

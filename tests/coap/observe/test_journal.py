@@ -18,12 +18,12 @@ from netota_coap.coap.observe import journal as journal_module
 from netota_coap.coap.observe.journal import (
     FILE,
     Journal,
-    Keeper,
-    Kept,
-    Kind,
+    JournalFile,
     Record,
+    RecordKind,
+    StoredState,
     compacted,
-    keeping,
+    open_journal,
     replay,
 )
 from netota_coap.errors import ConfigError, InvalidDataError
@@ -32,14 +32,14 @@ from tests.support.serving import until
 
 E1, E2 = b"endpoint 1", b"endpoint 2"
 SAID = [
-    Record(Kind.VERSION, 1),
-    Record(Kind.NUMBER, 70_000),
-    Record(Kind.STREAM, 7, 0, b"essence.", b"sensor-node/stable"),
-    Record(Kind.SUBJECT, 1, 0, b"state-1.", b"\x01request"),
-    Record(Kind.OBSERVER, 1, 0x9000, E1, b"t"),
-    Record(Kind.OBSERVER, 1, 12, E2, b""),
-    Record(Kind.STATE, 1, 0, b"state-2."),
-    Record(Kind.TOLD, 0, 0x8001, E1, b"t"),
+    Record(RecordKind.VERSION, 1),
+    Record(RecordKind.NUMBER, 70_000),
+    Record(RecordKind.STREAM, 7, 0, b"essence.", b"sensor-node/stable"),
+    Record(RecordKind.SUBJECT, 1, 0, b"state-1.", b"\x01request"),
+    Record(RecordKind.OBSERVER, 1, 0x9000, E1, b"t"),
+    Record(RecordKind.OBSERVER, 1, 12, E2, b""),
+    Record(RecordKind.STATE, 1, 0, b"state-2."),
+    Record(RecordKind.ACKNOWLEDGED, 0, 0x8001, E1, b"t"),
 ]
 
 
@@ -47,7 +47,7 @@ def written(*records: Record) -> bytes:
     return b"".join(record.encode() for record in records)
 
 
-def summary(kept: Kept) -> object:
+def summary(kept: StoredState) -> object:
     """Return what a journal says, whatever its words."""
     observers = {
         key: (
@@ -116,7 +116,7 @@ def test_any_bytes(data: bytes) -> None:
 
 def test_missing_records() -> None:
     """Where records are known to be missing, nobody is believed to have the newest state."""
-    kept, _ = replay(written(*SAID, Record(Kind.GAP)))
+    kept, _ = replay(written(*SAID, Record(RecordKind.GAP)))
 
     assert kept.damaged
     assert not any(kept.has_newest(each) for each in kept.observers.values())
@@ -124,8 +124,8 @@ def test_missing_records() -> None:
 
 def test_a_lost_end_of_an_observation() -> None:
     """Observers of a request's old entry are none when there is a new one."""
-    again = Record(Kind.SUBJECT, 2, 0, b"state-3.", b"\x01request")
-    kept, _ = replay(written(*SAID, again, Record(Kind.OBSERVER, 2, 1, b"new", b"t")))
+    again = Record(RecordKind.SUBJECT, 2, 0, b"state-3.", b"\x01request")
+    kept, _ = replay(written(*SAID, again, Record(RecordKind.OBSERVER, 2, 1, b"new", b"t")))
 
     assert list(kept.observers) == [(b"new", b"t")]
 
@@ -133,23 +133,28 @@ def test_a_lost_end_of_an_observation() -> None:
 def test_another_format() -> None:
     """A file of a newer release is refused, not thrown away."""
     with pytest.raises(ConfigError, match="format 2"):
-        replay(written(Record(Kind.VERSION, 2)))
+        replay(written(Record(RecordKind.VERSION, 2)))
 
 
 some_records = st.one_of(
-    st.builds(Record, st.just(Kind.SUBJECT), st.integers(1, 2), st.just(0), st.binary(max_size=2)),
-    st.builds(Record, st.just(Kind.STATE), st.integers(1, 3), st.just(0), st.binary(max_size=2)),
     st.builds(
         Record,
-        st.sampled_from([Kind.OBSERVER, Kind.TOLD, Kind.ENDED]),
+        st.sampled_from([RecordKind.SUBJECT, RecordKind.STATE]),
+        st.integers(1, 3),
+        st.just(0),
+        st.binary(max_size=2),
+    ),
+    st.builds(
+        Record,
+        st.sampled_from([RecordKind.OBSERVER, RecordKind.ACKNOWLEDGED, RecordKind.ENDED]),
         st.integers(1, 3),
         st.integers(0, 65_535),
         st.sampled_from([E1, E2]),
         st.sampled_from([b"", b"t"]),
     ),
-    st.builds(Record, st.just(Kind.NUMBER), st.integers(0, 2**24 - 1)),
+    st.builds(Record, st.just(RecordKind.NUMBER), st.integers(0, 2**24 - 1)),
     st.builds(
-        Record, st.just(Kind.STREAM), st.integers(1, 9), st.just(0), st.just(b"x"),
+        Record, st.just(RecordKind.STREAM), st.integers(1, 9), st.just(0), st.just(b"x"),
         st.sampled_from([b"a/b", b"c/d"]),
     ),
 )  # fmt: skip
@@ -160,7 +165,7 @@ def test_rewriting_says_the_same(records: list[Record]) -> None:
     """The rewritten journal says the same, and rewriting it again changes nothing."""
     numbered = [
         attrs.evolve(record, second=b"%d" % record.number)
-        if record.kind == Kind.SUBJECT
+        if record.kind == RecordKind.SUBJECT
         else record
         for record in records
     ]
@@ -171,7 +176,7 @@ def test_rewriting_says_the_same(records: list[Record]) -> None:
     assert replay(compacted(small)) == replay(small)
 
 
-async def settled(keeper: Keeper) -> None:
+async def settled(keeper: JournalFile) -> None:
     """Wait until all is on the disk."""
     await until(
         lambda: not keeper.journal._waiting and keeper._size == keeper._path.stat().st_size
@@ -181,11 +186,11 @@ async def settled(keeper: Keeper) -> None:
 async def test_the_file(tmp_path: Path) -> None:
     """What is said is there the next time, also what was said just before the end."""
     directory = tmp_path / "new" / "state"
-    async with keeping(directory) as keeper:
+    async with open_journal(directory) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
-    async with keeping(directory) as keeper:
-        assert summary(keeper.kept) == summary(replay(written(*SAID))[0])
+    async with open_journal(directory) as keeper:
+        assert summary(keeper.stored) == summary(replay(written(*SAID))[0])
 
 
 async def test_nothing_is_kept_without_a_directory(
@@ -193,8 +198,8 @@ async def test_nothing_is_kept_without_a_directory(
 ) -> None:
     """Without a place to keep it, nothing is, and the log says so."""
     with caplog.at_level("INFO"):
-        async with keeping(None) as keeper:
-            keeper.journal.append(Kind.NUMBER, 5)
+        async with open_journal(None) as keeper:
+            keeper.journal.append(RecordKind.NUMBER, 5)
             assert keeper.journal.take() == b""
             assert keeper.review(Loader(tmp_path)) == []  # type: ignore[arg-type]
 
@@ -207,12 +212,12 @@ async def test_rewritten_when_most_is_void(
     """The file stays small however often its observers are told."""
     monkeypatch.setattr(journal_module, "_SMALLEST", 2_000)
     monkeypatch.setattr(journal_module, "_WRITE_S", 0.0)
-    async with keeping(tmp_path) as keeper:
+    async with open_journal(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
         for number in range(30):
             for _ in range(20):
-                keeper.journal.append(Kind.TOLD, 0, 0x8000 + number, E1, b"t")
+                keeper.journal.append(RecordKind.ACKNOWLEDGED, 0, 0x8000 + number, E1, b"t")
             await settled(keeper)
             assert (tmp_path / FILE).stat().st_size < 4_000
     kept, _ = replay((tmp_path / FILE).read_bytes())
@@ -236,7 +241,7 @@ async def test_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    async with keeping(tmp_path) as keeper:
+    async with open_journal(tmp_path) as keeper:
         monkeypatch.setattr(os, "fsync", no_space)
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
@@ -248,7 +253,7 @@ async def test_a_full_disk(
         full = True
         monkeypatch.setattr(journal_module, "_MOST_WAITING", 100)
         for _ in range(10):
-            keeper.journal.append(Kind.TOLD, 0, 0x8002, E1, b"t")
+            keeper.journal.append(RecordKind.ACKNOWLEDGED, 0, 0x8002, E1, b"t")
         await until(lambda: tries > 5)
         full = False
         await settled(keeper)
@@ -261,18 +266,18 @@ async def test_a_full_disk(
 
 async def test_one_server_for_each_directory(tmp_path: Path) -> None:
     """A second server is refused; after the first has ended, it is not."""
-    async with keeping(tmp_path):
+    async with open_journal(tmp_path):
         with pytest.raises(ConfigError, match="another server"):
-            Keeper.open(tmp_path)
-    async with keeping(tmp_path):
+            JournalFile.open(tmp_path)
+    async with open_journal(tmp_path):
         pass
 
 
 def test_a_place_that_is_none(tmp_path: Path) -> None:
     """What is no directory is named."""
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file: no state can be kept there: "):
-        Keeper.open(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"file: no state can be stored there: "):
+        JournalFile.open(tmp_path / "file")
 
 
 async def test_damage_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,22 +286,22 @@ async def test_damage_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     data[len(written(*SAID[:2])) + 12] ^= 1
     (tmp_path / FILE).write_bytes(data)
     for _ in range(2):
-        async with keeping(tmp_path) as keeper:
-            assert len(keeper.kept.observers) == 2
+        async with open_journal(tmp_path) as keeper:
+            assert len(keeper.stored.observers) == 2
 
     assert [m.split(": ")[1] for m in caplog.messages] == [
-        f"damaged, {len(SAID[2].encode())} bytes are left out; its observers are told anew"
+        f"damaged, {len(SAID[2].encode())} bytes are skipped; all observers are notified again"
     ]
 
 
 async def test_sequences(sample: Path, tmp_path: Path) -> None:
     """A state that stands for a sequence of before is refused if it is another one."""
-    async with keeping(tmp_path / "state") as keeper:
+    async with open_journal(tmp_path / "state") as keeper:
         keeper.learn(keeper.review(Loader(sample).load()))
         assert keeper.review(Loader(sample).load()) == []
     file = sample / "packages/sensor-node/streams/stable.toml"
     text = file.read_text()
-    async with keeping(tmp_path / "state") as keeper:
+    async with open_journal(tmp_path / "state") as keeper:
         assert keeper.review(Loader(sample).load()) == []
         file.write_text(text.replace('version = "1.0.0"', 'version = "0.9"'))
         for _ in range(2):
@@ -312,9 +317,9 @@ async def test_sequences(sample: Path, tmp_path: Path) -> None:
 
 async def test_writing_does_not_hold_up_the_loop(tmp_path: Path) -> None:
     """The loop runs on while a slow disk takes what it was given."""
-    async with keeping(tmp_path) as keeper:
+    async with open_journal(tmp_path) as keeper:
         for number in range(20_000):
-            keeper.journal.append(Kind.NUMBER, number)
+            keeper.journal.append(RecordKind.NUMBER, number)
         longest, last = 0.0, asyncio.get_running_loop().time()
         while keeper._size < 20_000:
             await asyncio.sleep(0)
@@ -329,7 +334,7 @@ def test_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_MOST_WAITING", 200)
     journal = Journal(lambda: None)
     for _ in range(1_000):
-        journal.append(Kind.TOLD, 0, 1, E1, b"t")
+        journal.append(RecordKind.ACKNOWLEDGED, 0, 1, E1, b"t")
         assert journal._bytes <= 230
     kept, _ = replay(journal.take())
 
@@ -340,7 +345,7 @@ def test_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is removed under a running server is made anew, with all that stood there."""
     directory = tmp_path / "state"
-    async with keeping(directory) as keeper:
+    async with open_journal(directory) as keeper:
         for record in SAID[1:-1]:
             keeper.journal.append(*attrs.astuple(record))
         await settled(keeper)
@@ -353,25 +358,25 @@ async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixtu
         await until(lambda: (directory / FILE).exists())
         await settled(keeper)
         with pytest.raises(ConfigError, match="another server"):
-            Keeper.open(directory)
+            JournalFile.open(directory)
         assert keeper.trouble == ""
-    async with keeping(directory) as keeper:
-        assert summary(keeper.kept) == summary(replay(written(*SAID))[0])
+    async with open_journal(directory) as keeper:
+        assert summary(keeper.stored) == summary(replay(written(*SAID))[0])
 
-    assert caplog.messages == [f"{directory / FILE}: was removed, and is made anew"]
+    assert caplog.messages == [f"{directory / FILE}: was removed; it is written anew"]
 
 
 async def test_removed_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another server has made itself at home meanwhile, its state is left alone."""
     monkeypatch.setattr(journal_module, "_RETRY_S", 0.01)
     directory, away = tmp_path / "state", tmp_path / "away"
-    async with keeping(directory) as keeper:
+    async with open_journal(directory) as keeper:
         directory.rename(away)
-        async with keeping(directory) as other:
-            keeper.journal.append(Kind.NUMBER, 5)
+        async with open_journal(directory) as other:
+            keeper.journal.append(RecordKind.NUMBER, 5)
             await until(lambda: keeper.trouble)
             assert keeper.trouble.startswith(f"{directory / FILE}: cannot be written: ")
-            other.journal.append(Kind.NUMBER, 7)
+            other.journal.append(RecordKind.NUMBER, 7)
             await settled(other)
         await until(lambda: not keeper.trouble)
         await settled(keeper)
@@ -393,8 +398,8 @@ async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / FILE).write_bytes(written(*SAID[:-1]))
     write = files.write
     monkeypatch.setattr(journal_module, "write", refusing(errno.ENOSPC))
-    async with keeping(tmp_path) as keeper:
-        assert len(keeper.kept.observers) == 2
+    async with open_journal(tmp_path) as keeper:
+        assert len(keeper.stored.observers) == 2
         keeper.journal.append(*attrs.astuple(SAID[-1]))
         await until(lambda: keeper.trouble)
         monkeypatch.setattr(journal_module, "write", write)
@@ -408,19 +413,19 @@ async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_place_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that may not be written to is a mistake, not a trouble that passes."""
     monkeypatch.setattr(journal_module, "write", refusing(errno.EACCES))
-    with pytest.raises(ConfigError, match="no state can be kept there: Permission denied"):
-        Keeper.open(tmp_path)
+    with pytest.raises(ConfigError, match="no state can be stored there: Permission denied"):
+        JournalFile.open(tmp_path)
 
 
 async def test_no_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a shorter file cannot be written beside the long one, the long one is written on."""
     monkeypatch.setattr(journal_module, "_SMALLEST", 100)
-    async with keeping(tmp_path) as keeper:
+    async with open_journal(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
         monkeypatch.setattr(journal_module, "write", refusing(errno.ENOSPC))
         for _ in range(20):
-            keeper.journal.append(Kind.TOLD, 0, 0x8001, E1, b"t")
+            keeper.journal.append(RecordKind.ACKNOWLEDGED, 0, 0x8001, E1, b"t")
         await settled(keeper)
         assert keeper.trouble == ""
     data = (tmp_path / FILE).read_bytes()

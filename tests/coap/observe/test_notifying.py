@@ -1,4 +1,4 @@
-"""coap/observers.py: who is told of what, over real sockets."""
+"""coap/observe/table.py: who is told of what, over real sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netota_coap.coap import options as coap
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observe.table import Observers
 from netota_coap.coap.responder import Responder
-from netota_coap.coap.site import Site
+from netota_coap.coap.site import CoapSite
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, selection_to_cbor
 from netota_coap.model.selection import Selection
@@ -47,7 +47,7 @@ STATE = Stream(
 class Hall:
     """A server whose streams are set by the test."""
 
-    site: Site
+    site: CoapSite
     uri: str
 
     @property
@@ -61,7 +61,7 @@ class Hall:
 
 @asynccontextmanager
 async def hall() -> AsyncIterator[Hall]:
-    site = Site(Responder(Catalog.of(Repository(format=1))))
+    site = CoapSite(Responder(Catalog.of(Repository(format=1))))
     door = await FrontDoor.open(site, ["127.0.0.1:0"])
     try:
         opened = Hall(site, door.uris[0])
@@ -274,9 +274,9 @@ async def test_a_bug_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) 
     async with hall() as it, device(it.uri) as one, device(it.uri) as other:
         await one.observe(STABLE + "?machine=a")
         await other.observe(STABLE + "?machine=b")
-        it.observers.answering = failing
+        it.observers.answer = failing
         it.hold(stable=next_state(STATE))
         ended, told = await one.notification(), await other.notification()
 
     assert (ended.code, sequence(told.payload)) == ("5.00", 2)
-    assert "bug: the answer to an observer failed" in caplog.text
+    assert "bug: a request of an observer could not be answered" in caplog.text

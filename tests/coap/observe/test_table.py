@@ -9,9 +9,9 @@ import attrs
 import pytest
 
 from netota_coap.coap import options as coap
-from netota_coap.coap.observe.congestion import Timing
-from netota_coap.coap.observe.entries import OUR_IDS, pack, unpack
+from netota_coap.coap.observe.entries import FIRST_NOTIFICATION_ID, pack, unpack
 from netota_coap.coap.observe.table import Caps
+from netota_coap.coap.protocol import Timing
 from tests.support.device import ACK, CON, NON
 from tests.support.observing import Table, endpoint
 
@@ -210,22 +210,27 @@ def test_registered_without_confirmation() -> None:
 
     assert answer is not None
     assert (answer.kind, told.kind) == (NON, CON)
-    assert OUR_IDS <= answer.message_id != told.message_id
+    assert FIRST_NOTIFICATION_ID <= answer.message_id != told.message_id
 
 
 def test_message_ids() -> None:
     """IDs are counted, stay among ours, and never are that of the registration."""
     table = Table(states={"a": 0})
-    table.message_id = OUR_IDS - 2
+    table.message_id = FIRST_NOTIFICATION_ID - 2
     table.register(ONE)
     table.observers._peers[ONE].last_id = 0xFFFE
-    table.observers._peers[ONE].registration_id = OUR_IDS + 1
+    table.observers._peers[ONE].registration_id = FIRST_NOTIFICATION_ID + 1
     ids = []
     for state in range(1, 5):
         table.hold("a", state)
         ids += [answer.message_id for answer in table.tell()]
 
-    assert ids == [0xFFFF, OUR_IDS, OUR_IDS + 2, OUR_IDS + 3]
+    assert ids == [
+        0xFFFF,
+        FIRST_NOTIFICATION_ID,
+        FIRST_NOTIFICATION_ID + 2,
+        FIRST_NOTIFICATION_ID + 3,
+    ]
 
 
 def test_numbers() -> None:
@@ -406,14 +411,14 @@ def test_a_bug_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> Non
     table = Table()
     table.register(ONE)
     table.register(OTHER, query="parity")
-    answering = table.observers.answering
+    answering = table.observers.answer
 
     def failing(request: bytes) -> tuple[bool, int, bytes]:
         if b"parity" in request:
             raise ZeroDivisionError
         return answering(request)
 
-    table.observers.answering = failing
+    table.observers.answer = failing
     table.hold("a", 2)
     with caplog.at_level(logging.CRITICAL):
         told = table.tell()

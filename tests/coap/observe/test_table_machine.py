@@ -201,7 +201,7 @@ class Network(RuleBasedStateMachine):
         assert len(self.table.observers) == len(self.devices)
         observers = self.table.observers
         assert observers.advance(self.table.now) is None
-        assert observers.window.flying == 0
+        assert observers.window.in_flight == 0
         assert sum(observers._counts.values()) == 2 * len(self.devices)
         assert set(self.devices) == {
             (peer.endpoint, each.token) for peer in observers._peers.values() for each in peer

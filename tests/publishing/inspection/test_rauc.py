@@ -147,11 +147,11 @@ def test_rauc_has_the_last_word(directory: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("#!/bin/sh\nexit 1\n", "rauc refuses it: without a word"),
+        ("#!/bin/sh\nexit 1\n", "rauc refuses it: it gives no reason"),
         ("#!/bin/sh\necho one >&2; echo two >&2; exit 3\n", "rauc refuses it: two"),
-        ("#!/bin/sh\necho no\n", "rauc's answer is not understood"),
-        ("#!/bin/sh\nprintf '%0100000d' 0 | /usr/bin/tr 0 '['\n", "rauc's answer is not"),
-        ("#!/bin/sh\n/usr/bin/head -c 2000000 /dev/zero\n", "rauc's answer is not understood"),
+        ("#!/bin/sh\necho no\n", "rauc's output is not valid JSON"),
+        ("#!/bin/sh\nprintf '%0100000d' 0 | /usr/bin/tr 0 '['\n", "rauc's output is not"),
+        ("#!/bin/sh\n/usr/bin/head -c 2000000 /dev/zero\n", "rauc's output is not valid JSON"),
         ("#!/bin/sh\nexec /bin/sleep 60\n", "rauc did not answer in 0.2 s"),
         ("#!/nowhere\n", "rauc cannot be run: No such file"),
     ],
@@ -213,7 +213,7 @@ def test_bundle_without_its_end(bundle: Path, tmp_path: Path) -> None:
     """A truncated bundle is noticed by its name."""
     path = tmp_path / "bundle.raucb"
     path.write_bytes(bundle.read_bytes()[:-1])
-    with pytest.raises(InvalidDataError, match="is no RAUC bundle, or a truncated one"):
+    with pytest.raises(InvalidDataError, match="is no RAUC bundle, or is truncated"):
         inspection.read(path)
 
 

@@ -1,4 +1,4 @@
-"""download/: offers are asked, archives downloaded, over HTTP and HTTPS; lies are found out."""
+"""client/downloads.py over HTTP and HTTPS: checks and downloads; lies are found out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from netota_coap.client.download import Limit, Report, check_offers, download, resolve
+from netota_coap.client.downloads import RateLimit, Report, check_offers, download, resolve
 from netota_coap.errors import ConfigError, IntegrityError, TransferError
 from netota_coap.model.values import Archive, Envelope, Offer
 from tests.support.file_servers import (
@@ -184,7 +184,11 @@ def missing_elsewhere(request: Request) -> Response:
         (lambda _: chunked(DATA + b"!"), "", "has more than 300000 bytes"),
         (lambda _: chunked(DATA[:-1]), "", "ended after 299999 of 300000 bytes"),
         (lambda _: ENDLESS, "", "has more than 300000 bytes"),
-        (lambda _: whole(DATA).having(Content_Encoding="gzip"), "sent as gzip", "sent as gzip"),
+        (
+            lambda _: whole(DATA).having(Content_Encoding="gzip"),
+            "Content-Encoding gzip",
+            "Content-Encoding gzip",
+        ),
         (
             lambda _: whole(DATA).having(Content_Length="\u00b2"),
             "Content-Length",
@@ -201,7 +205,7 @@ def missing_elsewhere(request: Request) -> Response:
         (lambda _: to("/file"), "more than 10 times", "more than 10 times"),
         (lambda _: to("ftp://h/x"), "unsupported protocol", "unsupported protocol"),
         (lambda _: to("http://xn--/"), "not known|resolution", "not known|resolution"),
-        (lambda _: to("http://127.0.0.1:99999/"), "no URL of HTTP", "no URL of HTTP"),
+        (lambda _: to("http://127.0.0.1:99999/"), "valid HTTP URL", "valid HTTP URL"),
         (lambda _: to("http://a:b/"), "redirects to an invalid URL", "to an invalid URL"),
     ],
 )
@@ -222,12 +226,12 @@ async def test_problems(reply: Callable[[Request], Response], asked: str, downlo
     [
         ("http://127.0.0.1:1/x", "^Connection refused$"),
         ("http://no.such.host.invalid/x", "not known|resolution"),
-        ("http://127.0.0.1:99999/x", "no URL of HTTP"),
-        ("http://[::1/x", "no URL of HTTP"),
-        ("http://a\u00e4..b/x", "no URL of HTTP|not known"),
+        ("http://127.0.0.1:99999/x", "valid HTTP URL"),
+        ("http://[::1/x", "valid HTTP URL"),
+        ("http://a\u00e4..b/x", "valid HTTP URL|not known"),
         ("http:///x", "missing"),
-        ("ftp://127.0.0.1/x", "^scheme ftp is not spoken here$"),
-        ("coap+tcp://127.0.0.1/x", r"^scheme coap\+tcp is not spoken here$"),
+        ("ftp://127.0.0.1/x", "^scheme ftp is not supported$"),
+        ("coap+tcp://127.0.0.1/x", r"^scheme coap\+tcp is not supported$"),
         ("coap://127.0.0.1:1/x", "Connection refused"),
     ],
 )
@@ -250,7 +254,7 @@ async def test_a_proxy_that_is_none(
     """What the environment says wrong of proxies is told as such."""
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="proxy of the environment") as caught:
+    with pytest.raises(ConfigError, match="proxy settings of the environment") as caught:
         await check("http://127.0.0.1:1/x")
 
     assert name in caught.value.hint
@@ -504,7 +508,7 @@ async def test_no_offer_works(target: Path) -> None:
         await download(archive("ftp://h/x", "/b/x", "http://127.0.0.1:1/"), target)
 
     assert caught.value.detail == (
-        "image: ftp://h/x: scheme ftp is not spoken here; /b/x: relative to a server; "
+        "image: ftp://h/x: scheme ftp is not supported; /b/x: relative to a server; "
         "http://127.0.0.1:1/: Connection refused"
     )
     assert "--server" in caught.value.hint
@@ -529,9 +533,9 @@ async def test_one_at_a_time(good: HttpServer, target: Path) -> None:
 
 async def test_places_that_are_no_files(tmp_path: Path, good: HttpServer) -> None:
     """Only a regular file is replaced; a link in the place of the part is not followed."""
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         await download(archive(good.url), tmp_path)
-    with pytest.raises(ConfigError, match="no regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         await download(archive(good.url), Path("/dev/null"))
     with pytest.raises(FileNotFoundError):
         await download(archive(good.url), tmp_path / "no/such/directory")
@@ -547,8 +551,8 @@ async def test_places_that_are_no_files(tmp_path: Path, good: HttpServer) -> Non
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from netota_coap.client.download import download
-from tests.client.test_download import archive
+from netota_coap.client.downloads import download
+from tests.client.test_downloads import archive
 asyncio.run(download(archive(sys.argv[1]), Path(sys.argv[2])))
 """
 
@@ -580,7 +584,7 @@ async def test_killed(target: Path) -> None:
 async def test_a_limit(tmp_path: Path) -> None:
     """All downloads together are as slow as they are told to be; that wait is no silence."""
     async with http_server(lambda request: ranged(DATA, request)) as server:
-        pace = Limit(2 * len(DATA))
+        pace = RateLimit(2 * len(DATA))
         start = asyncio.get_running_loop().time()
         await asyncio.gather(
             *(
