@@ -1,4 +1,4 @@
-"""Files and directories, written so that they stay, and opened without waiting for anybody."""
+"""Files that survive a crash once they are written, and that are opened without blocking."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from netota_coap.model.values import Envelope
 _HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, then try again.")
 
 
-def at_once(path: str, flags: int) -> int:
-    """Open without waiting for anybody, as a pipe would that somebody put there."""
+def open_nonblocking(path: str, flags: int) -> int:
+    """Opener for `open`: a pipe in the file's place does not block."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
+def open_nofollow(path: str, flags: int) -> int:
+    """Opener for `open`: no link is followed, for it could lead to any file of the user."""
+    return open_nonblocking(path, flags | os.O_NOFOLLOW)
 
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Turn what the system says of a repository's files into an error of our own."""
+    """Turn an `OSError` about a repository's files into a `RepositoryError`."""
     try:
         yield
     except OSError as error:
@@ -36,10 +41,7 @@ def writing(root: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, whatever happens; its directory is made if need be.
-
-    Source: rule R-22.
-    """
+    """Write a file whole or not at all; make its directory if need be. Source: rule R-22."""
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     if temporary.is_symlink():
@@ -58,19 +60,15 @@ def write(path: Path, data: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, each to stay; somebody else may do so at once.
-
-    Raises:
-        OSError: It cannot be made, or something else is in its place.
-    """
+    """Make a directory and those above it, also while other processes do the same."""
     if not path.is_dir():
         make_directory(path.parent)
         path.mkdir(exist_ok=True)
-        sync_directory(path.parent)  # who was faster may not have come to that yet
+        sync_directory(path.parent)  # a faster process may not have synced it yet
 
 
 def sync_directory(path: Path) -> None:
-    """Let what was made, renamed or removed in a directory stay so."""
+    """Let entries made, renamed or removed in a directory survive a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -82,25 +80,19 @@ def sync_directory(path: Path) -> None:
 CHUNK = 256 << 10
 
 Progress = Callable[[int], object]
+"""Called with each number of bytes that were read or received."""
 
 
 class Sink(Protocol):
-    """What takes the bytes of a file piece by piece, as the hashes of `hashlib` do."""
+    """A receiver of a file's bytes, such as a hash of `hashlib`."""
 
     def update(self, data: memoryview, /) -> object:
-        """Take the next piece, which is not kept: its memory is used again."""
+        """Take the next bytes; their memory is overwritten after the call."""
 
 
 @attrs.frozen
 class File:
-    """A regular file that is open for reading.
-
-    Attributes:
-        path: As it was given.
-        descriptor: At its start.
-        size: Bytes.
-        progress: Called with the number of bytes read, again and again.
-    """
+    """A regular file that is open for reading; `size` is in bytes."""
 
     path: Path
     descriptor: int
@@ -108,24 +100,20 @@ class File:
     progress: Progress
 
     def at(self, offset: int, length: int) -> bytes:
-        """Return the bytes at an offset: fewer than `length` where the file ends before.
+        """Return the bytes at an offset, fewer than `length` at the end of the file.
 
         Raises:
-            InvalidDataError: It is shorter than it was.
+            InvalidDataError: The file has become shorter.
         """
         length = max(0, min(length, self.size - offset))
-        # The system refuses offsets of more than 63 bits, which a file may well name.
+        # The kernel refuses offsets above 63 bits, and a malformed file may contain one.
         data = os.pread(self.descriptor, length, offset) if length else b""
         if len(data) < length:
             raise self.changed()
         return data
 
     def require(self, end: int, what: str) -> None:
-        """Refuse a file that ends before what it says to hold.
-
-        Raises:
-            InvalidDataError: It has fewer than `end` bytes.
-        """
+        """Raise an `InvalidDataError` if the file has fewer than `end` bytes."""
         if end > self.size:
             raise self.wrong(f"is truncated: {what} at byte {end}, the file at {self.size}")
 
@@ -134,38 +122,32 @@ class File:
         return InvalidDataError([Issue("", reason, str(self.path))], hint=hint)
 
     def padding_end(self, start: int) -> int:
-        """Return where padding from `start` on ends: zeros, and 0xff as of erased flash."""
+        """Return where padding from `start` on ends: zeros, or 0xff as in erased flash."""
         for offset in range(start, self.size, CHUNK):
             if rest := self.at(offset, CHUNK).lstrip(b"\0\xff"):
                 return min(offset + CHUNK, self.size) - len(rest)
         return self.size
 
     def envelope(self, media_type: str, *sinks: Sink) -> Envelope:
-        """Read all of it, once; as `hashed`."""
+        """Read the whole file once, as `hashed` does."""
         return self.hashed(media_type, "sha256", 0, *sinks)[0]
 
     def hashed(
         self, media_type: str, algorithm: str, end: int, *sinks: Sink
     ) -> tuple[Envelope, bytes]:
-        """Read all of it, once.
-
-        Args:
-            media_type: Of the file.
-            algorithm: As in `hashlib`.
-            end: Up to the size of the file.
-            sinks: Take all of it, too.
+        """Read the whole file once, into the sinks, too.
 
         Returns:
-            The envelope, and the digest of the first `end` bytes.
+            The envelope, and the digest of the first `end` bytes by an `algorithm` of `hashlib`.
 
         Raises:
-            InvalidDataError: It is longer or shorter than it was, or `media_type` breaks its rule.
+            InvalidDataError: The size has changed, or `media_type` breaks its rule.
         """
         whole = hashlib.sha256()
         first = whole if algorithm == "sha256" else hashlib.new(algorithm)
         view = memoryview(bytearray(CHUNK))
         size, digest = 0, b""
-        # One byte past the size tells that it grew.
+        # A byte past the size shows that the file has grown.
         for stop, takers in ((end, {first, whole, *sinks}), (self.size + 1, {whole, *sinks})):
             while size < stop and (count := os.readv(self.descriptor, [view[: stop - size]])):
                 for taker in takers:
@@ -178,7 +160,7 @@ class File:
         return Envelope(type=media_type, size=size, sha256=whole.digest()), digest
 
     def changed(self) -> InvalidDataError:
-        """Return the error that it changed."""
+        """Return the error that the file changed."""
         return self.wrong("changed while it was read", hint="Try again when it is complete.")
 
 
@@ -187,11 +169,10 @@ def opened(path: Path, progress: Progress = lambda _: None) -> Iterator[File]:
     """Open a file for reading.
 
     Raises:
-        InvalidDataError: It is not a regular file, cannot be read, or changed meanwhile.
+        InvalidDataError: It is not a regular file, cannot be read, or changes before it is closed.
     """
     try:
-        # Opening a pipe would wait for its other end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = open_nonblocking(str(path), os.O_RDONLY)
         try:
             before = os.fstat(descriptor)
             file = File(path, descriptor, before.st_size, progress)

@@ -16,6 +16,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.store import DirectoryStore
 from tests.support import environment, publishing
 from tests.support.mirroring import Origin, origin
 from tests.support.publishing import NOW, STABLE
@@ -67,7 +68,7 @@ def sample(tmp_path: Path) -> Path:
     """A small repository, as `init --sample` makes it."""
     root = tmp_path / "sample"
     scaffold.init(root)
-    publish.sample(root, NOW)
+    publish.sample(DirectoryStore(root), NOW)
     for path in root.rglob("*.toml"):
         os.utime(path, (1, 1))  # files this young would be read again
     return root

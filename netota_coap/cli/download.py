@@ -26,6 +26,7 @@ from netota_coap.errors import ConfigError, NotFoundError, TransferError
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Envelope, Repository, StreamName
 from netota_coap.publishing import publish
+from netota_coap.repository.store import DirectoryStore
 
 
 @command("download coap://gateway.local sensor-node/stable --machine nrf9160dk -o app.bin")
@@ -82,7 +83,7 @@ def _best(source: str, name: StreamName, selection: Selection) -> Archive:
     if "://" in source:
         archives = get_stream(source, name, selection).archives or ()
     else:
-        archives = publish.existing(Path(source), name).archives or ()
+        archives = publish.existing(DirectoryStore(Path(source)), name).archives or ()
         archives = selection.narrow(archives, "coap")
     if not archives:
         device = " ".join(selection_to_query(selection))

@@ -24,6 +24,7 @@ from netota_coap.publishing import inspection, publish
 from netota_coap.publishing.diff import compare
 from netota_coap.repository import check as checks
 from netota_coap.repository import history, loading
+from netota_coap.repository.store import DirectoryStore
 
 
 @command("check fleet --online --server coap://gateway.local")
@@ -95,7 +96,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     elif at is not None:
         stream = history.state_at(Path(source), name, at)
     else:
-        stream = publish.existing(Path(source), name)
+        stream = publish.existing(DirectoryStore(Path(source)), name)
     if as_json:
         print_json(json_output.stream(stream))
     else:
@@ -131,7 +132,7 @@ def diff(
     as_json: bool,
 ) -> None:
     """The last two states of the stream are compared, or those given, or it and PKG/OTHER."""
-    found = compare(directory, name, other, start=start, end=end)
+    found = compare(DirectoryStore(directory), name, other, start=start, end=end)
     if as_json:
         print_json(json_output.difference(found, dry_run=True))
     else:

@@ -33,7 +33,7 @@ from netota_coap.publishing.archives import ArchiveSource, parse_offer
 from netota_coap.publishing.diff import Difference, held_after
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository import git, scaffold
-from netota_coap.repository.changes import Change
+from netota_coap.repository.store import Change, DirectoryStore
 
 
 @command("init fleet --sample")
@@ -45,7 +45,7 @@ def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> Non
     """DIR is created if it does not exist."""
     scaffold.init(directory, title)
     if sample:
-        publishing.sample(directory, _now())
+        publishing.sample(DirectoryStore(directory), _now())
     if as_json:
         print_json(json_output.made(directory))
     else:
@@ -113,7 +113,7 @@ def _tell(
     if stored:
         held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
     else:
-        held = held_after(directory, change)
+        held = held_after(DirectoryStore(directory), change)
     found = Difference.of(change, held=held)
     if as_json:
         print_json(json_output.difference(found, dry_run=edit.dry_run))
@@ -206,13 +206,13 @@ def publish(
     total = total_size(source.path for source in sources)
     with progress("reading", total * (2 if store else 1)) as advance:
         return publishing.publish(
-            directory,
+            DirectoryStore(directory),
             name,
             version,
             sources,
             templates,
             edit=edit,
-            store=store,
+            store_files=store,
             force=force,
             progress=advance,
         )
@@ -244,7 +244,7 @@ def release_command(builds: Sequence[Path], output: Path | None) -> None:
 @_changing(builds=True)
 def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit) -> Change:
     """PKG/TO gets the version and archives of PKG/FROM, which stays as it is."""
-    return publishing.promote(directory, source, target, edit=edit)
+    return publishing.promote(DirectoryStore(directory), source, target, edit=edit)
 
 
 @command("rollback fleet sensor-node/stable -m 'reboots every hour'")
@@ -259,7 +259,7 @@ def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit)
 @_changing(builds=True)
 def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> Change:
     """The version gets a new sequence number, so that devices accept it."""
-    return publishing.rollback(directory, name, to, edit=edit)
+    return publishing.rollback(DirectoryStore(directory), name, to, edit=edit)
 
 
 @command("close fleet sensor-node/v1 --replacement sensor-node/stable")
@@ -274,7 +274,7 @@ def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> C
 @_changing(builds=False)
 def close(directory: Path, name: StreamName, replacement: StreamName | None, edit: Edit) -> Change:
     """Devices are told, and can still get the present version. `reopen` undoes this."""
-    return publishing.close(directory, name, replacement, edit=edit)
+    return publishing.close(DirectoryStore(directory), name, replacement, edit=edit)
 
 
 @command("reopen fleet sensor-node/v1")
@@ -283,7 +283,7 @@ def close(directory: Path, name: StreamName, replacement: StreamName | None, edi
 @_changing(builds=False)
 def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Devices are told that new versions may follow again."""
-    return publishing.reopen(directory, name, edit=edit)
+    return publishing.reopen(DirectoryStore(directory), name, edit=edit)
 
 
 @command("remove fleet sensor-node/edge -m 'never used'")
@@ -292,4 +292,4 @@ def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
 @_changing(builds=False)
 def remove(directory: Path, name: StreamName, edit: Edit) -> Change:
     """Devices are told that the stream is gone. Its history and sequence number are kept."""
-    return publishing.remove(directory, name, edit=edit)
+    return publishing.remove(DirectoryStore(directory), name, edit=edit)

@@ -16,8 +16,8 @@ from netota_coap.model.values import Stream
 from netota_coap.publishing.diff import Difference, Got, describe
 from netota_coap.publishing.inspection.artefact import Artefact
 from netota_coap.repository.blobs import Blob
-from netota_coap.repository.changes import Change
 from netota_coap.repository.check import Findings
+from netota_coap.repository.store import Change
 
 if TYPE_CHECKING:  # 0.2 s, which most commands do without
     from netota_coap.client.downloads import Report

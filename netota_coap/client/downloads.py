@@ -29,7 +29,7 @@ from netota_coap.errors import (
     TransferError,
     printable,
 )
-from netota_coap.files import Progress, sync_directory
+from netota_coap.files import Progress, open_nofollow, sync_directory
 from netota_coap.model.values import Archive, Envelope, Offer
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -488,7 +488,7 @@ class _Part(_Received):
 
 def _create(path: str, flags: int) -> int:
     # The name can be guessed, so somebody else's link must not be followed.
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return open_nofollow(path, flags | os.O_CREAT)
 
 
 def _lock(stream: BinaryIO, path: Path) -> bool:

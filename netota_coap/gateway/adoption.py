@@ -1,11 +1,11 @@
-"""Decides whether a state that an upstream offers is adopted: no files, no network.
+"""Decides what becomes of a state that an upstream offers, and writes it through a store.
 
-Source: `spec/mirror.md`, rules M-10 to M-16.
+Source: `spec/mirror.md`, rules M-10 to M-16 and M-20 to M-22.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 import attrs
@@ -20,6 +20,10 @@ from netota_coap.errors import (
 from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream, StreamName
+from netota_coap.repository.store import Change, Snapshot, Store, update
+
+Decide = Callable[[Stream | None], Stream | None]
+"""From the last state that a stream had here to the one to be written; None: nothing changes."""
 
 EVERYTHING = ("*",)
 
@@ -113,3 +117,29 @@ def _resolved(archive: Archive, origin: str) -> Iterator[Offer]:
             yield attrs.evolve(offer, url=resolve(offer.url, origin))
         except InvalidDataError:
             continue  # the absolute URL is too long
+
+
+def take_over(store: Store, name: StreamName, decide: Decide) -> Stream | None:
+    """Write a state of an upstream's stream under the sequence that it has there.
+
+    Args:
+        store: The repository.
+        name: The stream's; it need not exist.
+        decide: It is called again if the stream is changed meanwhile; what it raises stops the
+            change.
+
+    Returns:
+        What was written, if anything.
+
+    Raises:
+        RepositoryError: It cannot be written; nothing changed.
+
+    Source: rules M-20 to M-22.
+    """
+
+    def plan(here: Snapshot) -> Change | None:
+        state = decide(here.last) or (None if here.present else here.last)
+        return here.change(state) if state else None
+
+    change = update(store, name, plan)
+    return change.after if change else None

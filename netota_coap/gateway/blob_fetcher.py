@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import time
 import weakref
@@ -21,7 +20,7 @@ import attrs
 
 from netota_coap.client.downloads import RateLimit, download
 from netota_coap.errors import ConfigError, IntegrityError, RepositoryError, TransferError
-from netota_coap.files import Progress, at_once, writing
+from netota_coap.files import Progress, open_nofollow, writing
 from netota_coap.model.values import Archive, Envelope, Stream
 from netota_coap.repository.blobs import INCOMING, Blobs
 from netota_coap.repository.lock import require_repository
@@ -244,11 +243,7 @@ class BlobFetcher:
         # A claim whose blob is stored is another process's, or was left by a kill.
         stored = (self.root / "blobs/sha256" / file.name[:2] / file.name).exists()
         if file.lstat().st_mtime < time.time() - (_STALE_CLAIM_S if stored else _STALE_S):
-            with open(file, "rb", opener=_itself) as stream:
+            with open(file, "rb", opener=open_nofollow) as stream:
                 # A download holds this lock while it writes.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.unlink()
-
-
-def _itself(path: str, flags: int) -> int:
-    return at_once(path, flags | os.O_NOFOLLOW)

@@ -49,15 +49,15 @@ from netota_coap.errors import (
     RollbackError,
     TransferError,
 )
-from netota_coap.gateway.adoption import Choice, adopt
+from netota_coap.gateway.adoption import Choice, Decide, adopt, take_over
 from netota_coap.gateway.blob_fetcher import BlobFetcher, ObsoleteError
 from netota_coap.gateway.upstream_uri import author_of, canonical
 from netota_coap.gateway.upstreams import Upstream, reason_of, upstream_of
 from netota_coap.model.values import Stream, StreamEntry, StreamName
 from netota_coap.monitoring import UpstreamStatus
-from netota_coap.repository import changes as repository
-from netota_coap.repository import history, loading
+from netota_coap.repository import loading
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.store import DirectoryStore, Store
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +132,11 @@ class Mirror:
     def root(self) -> Path:
         """The directory of the repository."""
         return self.fetcher.root
+
+    @property
+    def store(self) -> Store:
+        """What adopted states are written to."""
+        return DirectoryStore(self.root)
 
     @property
     def status(self) -> UpstreamStatus:
@@ -261,7 +266,7 @@ class Mirror:
             for stream_name, stream in package.streams.items():
                 name = (package_name, stream_name)
                 if self._is_ours(stream) and name not in listed:
-                    repository.drop(self.root, name)
+                    self.store.drop(name)
                     _log.info("%s: removed %s/%s, which is gone upstream", self.uri, *name)
                     self.fetcher.release(stream)
 
@@ -341,16 +346,15 @@ class Mirror:
             if not at_once and state is not present:
                 await asyncio.to_thread(self._swap, name, present, decide)
 
-    def _states(self, name: StreamName, decide: repository.Adopt) -> tuple[Stream | None, Stream]:
+    def _states(self, name: StreamName, decide: Decide) -> tuple[Stream | None, Stream]:
         """Return the present state of a stream, and the one that it is to have."""
-        present = loading.read(self.root, name)[1]
-        known = present or history.last(self.root, name)
-        state = decide(known) or known
+        here = self.store.read(name)
+        state = decide(here.last) or here.last
         assert state is not None
-        return present, state
+        return here.present, state
 
-    def _swap(self, name: StreamName, before: Stream | None, decide: repository.Adopt) -> None:
-        taken = repository.take_over(self.root, name, decide)
+    def _swap(self, name: StreamName, before: Stream | None, decide: Decide) -> None:
+        taken = take_over(self.store, name, decide)
         if taken:
             what = ("/".join(name), taken.version, taken.sequence)
             _log.info("%s: adopted %s %s, sequence %d", self.uri, *what)

@@ -20,7 +20,7 @@ from netota_coap.errors import printable
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import CONTENT_ATTRIBUTES, Archive, Package, Stream, StreamName
 from netota_coap.publishing.diff import ArchiveChange, archive_changes, archives_of, describe, lost
-from netota_coap.repository.changes import Change
+from netota_coap.repository.store import Change
 
 MOST_KINDS = 50  # a stream can have 1,000 archives, each for another kind of device
 MOST_STATES = 20  # a history can have millions

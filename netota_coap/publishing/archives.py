@@ -1,4 +1,4 @@
-"""From files, and what is said about them, to the archives of one version.
+"""Describes files, and what a publisher says about them, as the archives of one version.
 
 Source: `spec/publishing.md`.
 """
@@ -6,13 +6,14 @@ Source: `spec/publishing.md`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import attrs
 
 from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.files import Progress
 from netota_coap.model.selection import text_form
 from netota_coap.model.values import (
     CONTENT_ATTRIBUTES,
@@ -33,20 +34,15 @@ from netota_coap.publishing import inspection
 from netota_coap.publishing.inspection import versions_differ as _differ
 from netota_coap.publishing.inspection.artefact import Artefact
 
-Progress = Callable[[int], object]
-
 
 @attrs.frozen
 class ArchiveSource:
-    """A file to be published, and what is said about it; what is said wins over what it tells.
+    """A file to be published, and what the publisher says about it, which wins over the file.
 
     Attributes:
-        path: Of the file.
-        name: Of the archive, with templates as in offers; None: the machine of a Zephyr build,
-            with `-debug` where it is one, else the file's name without its suffix.
-        media_type: Of the file; None: as it is read.
-        content: What is said to be in it.
-        offers: Templates for this archive instead of those for all.
+        name: A template, as in offers; None: rule P-23.
+        media_type: None: as the file tells.
+        offers: Templates, instead of those for all archives.
     """
 
     path: Path
@@ -59,8 +55,7 @@ class ArchiveSource:
     def parse(cls, text: str) -> ArchiveSource:
         """Read `FILE[,name=…,media-type=…,ATTRIBUTE=VALUE…]`.
 
-        `true` and `false` are booleans, decimal digits integers, anything else text, except where
-        the attribute is one of content's own.
+        The value of a free attribute is boolean (`true`, `false`), integer (digits) or text.
 
         Raises:
             InvalidDataError: It is not of that form or breaks a rule of the model.
@@ -102,8 +97,8 @@ def _value(text: str, attribute: str = "") -> AttributeValue:
 
 
 def _is_number(text: str) -> bool:
-    # Python refuses to read thousands of digits; so many are left as text, which is too long.
-    # A leading zero is a sign that it is none: a serial, a date.
+    # Python refuses to parse thousands of digits; as text they are refused for their length.
+    # A leading zero indicates text: a serial number, a date.
     shaped = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
     return shaped and len(text) <= LIMITS["text"].value
 
@@ -122,7 +117,7 @@ def parse_offer(text: str) -> Offer:
 
 @attrs.frozen
 class _Build:
-    """A file that was read, with what was said about it."""
+    """A file that was read, and what the publisher says about it."""
 
     source: ArchiveSource
     artefact: Artefact
@@ -141,7 +136,7 @@ class _Build:
         return str(self.source.path)
 
     def contradictions(self, version: str) -> Iterator[Issue]:
-        """Find what is said and what the file itself states to be otherwise."""
+        """Report where the publisher contradicts what the file itself states."""
         told = self.artefact.content
         for attribute in sorted(self.artefact.stated & set(CONTENT_ATTRIBUTES)):
             said = self.source.content.get(attribute)
@@ -153,12 +148,7 @@ class _Build:
             yield Issue("version", f"is {stated} in the file, not {version}", self.file)
 
     def archive(self, names: Mapping[str, str], templates: Sequence[Offer]) -> Archive:
-        """Describe the file, the templates filled in.
-
-        Args:
-            names: That templates can use besides those of the archive.
-            templates: Offers, unless the source has its own.
-        """
+        """Describe the file; templates can use `names` besides those of the archive."""
         said = {name: text_form(value) for name, value in self.content.all().items()}
         envelope = self.artefact.envelope
         if self.source.media_type is not None:
@@ -166,11 +156,8 @@ class _Build:
         names = {**said, **names, "file": self.source.path.name, "stem": self.source.path.stem}
         names["sha256"] = envelope.sha256.hex()
         try:
-            name = (
-                self._name()
-                if self.source.name is None
-                else _fill(self.source.name, names, "name")
-            )
+            template = self.source.name
+            name = self._name() if template is None else _fill(template, names, "name")
             filled = tuple(
                 attrs.evolve(offer, url=_fill(offer.url, names | {"name": name}, "url"))
                 for offer in self.source.offers or templates
@@ -211,23 +198,20 @@ def describe(
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> tuple[str, tuple[Archive, ...]]:
-    """Read files, and describe them as the archives of one version.
+    """Read files, and describe them as the archives of one version, in their order.
 
     Args:
         sources: One per archive.
-        name: Of the stream, for templates.
-        version: Of all archives; None: as the files tell.
-        templates: Offers, for each archive that has none of its own.
-        force: Whether what is said may contradict what the files state.
-        progress: Called with the number of bytes read, again and again.
-
-    Returns:
-        The version and the archives, in the order of the sources.
+        name: The stream's, for templates.
+        version: None: as the files tell.
+        templates: Offers for each archive that has none of its own.
+        force: Whether the publisher may contradict what the files state.
+        progress: Called with each number of bytes read.
 
     Raises:
         InvalidDataError: A file cannot be read, or something breaks a rule or contradicts another.
     """
-    # Before files are read, which may take long: what is wrong without them.
+    # Reading files may take long, so what can be checked without them is checked first.
     reason = Stream.rules()["version"](version) if version is not None else None
     issues = [Issue("version", reason)] if reason else []
     given = (source.name for source in sources if source.name and "{" not in source.name)
@@ -243,14 +227,13 @@ def describe(
     issues = clashes((archive.name for archive in archives), "--archive {name}")
     issues += _shared_urls(archives)
     if issues:
-        raise InvalidDataError(
-            issues, hint=_NAME_HINT if clashes(a.name for a in archives) else ""
-        )
+        hint = _NAME_HINT if clashes(archive.name for archive in archives) else ""
+        raise InvalidDataError(issues, hint=hint)
     return version, archives
 
 
 def _told_version(builds: Sequence[_Build]) -> str:
-    """Return the version that the files tell."""
+    """Return the version that the files agree on."""
     told = [build for build in builds if build.artefact.version]
     if not told:
         hints = [str(h) for build in builds if (h := build.artefact.facts.get("hint"))]
@@ -258,13 +241,11 @@ def _told_version(builds: Sequence[_Build]) -> str:
             [Issue("version", "must be given: no file tells it")], hint=" ".join(hints[:1])
         )
     first = told[0].artefact.version or ""
-    issues = [
-        Issue(
-            "version", f"is {build.artefact.version}, but {told[0].file} has {first}", build.file
-        )
-        for build in told
-        if _differ(build.artefact.version or "", first)
-    ]
+    issues: list[Issue] = []
+    for build in told:
+        if _differ(other := build.artefact.version or "", first):
+            reason = f"is {other}, but {told[0].file} has {first}"
+            issues.append(Issue("version", reason, build.file))
     if issues:
         hint = "All archives of a stream have the same version: the same source, other builds."
         raise InvalidDataError(issues, hint=hint)
@@ -278,7 +259,7 @@ def _refuse_contradictions(builds: Sequence[_Build], version: str) -> None:
 
 
 def _shared_urls(archives: Iterable[Archive]) -> Iterator[Issue]:
-    """Find the URLs that would have to lead to two different files."""
+    """Report URLs that two different files share."""
     seen: dict[str, Archive] = {}
     for archive in archives:
         for offer in archive.offers:

@@ -1,14 +1,13 @@
-"""What a change of a stream means: for its archives, for each kind of device, and what it breaks.
+"""What a change of a stream means for its archives and for each kind of device.
 
-A kind of device is a set of content attributes that an archive says, before or after. What it gets
-is computed as a server would: by narrowing, into one datagram.
+A kind of device is the set of content attributes of an archive before or after the change. What
+it gets is computed as by a server: narrowed, in one datagram.
 Source: `spec/publishing.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 import attrs
 
@@ -18,28 +17,23 @@ from netota_coap.encoding.documents import decode
 from netota_coap.errors import Issue
 from netota_coap.model.selection import Index, Selection, text_form
 from netota_coap.model.values import Archive, AttributeValue, Content, Package, Stream, StreamName
-from netota_coap.repository import history, loading
-from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.changes import Change
+from netota_coap.repository.store import Change, Store
 
 USABLE_SCHEMES = frozenset(
     ("coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws", "http", "https")
 )
 """Schemes that some device can be expected to speak."""
 
-_REQUEST_SCHEME = "coap"  # what a relative offer counts as, to a device
+_REQUEST_SCHEME = "coap"  # relative offers count as this
 
 
 @attrs.frozen
 class ArchiveChange:
-    """What happens to an archive, by its name.
+    """What happens to the archive of a name.
 
     Attributes:
-        name: Of the archive.
         what: `added`, `removed`, `rebuilt` (other bytes), `described` (other content, type or
             offers of the same bytes) or `kept`.
-        before: None if it is added.
-        after: None if it is removed.
     """
 
     name: str
@@ -53,10 +47,9 @@ class Got:
     """What a kind of device gets of a state.
 
     Attributes:
-        version: Of the state.
-        archive: The one that it prefers; None if nothing suits.
-        notification: Bytes of CBOR that it is told in.
-        more: Whether something had to be left out of that.
+        archive: The preferred one; None if nothing suits.
+        notification: Size of its CBOR, in bytes.
+        more: Whether the notification had to leave something out.
     """
 
     version: str
@@ -70,7 +63,7 @@ class KindChange:
     """What a change means for a kind of device.
 
     Attributes:
-        kind: What the device says about itself.
+        kind: The attributes of the device.
         before: None if there was no stream.
         after: None if there will be none.
     """
@@ -85,12 +78,10 @@ class Difference:
     """What a change of a stream means.
 
     Attributes:
-        change: The change.
-        archives: By name: those that were there first, in their order, then the added ones.
-        kinds: Of devices, in the order of the archives.
+        archives: The old ones in their order, then the added ones.
+        kinds: In the order of the archives.
         lost: Architectures and machines that lose their build, as `arch=arm machine=x`.
-        warnings: What else would break, or is probably not meant.
-        other: The stream that the state after is of, if it is another one.
+        other: The stream whose state is `change.after`, if that is another one.
     """
 
     change: Change
@@ -108,13 +99,7 @@ class Difference:
         *,
         held: frozenset[bytes] = frozenset(),
     ) -> Difference:
-        """Compare the two states of a change, or a stream with another one.
-
-        Args:
-            change: What is compared.
-            other: The stream that the state after is of, if it is another one.
-            held: SHA-256 of the files that the repository holds: servers offer them by themselves.
-        """
+        """Compare the two states of a change; servers offer the files in `held` themselves."""
         old, new = archives_of(change.before), archives_of(change.after)
         kinds = tuple(_kind_changes(change))
         return cls(
@@ -128,7 +113,7 @@ class Difference:
 
 
 def compare(
-    root: Path,
+    store: Store,
     name: StreamName,
     other: StreamName | None = None,
     *,
@@ -138,50 +123,48 @@ def compare(
     """Compare two states of a stream, or a stream with another one.
 
     Args:
-        root: Of the repository.
-        name: Of the stream.
-        other: The stream that is compared with it; None: another state of the same.
-        start: Sequence of the state before; None: the one before the last, or of `other` the
-            present one.
-        end: Sequence of the state after; None: the present or last one.
+        store: The repository.
+        name: The stream before.
+        other: The stream after; None: the same.
+        start: Sequence of the state before; None: the one before `end`, or with `other` the last.
+        end: Sequence of the state after; None: the last.
 
     Raises:
         NotFoundError: There is no such stream, or no such state.
     """
-    states = history.history(root, name)
+    states = store.history(name)
     if start is not None:
-        before: Stream | None = history.state_at(root, name, start)
+        before: Stream | None = store.state_at(name, start)
     elif other:
         before = states[0]
     else:
         before = next((s for s in states if s.sequence < (end or states[0].sequence)), None)
     if end is not None:
-        after = history.state_at(root, other or name, end)
+        after = store.state_at(other or name, end)
     else:
-        after = history.history(root, other)[0] if other else states[0]
-    package, _ = loading.read(root, name)
-    change = Change(name, package, before, after)
-    return Difference.of(change, other, held=held_after(root, change))
+        after = store.history(other)[0] if other else states[0]
+    change = Change(name, store.read(name).package, before, after)
+    return Difference.of(change, other, held=held_after(store, change))
 
 
-def held_after(root: Path, change: Change) -> frozenset[bytes]:
-    """Return what a repository holds of the archives that a change leads to."""
-    return Blobs(root).held(archive.envelope for archive in change.after.archives or ())
+def held_after(store: Store, change: Change) -> frozenset[bytes]:
+    """Return which files of the new state are stored in the repository, by SHA-256."""
+    return store.held(archive.envelope for archive in change.after.archives or ())
 
 
 def archives_of(stream: Stream | None) -> tuple[Archive, ...]:
-    """Return the archives that devices can get: none of a stream that is not there."""
+    """Return the archives that devices can get: none of a stream that was removed."""
     return () if stream is None or stream.removed else stream.archives or ()
 
 
 def describe(attributes: Mapping[str, AttributeValue]) -> str:
-    """Write attributes as people read them."""
+    """Format attributes for people."""
     texts = (f"{name}={text_form(value)}" for name, value in attributes.items())
     return " ".join(texts) or "any device"
 
 
 def lost(change: Change) -> tuple[str, ...]:
-    """Return the architectures and machines that had a build and would have none any more."""
+    """Return the architectures and machines that lose their last build."""
     index = Index.of(archives_of(change.after), _REQUEST_SCHEME)
     targets = dict.fromkeys(_target(archive.content) for archive in archives_of(change.before))
     return tuple(
@@ -197,7 +180,7 @@ def _target(content: Content) -> tuple[tuple[str, AttributeValue], ...]:
 
 
 def archive_changes(old: tuple[Archive, ...], new: tuple[Archive, ...]) -> Iterator[ArchiveChange]:
-    """Compare archives by their names: those that were there first, then the added ones."""
+    """Compare archives by name: the old ones in their order, then the added ones."""
     before = {archive.name: archive for archive in old}
     after = {archive.name: archive for archive in new}
     for name in before | after:
@@ -224,7 +207,7 @@ def _kind_changes(change: Change) -> Iterator[KindChange]:
 
 
 def _getting(stream: Stream | None, package: Package) -> Callable[[Selection], Got | None]:
-    """Return what tells what a device gets of a state."""
+    """Return a function from a selection to what such a device gets of a state."""
     if stream is None or stream.removed:
         return lambda _: None
     served = attrs.evolve(stream, poll_s=stream.poll_s or package.poll_s)

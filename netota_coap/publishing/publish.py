@@ -1,7 +1,9 @@
 """What a release engineer does to a stream: publish, promote, roll back, close, reopen, remove.
 
-Each change is open → change → check → commit: `Edit.apply` is the way of all of them, and
-`repository.change` does the first and the last.
+Each change is planned on the stream as it was read, and committed if nobody changed the stream
+meanwhile (`repository/store.py`). It raises a `RepositoryError` if it cannot be written, and then
+nothing changed; a `RepositoryConflictError` if it is refused, a `NotFoundError` if a stream or a
+state does not exist.
 Source: `spec/publishing.md`.
 """
 
@@ -10,11 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import attrs
 
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryConflictError
+from netota_coap.files import Progress
 from netota_coap.model.values import (
     URL_METRIC,
     Archive,
@@ -25,12 +27,9 @@ from netota_coap.model.values import (
     Stream,
     StreamName,
 )
-from netota_coap.publishing.archives import ArchiveSource, Progress, describe
+from netota_coap.publishing.archives import ArchiveSource, describe
 from netota_coap.publishing.diff import lost
-from netota_coap.repository import changes, history, loading
-from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.changes import Change, Make
-from netota_coap.repository.lock import require_repository
+from netota_coap.repository.store import Change, Files, Snapshot, Store, update
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
@@ -40,14 +39,14 @@ DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
 @attrs.frozen(kw_only=True)
 class Edit:
-    """Who changes something, when and why, and what the change may do.
+    """Who makes a change, when and why, and what the change may do.
 
     Attributes:
-        now: The time of the change, in whole seconds.
-        author: Who makes it, or None.
-        message: Why, or None.
+        now: Time of the change, in whole seconds.
+        author: For the log.
+        message: The reason, for the log.
         allow_missing: Whether an architecture or machine may lose its build.
-        dry_run: Whether only to tell what would be done.
+        dry_run: Whether the change is only planned.
     """
 
     now: datetime
@@ -58,48 +57,32 @@ class Edit:
 
     def apply(
         self,
-        root: Path,
+        store: Store,
         name: StreamName,
-        make: Make,
+        make: Callable[[Stream | None], Stream],
         *,
         keep_builds: bool,
-        store: Callable[[], object] | None = None,
+        files: Files = (),
+        progress: Progress = lambda _: None,
     ) -> Change:
-        """Change a stream, or tell what would be changed.
+        """Change a stream, or only plan it.
 
-        Args:
-            root: Of the repository.
-            name: Of the stream.
-            make: As in `repository.change`; its message stands if the edit has none.
-            keep_builds: Whether to refuse the loss of a build, unless it is allowed.
-            store: Puts what the new state is of into the repository, or sees that it is there.
-
-        Raises:
-            RepositoryConflictError: An architecture or machine would lose its build.
+        `make` returns the new state from the present one, again if somebody else was faster; its
+        sequence and author are replaced, and its message if the edit has one. With `keep_builds`
+        the loss of a build is refused, unless the edit allows it.
         """
 
-        def signed(package: Package, present: Stream | None) -> Stream:
-            state = make(package, present)
+        def plan(snapshot: Snapshot) -> Change:
+            state = make(snapshot.present)
             message = state.message if self.message is None else self.message
-            return attrs.evolve(state, author=self.author, message=message)
-
-        if self.dry_run:
-            return changes.plan(root, name, signed)
-
-        def approve(change: Change) -> None:
-            if keep_builds and not self.allow_missing:
+            change = snapshot.next(attrs.evolve(state, author=self.author, message=message))
+            if keep_builds and not (self.allow_missing or self.dry_run):
                 _refuse_loss(change)
+            return change
 
-        def approve_stored(change: Change) -> None:
-            approve(change)
-            if store:
-                store()  # what was removed meanwhile
-
-        if store:
-            # It may take long: without the lock, and only for what is not refused.
-            approve(changes.plan(root, name, signed))
-            store()
-        return changes.change(root, name, signed, approve_stored)
+        return (
+            plan(store.read(name)) if self.dry_run else update(store, name, plan, files, progress)
+        )
 
 
 def _refuse_loss(change: Change) -> None:
@@ -116,79 +99,71 @@ def _refuse_loss(change: Change) -> None:
 
 
 def publish(
-    root: Path,
+    store: Store,
     name: StreamName,
     version: str | None,
     sources: Sequence[ArchiveSource],
     offers: Sequence[Offer] = (),
     *,
     edit: Edit,
-    store: bool = False,
+    store_files: bool = False,
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Change:
     """Replace the archives, and so the version, of a stream in one step.
 
     Args:
-        root: Of the repository.
-        name: Of the stream; it is made if need be.
-        version: Of all archives; None: as the files tell.
+        store: The repository.
+        name: The stream, which is created if need be.
+        version: None: as the files tell.
         sources: One per archive.
-        offers: Templates, for each archive that has none of its own; none: those of the package.
-        edit: How.
-        store: Whether the files go into the repository, before the stream names them.
-        force: Whether what is said may contradict what the files state, and the stream may hold
-            the same already.
-        progress: Called with the number of bytes read, again and again.
-
-    Returns:
-        What was done.
+        offers: Templates for each archive that has no offers of its own; none: the package's.
+        edit: How the change is made.
+        store_files: Whether the files are stored in the repository, too.
+        force: Whether `sources` may contradict the files, and nothing need be new.
+        progress: Called with each number of bytes read.
 
     Raises:
         InvalidDataError: Something given breaks a rule, or contradicts the files.
-        RepositoryConflictError: The stream is closed, holds the same already, or would lose a
-            build.
-        RepositoryError: It could not be written; nothing changed.
     """
-    package, present = loading.read(root, name)
-    _refuse_closed(root, name, present)
-    if issues := list(_rules_of_note(edit)):
+    snapshot = store.read(name)
+    _refuse_closed(store, name, snapshot.present)
+    if issues := list(_note_issues(edit)):
         raise InvalidDataError(issues)
-    templates = tuple(offers) or package.offers
+    templates = tuple(offers) or snapshot.package.offers
     version, archives = describe(sources, name, version, templates, force=force, progress=progress)
     state = Stream(version=version, sequence=1, published=edit.now, archives=archives)
 
     def make(present: Stream | None) -> Stream:
         if not force:
-            _refuse_same(
-                state, present, name, hint="If it is to be published again, give --force."
-            )
+            hint = "If it is to be published again, give --force."
+            _refuse_same(state, present, name, hint)
         return state
 
-    def fill() -> None:
-        for source, archive in zip(sources, archives, strict=True):
-            Blobs(root).add(source.path, archive.envelope, progress=progress)
+    files = [
+        (source.path, archive.envelope) for source, archive in zip(sources, archives, strict=True)
+    ]
+    return _replace(store, name, make, edit, files if store_files else (), progress)
 
-    return _replace(root, name, make, edit, fill if store else None)
 
-
-def _rules_of_note(edit: Edit) -> Iterator[Issue]:
+def _note_issues(edit: Edit) -> Iterator[Issue]:
     for field in ("author", "message"):
         if reason := Stream.rules()[field](getattr(edit, field)):
             yield Issue(field, reason)
 
 
 def _replace(
-    root: Path,
+    store: Store,
     name: StreamName,
     make: Callable[[Stream | None], Stream],
     edit: Edit,
-    store: Callable[[], object] | None = None,
+    files: Files = (),
+    progress: Progress = lambda _: None,
 ) -> Change:
-    """Replace version and archives; title and poll_s are the stream's own, and stay."""
+    """Replace version and archives; title and poll_s belong to the stream and stay."""
 
-    def replaced(_package: Package, present: Stream | None) -> Stream:
-        _refuse_closed(root, name, present)
+    def replaced(present: Stream | None) -> Stream:
+        _refuse_closed(store, name, present)
         return attrs.evolve(
             make(present),
             published=edit.now, changed=None, closed=False, replacement=None, removed=False,
@@ -196,77 +171,54 @@ def _replace(
             poll_s=present.poll_s if present else None,
         )  # fmt: skip
 
-    return edit.apply(root, name, replaced, keep_builds=True, store=store)
+    return edit.apply(store, name, replaced, keep_builds=True, files=files, progress=progress)
 
 
-def _refuse_closed(root: Path, name: StreamName, present: Stream | None) -> None:
+def _refuse_closed(store: Store, name: StreamName, present: Stream | None) -> None:
     if present and present.closed:
         raise RepositoryConflictError(
             f"{'/'.join(name)} is closed",
-            hint=f"Open it again first: netota-coap reopen {root} {'/'.join(name)}",
+            hint=f"Open it again first: netota-coap reopen {store} {'/'.join(name)}",
         )
 
 
-def promote(root: Path, source: StreamName, target: StreamName, *, edit: Edit) -> Change:
-    """Publish to a stream what another one holds: the same archives, the next sequence.
-
-    Args:
-        root: Of the repository.
-        source: The stream to take from.
-        target: The stream to publish to; it is made if need be.
-        edit: How.
-
-    Raises:
-        NotFoundError: There is no stream to take from.
-        RepositoryConflictError: The target is closed, holds the same already, or would lose a
-            build.
-        RepositoryError: It could not be written; nothing changed.
-    """
+def promote(store: Store, source: StreamName, target: StreamName, *, edit: Edit) -> Change:
+    """Publish to a stream, which is created if need be, the archives of another one."""
     if source == target:
         raise RepositoryConflictError(f"{'/'.join(source)} cannot be promoted to itself")
 
     def make(present: Stream | None) -> Stream:
-        state = existing(root, source)
+        state = existing(store, source)
         _refuse_same(state, present, target)
         return attrs.evolve(state, message=None)
 
-    return _replace(root, target, make, edit)
+    return _replace(store, target, make, edit)
 
 
-def rollback(root: Path, name: StreamName, to: int | None = None, *, edit: Edit) -> Change:
-    """Publish an old state of a stream again: its version and archives, the next sequence.
+def rollback(store: Store, name: StreamName, to: int | None = None, *, edit: Edit) -> Change:
+    """Publish an old state of a stream again; the stream may have been removed.
 
-    Args:
-        root: Of the repository.
-        name: Of the stream; it may have been removed.
-        to: The sequence of the old state; None: the last one with another version or other
-            archives than now.
-        edit: How.
-
-    Raises:
-        NotFoundError: There is no such stream, or no such state.
-        RepositoryConflictError: The stream is closed, holds that state already, or would lose a
-            build.
-        RepositoryError: It could not be written; nothing changed.
+    Without the sequence `to`, it is the last state with another version or other archives.
     """
 
     def make(present: Stream | None) -> Stream:
-        state = _state_to_restore(root, name, to)
+        state = _state_to_restore(store, name, present, to)
         _refuse_same(state, present, name)
         return attrs.evolve(state, message=f"rollback to sequence {state.sequence}")
 
-    return _replace(root, name, make, edit)
+    return _replace(store, name, make, edit)
 
 
-def _state_to_restore(root: Path, name: StreamName, to: int | None) -> Stream:
+def _state_to_restore(
+    store: Store, name: StreamName, present: Stream | None, to: int | None
+) -> Stream:
     if to is not None:
-        state = history.state_at(root, name, to)
+        state = store.state_at(name, to)
         if state.removed:
             raise NotFoundError(f"{'/'.join(name)} was removed at sequence {to}: it held nothing")
         return state
-    present = loading.read(root, name)[1]
-    states = (s for s in history.history(root, name) if not s.removed)
-    found = next((s for s in states if not (present and _same(s, present))), None)
+    states = (state for state in store.history(name) if not state.removed)
+    found = next((state for state in states if not (present and _same(state, present))), None)
     if found is None:
         raise NotFoundError(f"{'/'.join(name)} never held anything else")
     return found
@@ -283,18 +235,12 @@ def _refuse_same(state: Stream, present: Stream | None, name: StreamName, hint: 
 
 
 def close(
-    root: Path, name: StreamName, replacement: StreamName | None = None, *, edit: Edit
+    store: Store, name: StreamName, replacement: StreamName | None = None, *, edit: Edit
 ) -> Change:
-    """Close a stream: nothing new will come; devices may be sent to a replacement.
-
-    Raises:
-        NotFoundError: There is no such stream, or no such replacement.
-        RepositoryConflictError: It is closed already, with this replacement, or would be its own.
-        RepositoryError: It could not be written; nothing changed.
-    """
+    """Close a stream; devices may move to its replacement."""
     if replacement == name:
         raise RepositoryConflictError(f"{'/'.join(name)} cannot be its own replacement")
-    if replacement and loading.read(root, replacement)[1] is None:
+    if replacement and store.read(replacement).present is None:
         raise NotFoundError(f"there is no stream {'/'.join(replacement)} to be the replacement")
 
     def make(state: Stream) -> Stream:
@@ -302,68 +248,52 @@ def close(
             raise RepositoryConflictError(f"{'/'.join(name)} is closed already")
         return attrs.evolve(state, closed=True, replacement=replacement)
 
-    return _alter(root, name, make, edit)
+    return _alter(store, name, make, edit)
 
 
-def reopen(root: Path, name: StreamName, *, edit: Edit) -> Change:
-    """Open a closed stream again; its replacement is forgotten.
-
-    Raises:
-        NotFoundError: There is no such stream.
-        RepositoryConflictError: It is open.
-        RepositoryError: It could not be written; nothing changed.
-    """
+def reopen(store: Store, name: StreamName, *, edit: Edit) -> Change:
+    """Open a closed stream again, without its replacement."""
 
     def make(state: Stream) -> Stream:
         if not state.closed:
             raise RepositoryConflictError(f"{'/'.join(name)} is open")
         return attrs.evolve(state, closed=False, replacement=None)
 
-    return _alter(root, name, make, edit)
+    return _alter(store, name, make, edit)
 
 
-def remove(root: Path, name: StreamName, *, edit: Edit) -> Change:
-    """Remove a stream: devices are answered 4.04. Its history and its sequence stay.
-
-    Raises:
-        NotFoundError: There is no such stream.
-        RepositoryError: It could not be written; nothing changed.
-    """
+def remove(store: Store, name: StreamName, *, edit: Edit) -> Change:
+    """Remove a stream: devices are answered 4.04. Its history stays, so sequences go on."""
 
     def make(state: Stream) -> Stream:
         return attrs.evolve(state, archives=(), closed=False, replacement=None, removed=True)
 
-    return _alter(root, name, make, edit)
+    return _alter(store, name, make, edit)
 
 
-def _alter(root: Path, name: StreamName, make: Callable[[Stream], Stream], edit: Edit) -> Change:
-    """Change a stream that is there, all but its archives."""
+def _alter(store: Store, name: StreamName, make: Callable[[Stream], Stream], edit: Edit) -> Change:
+    """Change an existing stream, all but its archives."""
 
-    def altered(_package: Package, present: Stream | None) -> Stream:
+    def altered(present: Stream | None) -> Stream:
         if present is None:
-            raise _no_stream(root, name)
+            raise _no_stream(store, name)
         return attrs.evolve(make(present), changed=edit.now, message=None)
 
-    return edit.apply(root, name, altered, keep_builds=False)
+    return edit.apply(store, name, altered, keep_builds=False)
 
 
-def existing(root: Path, name: StreamName) -> Stream:
-    """Return the present state of a stream.
-
-    Raises:
-        NotFoundError: There is no such stream.
-    """
-    require_repository(root)
-    present = loading.read(root, name)[1]
+def existing(store: Store, name: StreamName) -> Stream:
+    """Return the present state of a stream."""
+    present = store.read(name).present
     if present is None:
-        raise _no_stream(root, name)
+        raise _no_stream(store, name)
     return present
 
 
-def _no_stream(root: Path, name: StreamName) -> NotFoundError:
+def _no_stream(store: Store, name: StreamName) -> NotFoundError:
     return NotFoundError(
-        f"{root}: there is no stream {'/'.join(name)}",
-        hint=f"See what there is: netota-coap list {root}",
+        f"{store}: there is no stream {'/'.join(name)}",
+        hint=f"See what there is: netota-coap list {store}",
     )
 
 
@@ -371,24 +301,13 @@ def _no_stream(root: Path, name: StreamName) -> NotFoundError:
 # A sample
 
 
-def sample(root: Path, now: datetime) -> None:
-    """Put a package with two streams into an empty repository, to be looked at and replaced.
-
-    Raises:
-        RepositoryError: It could not be written.
-    """
-    title = "Sensor node"
-    changes.write_package(root, "sensor-node", Package(title=title, poll_s=86_400))
+def sample(store: Store, now: datetime) -> None:
+    """Put a package with two streams into an empty repository, as an example."""
+    store.write_package("sensor-node", Package(title="Sensor node", poll_s=86_400))
     for stream, version in (("stable", "1.0.0"), ("edge", "1.1.0-rc1")):
         archives = tuple(_sample_archive(version, board) for board in ("nrf52840dk", "nrf9160dk"))
-        changes.change(root, ("sensor-node", stream), _first(version, now, archives))
-
-
-def _first(
-    version: str, now: datetime, archives: tuple[Archive, ...]
-) -> Callable[[Package, Stream | None], Stream]:
-    state = Stream(version=version, sequence=1, published=now, archives=archives)
-    return lambda _package, _present: state
+        state = Stream(version=version, sequence=1, published=now, archives=archives)
+        store.commit(store.read(("sensor-node", stream)).next(state))
 
 
 def _sample_archive(version: str, board: str) -> Archive:

@@ -1,7 +1,4 @@
-"""The release file: all archives of one version, described once, to be kept beside the sources.
-
-Source: `spec/publishing.md`.
-"""
+"""The release file, which describes all archives of one version. Source: `spec/publishing.md`."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from netota_coap.encoding.codecs import Format, dump, load
 from netota_coap.encoding.documents import CONTENT, OFFER
 from netota_coap.encoding.schema import Field, Many, One, Table
 from netota_coap.errors import InvalidDataError, Issue
+from netota_coap.files import Progress
 from netota_coap.model.values import (
     LIMITS,
     URL_METRIC,
@@ -30,7 +28,7 @@ from netota_coap.model.values import (
     text,
 )
 from netota_coap.publishing import inspection
-from netota_coap.publishing.archives import ArchiveSource, Progress
+from netota_coap.publishing.archives import ArchiveSource
 
 _DISK = frozenset({Format.TOML})
 _DRAFT_OFFER = "https://updates.example.com/{package}/{version}/{name}"
@@ -38,21 +36,17 @@ _DRAFTED = ("**/zephyr/zephyr.signed.bin", "**/*.raucb")
 _DRAFT_HEAD = """\
 # What a version consists of. Publish it with:
 #   netota-coap publish DIR PKG/STREAM --release {file}
-# `file` is a path or a glob, from the directory of this file. What is said here wins over what the
-# files tell; leave it out to have it read. Put your own server into the offers.
+# `file` is a path or a glob, relative to this file. What this file says overrides what the files
+# tell; a key that is left out is read from them. Put your own server into the offers.
 """
 
 
 @attrs.frozen(kw_only=True)
 class ReleaseArchive(Value):
-    """One or more archives of a release.
+    """One or more archives of a release; as in `ArchiveSource`, but for the file.
 
     Attributes:
         file: Path or glob, relative to the release file.
-        name: Of the archive, a template if the glob finds several; None: as in `ArchiveSource`.
-        media_type: Of the file; None: as it is read.
-        content: What is said to be in it.
-        offers: Templates, instead of those of the release.
     """
 
     file: str = ruled(text("summary"))
@@ -68,9 +62,7 @@ class Release(Value):
 
     Attributes:
         version: None: as the files tell.
-        message: Why, for the log.
-        offers: Templates, for each archive that has none of its own.
-        archives: At least one.
+        offers: Templates for each archive that has none of its own.
     """
 
     version: str | None = ruled(optional(Stream.rules()["version"]), default=None)
@@ -104,11 +96,7 @@ RELEASE = Table(
 
 
 def read(path: Path) -> Release:
-    """Read a release file.
-
-    Raises:
-        InvalidDataError: It cannot be read, or breaks rules.
-    """
+    """Read a release file; an `InvalidDataError` says what is wrong in it."""
     if not path.is_file():
         raise InvalidDataError([Issue("", "is not a file", str(path))])
     try:
@@ -123,11 +111,7 @@ def read(path: Path) -> Release:
 
 
 def version_of(release: Release, given: str | None, *, force: bool = False) -> str | None:
-    """Return the version to be published: the given one, else that of the release, if any.
-
-    Raises:
-        InvalidDataError: They differ, and `force` is not given.
-    """
+    """Return the given version, else the release's; without `force` they must not differ."""
     if given and release.version and given != release.version and not force:
         issue = Issue("version", f"is {release.version} in the release file, not {given}")
         raise InvalidDataError([issue], hint="If that is meant, give --force.")
@@ -135,17 +119,14 @@ def version_of(release: Release, given: str | None, *, force: bool = False) -> s
 
 
 def sources(release: Release, file: Path) -> list[ArchiveSource]:
-    """Find the files of a release.
+    """Find the files of a release, in its order, those of a glob by path.
 
     Args:
         release: The release.
-        file: Where it was read from: globs start from its directory.
-
-    Returns:
-        One per file, in the order of the release, those of a glob by path.
+        file: The release file; globs start from its directory.
 
     Raises:
-        InvalidDataError: There is no archive, or a glob finds nothing.
+        InvalidDataError: There is no archive, or a glob matches nothing.
     """
     described: list[ArchiveSource] = []
     directory = file.parent
@@ -165,12 +146,12 @@ def sources(release: Release, file: Path) -> list[ArchiveSource]:
 
 
 def _found(directory: Path, pattern: str) -> Iterator[Path]:
-    """Yield the files that a path or a glob finds, by path."""
+    """Yield the files that a path or a glob matches, by path."""
     path = directory / pattern
     if path.exists():
         yield path
         return
-    # What stands before the pattern is no part of it, whatever characters it has.
+    # Characters of a glob in the directory's own path must not count.
     start = Path(path.anchor) if Path(pattern).is_absolute() else directory
     try:
         relative = str(Path(pattern).relative_to(path.anchor)) if start != directory else pattern
@@ -180,18 +161,15 @@ def _found(directory: Path, pattern: str) -> Iterator[Path]:
 
 
 def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: None) -> str:
-    """Draft the release file for what builds have made.
+    """Return the text of a release file for builds: each file with what it tells.
 
     Args:
         builds: Directories with Zephyr builds or RAUC bundles in them, or files.
         file: Where the release file will be; paths in it are relative to its directory.
-        progress: Called with the number of bytes read, again and again.
-
-    Returns:
-        The text of the release file: each file with what it tells, to be edited.
+        progress: Called with each number of bytes read.
 
     Raises:
-        InvalidDataError: A file cannot be read, or a build has nothing to be published.
+        InvalidDataError: A file cannot be read, or a build has nothing to publish.
     """
     read_ = [(path, inspection.read(path, progress)) for path in found(builds)]
     archives = tuple(
@@ -208,11 +186,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
 
 
 def found(builds: Iterable[Path]) -> list[Path]:
-    """Return what builds have made to be published: MCUboot images of Zephyr, RAUC bundles.
-
-    Raises:
-        InvalidDataError: A build has nothing to be published.
-    """
+    """Return the MCUboot images of Zephyr and the RAUC bundles in builds, of each at least one."""
     return [path for build in builds for path in _made(build)]
 
 
@@ -224,7 +198,7 @@ def _made(build: Path) -> list[Path]:
         reason = f"there is nothing to publish: no {' and no '.join(_DRAFTED)}"
         hint = "Name the files themselves, or write the release file by hand."
         raise InvalidDataError([Issue("", reason, str(build))], hint=hint)
-    # Of an image that is encrypted, too, that one is meant.
+    # If there is an encrypted image, too, that one is published.
     encrypted = (path.with_name("zephyr.signed.encrypted.bin") for path in paths)
     return [e if e.exists() else p for p, e in zip(paths, encrypted, strict=True)]
 

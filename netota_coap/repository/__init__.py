@@ -1,1 +1,4 @@
-"""The repository on disk: loaded, changed, watched, checked; and the blobs that it holds."""
+"""A repository on disk: loading, changing, watching, checking it, and its stored files.
+
+`store` is for whatever changes one; servers and commands read by `loading` and `history`.
+"""

@@ -1,4 +1,4 @@
-"""Files of the blob store, handled by the descriptors of their directories."""
+"""Files of the blob store, accessed by the descriptors of their directories."""
 
 from __future__ import annotations
 
@@ -22,12 +22,8 @@ _FICLONE = 0x40049409  # ioctl of Linux: share the extents of another file
 ANY_TYPE = "application/octet-stream"
 
 
-# ----------------------------------------------------------------------------------------------
-# Files in its directories
-
-
 def exists(directory: int, name: str) -> bool:
-    """Tell whether a directory has an entry of this name; a dangling link counts."""
+    """Tell whether a directory has an entry of this name, a dangling link included."""
     try:
         os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
@@ -36,7 +32,7 @@ def exists(directory: int, name: str) -> bool:
 
 
 def open_regular(directory: int, name: str) -> tuple[int, os.stat_result]:
-    """Open a regular file; anything else in its place is not there."""
+    """Open a regular file; anything else raises a `FileNotFoundError`."""
     descriptor = os.open(name, _READING, dir_fd=directory)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -46,7 +42,7 @@ def open_regular(directory: int, name: str) -> tuple[int, os.stat_result]:
 
 
 def require_unlocked(directory: int, name: str) -> None:
-    """Raise a `BlockingIOError` if somebody is writing a file."""
+    """Raise a `BlockingIOError` if a process is writing the file."""
     descriptor, _ = open_regular(directory, name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +51,7 @@ def require_unlocked(directory: int, name: str) -> None:
 
 
 def renewed(shard: int, promised: Envelope) -> bool:
-    """Tell whether a blob is there already; it then is as young as a new one."""
+    """Tell whether a blob exists already; if so, it counts as newly added."""
     try:
         descriptor, status = open_regular(shard, promised.sha256.hex())
     except OSError:
@@ -63,7 +59,7 @@ def renewed(shard: int, promised: Envelope) -> bool:
     try:
         if status.st_size != promised.size:
             return False
-        with contextlib.suppress(PermissionError):  # it belongs to somebody else
+        with contextlib.suppress(PermissionError):  # another user owns it
             os.fchmod(descriptor, _READ_ONLY)
         return True
     finally:
@@ -73,7 +69,7 @@ def renewed(shard: int, promised: Envelope) -> bool:
 def write_blob(shard: int, source: File, promised: Envelope, *, link: bool) -> None:
     """Write a blob, whole or not at all."""
     name = promised.sha256.hex()
-    # Of its own, for two may write the same blob at once.
+    # Random, since two processes may write the same blob at once.
     temporary = f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         linked = link and _linked(source.path, shard, temporary)
@@ -81,7 +77,7 @@ def write_blob(shard: int, source: File, promised: Envelope, *, link: bool) -> N
         descriptor = os.open(temporary, flags, 0o600, dir_fd=shard)
         try:
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is no leftover
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # in use: R-47
             if linked or _cloned(source.descriptor, descriptor):
                 found = envelope_of(descriptor, source.path, source.progress)
             else:
@@ -103,7 +99,7 @@ def _linked(path: Path, shard: int, temporary: str) -> bool:
     try:
         os.link(os.path.realpath(path), temporary, dst_dir_fd=shard)
     except OSError:
-        return False  # another file system, or one that cannot
+        return False  # another file system, or one without this feature
     return True
 
 
@@ -111,7 +107,7 @@ def _cloned(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
-        return False  # another file system, or one that cannot
+        return False  # another file system, or one without this feature
     return True
 
 
@@ -123,18 +119,18 @@ def envelope_of(descriptor: int, path: Path, progress: Progress) -> Envelope:
 
 @attrs.frozen
 class _Target:
-    """Takes the bytes of a file that is copied."""
+    """A `Sink` that writes a copy."""
 
     descriptor: int
     name: str
 
     def update(self, data: memoryview) -> None:
-        """Write the next piece."""
+        """Write the next bytes."""
         try:
             while data:
                 data = data[os.write(self.descriptor, data) :]
         except OSError as error:
-            error.filename = self.name  # what it is that cannot be written
+            error.filename = self.name
             raise
 
 
@@ -151,5 +147,5 @@ def _require(promised: Envelope, found: Envelope, source: File) -> None:
     if (found.sha256, found.size) != (promised.sha256, promised.size):
         raise source.wrong(
             f"has SHA-256 {found.sha256.hex()}, not {promised.sha256.hex()}",
-            hint="It changed meanwhile: try again when it is complete.",
+            hint="It changed while it was read: try again when it is complete.",
         )

@@ -1,7 +1,7 @@
-"""The files that a repository holds itself, each named by its SHA-256.
+"""The files that a repository stores itself, each named by its SHA-256.
 
-What was put in is never changed, so a reader needs no lock; what is damaged all the same is found
-by `verify` and set aside. No symbolic link at `blobs/` or below is followed.
+A stored file never changes, so a reader needs no lock; `verify` quarantines damaged ones. No
+symbolic link at `blobs/` or below is followed.
 Source: rules R-40 to R-48.
 """
 
@@ -36,10 +36,10 @@ from netota_coap.repository.lock import locked, require_repository
 
 DEFAULT_GRACE_S = 3600.0
 INCOMING = "blobs/.incoming"
-"""Where files arrive; a blob stays for as long as a name here is its own."""
+"""Where downloads are written; garbage collection spares the blobs that are named here."""
 
 Key = tuple[bytes, int]
-"""SHA-256 of a file, and its size in bytes, as an envelope promises them."""
+"""SHA-256 and size in bytes of an envelope."""
 
 _PLACE = "blobs"
 _SHARDS = f"{_PLACE}/sha256"
@@ -51,31 +51,28 @@ _DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last two: a link in its place
 _STALE_S = 60.0
 
-# ----------------------------------------------------------------------------------------------
-# Names
-
 
 def blob_name(sha256: bytes) -> str:
-    """Return what a URL calls a blob: base64url without padding, 43 characters."""
+    """Return the name of a blob in URLs: base64url without padding, 43 characters."""
     return base64.urlsafe_b64encode(sha256).rstrip(b"=").decode()
 
 
 def digest_of(name: str) -> bytes:
-    """Return the SHA-256 that a URL names.
+    """Return the SHA-256 that a name in a URL stands for.
 
     Raises:
-        NotFoundError: No blob is called so; each has one spelling.
+        NotFoundError: It is no such name; each blob has one spelling.
     """
     with contextlib.suppress(ValueError):
         sha256 = base64.urlsafe_b64decode(f"{name}=") if len(name) == 43 else b""
-        # The decoder skips what is no base64, and bits that stand for nothing.
+        # The decoder skips invalid characters and ignores unused bits.
         if sha256 and blob_name(sha256) == name:
             return sha256
     raise NotFoundError("no blob can be called so: a name is a SHA-256 in base64url")
 
 
 def path_of(sha256: bytes) -> str:
-    """Return where a repository holds a blob, relative to its root."""
+    """Return the path of a blob in its repository."""
     return f"{_shard_of(sha256)}/{sha256.hex()}"
 
 
@@ -84,25 +81,24 @@ def _shard_of(sha256: bytes) -> str:
 
 
 def envelopes_of(state: Repository) -> Iterator[Envelope]:
-    """Yield the envelopes of all archives that the streams of a repository hold."""
+    """Yield the envelopes of all archives in a repository."""
     for package in state.packages.values():
         for stream in package.streams.values():
             yield from (archive.envelope for archive in stream.archives or ())
 
 
 # ----------------------------------------------------------------------------------------------
-# The store
+# Blobs
 
 
 @attrs.frozen
 class Blob:
-    """A file that a repository holds.
+    """A file that a repository stores.
 
     Attributes:
-        sha256: That it is named by.
         size: Bytes.
-        since: When it was put there, or was to be once more; seconds of Unix time.
-        damaged: Whether it was set aside because it is not what its name says.
+        since: When it was last added, in seconds of Unix time.
+        damaged: Whether it is in quarantine, because its content does not match its name.
     """
 
     sha256: bytes
@@ -115,20 +111,18 @@ class Blob:
 class Blobs:
     """The blobs of a repository.
 
-    Attributes:
-        root: Of the repository.
+    What writes raises a `RepositoryError` if there is no repository, or it cannot be written.
     """
 
     root: Path
 
     def open(self, sha256: bytes) -> int:
-        """Open a blob for reading.
+        """Open a blob and return its descriptor, which the caller closes.
 
-        Returns:
-            A descriptor, which is the caller's to close. It reads on after the blob was removed.
+        It remains readable after the blob was removed.
 
         Raises:
-            NotFoundError: It is not held here.
+            NotFoundError: It is not stored here.
             RepositoryError: It cannot be read.
         """
         try:
@@ -140,11 +134,7 @@ class Blobs:
             raise self._unreadable(path_of(sha256), error) from error
 
     def all(self) -> tuple[Blob, ...]:
-        """List the blobs, by digest, and after them those that were set aside.
-
-        Raises:
-            RepositoryError: A directory cannot be read.
-        """
+        """List the blobs by digest, and after them those in quarantine."""
         places = [(shard, False) for shard in self._shards()] + [(_QUARANTINE, True)]
         return tuple(
             Blob(bytes.fromhex(name), status.st_size, status.st_ctime, damaged)
@@ -154,14 +144,14 @@ class Blobs:
         )
 
     def held(self, envelopes: Iterable[Envelope]) -> frozenset[bytes]:
-        """Return what is held of some files, each with a size that one of them promises.
+        """Return the SHA-256 of those files that are stored in the promised size.
 
-        A directory that cannot be read holds nothing.
+        A directory that cannot be read counts as empty.
         """
         return frozenset(sha256 for sha256, _ in self._held(envelopes))
 
     def present(self, state: Repository) -> frozenset[Key]:
-        """Return what a server can offer itself of what a repository's streams hold."""
+        """Return those archives' files of a repository that a server can offer itself."""
         return self._held(envelopes_of(state))
 
     def _held(self, envelopes: Iterable[Envelope]) -> frozenset[Key]:
@@ -169,7 +159,7 @@ class Blobs:
         return frozenset(promised & self._sizes({each for each, _ in promised}).items())
 
     def _sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the sizes of the blobs that are there, without listing those not asked for."""
+        """Return the sizes of the stored ones, without listing directories."""
         found: dict[bytes, int] = {}
         shards: dict[str, list[bytes]] = {}
         for sha256 in digests:
@@ -184,11 +174,7 @@ class Blobs:
         return found
 
     def issues(self, state: Repository) -> Iterator[Issue]:
-        """Find what would not be served, as far as that can be told without reading blobs.
-
-        Args:
-            state: Of the repository, which promises sizes.
-        """
+        """Report what would not be served, as far as that shows without reading blobs."""
         shards = self._shards()
         for place in (_PLACE, _SHARDS, _QUARANTINE, *shards):
             with contextlib.suppress(OSError):
@@ -209,7 +195,7 @@ class Blobs:
                 yield Issue("", reason, path_of(blob.sha256))
 
     # ------------------------------------------------------------------------------------------
-    # Changing it
+    # Adding and removing
 
     def add(
         self,
@@ -219,21 +205,20 @@ class Blobs:
         link: bool = False,
         progress: Progress = lambda _: None,
     ) -> Blob:
-        """Put a file into the store; one that is there already costs nothing.
+        """Store a file whole or not at all; one that is stored already is not read again.
 
-        It shares its blocks with the file where the file system can (reflink), and else is a copy.
-        A kill at any instant leaves all of it there, or nothing.
+        The blob shares its blocks with the file where the file system can (reflink), and is a copy
+        elsewhere.
 
         Args:
-            file: To be held from now on, whatever becomes of it.
-            promised: What the file must be; None: it is read for that.
+            file: It may be changed or removed afterwards.
+            promised: None: any file is stored.
             link: Whether the blob may be the file itself (hard link): the file becomes read-only,
                 and whoever writes to it all the same damages the blob.
-            progress: Called with the number of bytes read, again and again.
+            progress: Called with each number of bytes read.
 
         Raises:
-            InvalidDataError: It cannot be read, or is not what was promised.
-            RepositoryError: There is no repository, or it cannot be written.
+            InvalidDataError: The file cannot be read, or is not the promised one.
         """
         require_repository(self.root)
         with opened(file, progress) as source:
@@ -246,29 +231,19 @@ class Blobs:
             ):
                 if not renewed(shard, promised):
                     write_blob(shard, source, promised, link=link)
-                    self._poke()
+                    self._notify_watchers()
         return Blob(promised.sha256, promised.size, time.time())
 
     def verify(self, progress: Progress = lambda _: None) -> tuple[Blob, ...]:
-        """Read all blobs, and set aside those that are not what their names say.
-
-        Args:
-            progress: Called with the number of bytes read, again and again.
-
-        Returns:
-            The damaged ones, which are served no longer.
-
-        Raises:
-            RepositoryError: There is no repository, or it cannot be written.
-        """
+        """Read all blobs, and quarantine and return those that do not match their names."""
         require_repository(self.root)
         damaged = [b for b in self.all() if not b.damaged and not self._is_sound(b, progress)]
         if damaged:
             with locked(self.root), self._directory(_QUARANTINE, make=True) as quarantine:
                 for blob in damaged:
-                    self._set_aside(blob, quarantine)
+                    self._move_to_quarantine(blob, quarantine)
                 os.fsync(quarantine)
-                self._poke()
+                self._notify_watchers()
         return tuple(attrs.evolve(blob, damaged=True) for blob in damaged)
 
     def _is_sound(self, blob: Blob, progress: Progress) -> bool:
@@ -280,11 +255,11 @@ class Blobs:
             path = self.root / path_of(blob.sha256)
             return envelope_of(descriptor, path, progress).sha256 == blob.sha256
         except (InvalidDataError, OSError):
-            return False  # it grows, or the disk is broken
+            return False  # the file grows, or the disk is broken
         finally:
             os.close(descriptor)
 
-    def _set_aside(self, blob: Blob, quarantine: int) -> None:
+    def _move_to_quarantine(self, blob: Blob, quarantine: int) -> None:
         name = blob.sha256.hex()
         with (
             contextlib.suppress(FileNotFoundError),
@@ -296,20 +271,19 @@ class Blobs:
     def gc(
         self, keep: int, *, grace_s: float = DEFAULT_GRACE_S, dry_run: bool = False
     ) -> tuple[Blob, ...]:
-        """Remove what no stream holds, what was set aside, and what dead processes left behind.
+        """Remove unused blobs, the quarantine, and temporary files of dead processes.
 
         Args:
-            keep: How many states before the present one keep their blobs, in each stream. What was
-                removed counts as a state, too.
-            grace_s: What was put there since is kept, for it may be published yet; seconds.
-            dry_run: Whether only to tell what would be removed, without the lock.
+            keep: How many states before the present one keep their blobs, in each stream; a
+                removal is a state, too.
+            grace_s: Blobs added in these last seconds stay, since they may be published yet.
+            dry_run: Whether nothing is removed, and no lock taken.
 
         Returns:
-            The blobs that were removed. Who reads one of them can read it to its end.
+            The removed blobs. Whoever has one open can still read it.
 
         Raises:
-            InvalidDataError: The repository, or its history, is wrong; nothing is removed.
-            RepositoryError: There is no repository, or it cannot be written.
+            InvalidDataError: The repository or its history is malformed; nothing is removed.
         """
         require_repository(self.root)
         with contextlib.nullcontext() if dry_run else locked(self.root):
@@ -330,7 +304,7 @@ class Blobs:
         return removed
 
     def renew(self, envelopes: Iterable[Envelope]) -> None:
-        """Let blobs count as put there anew, as far as they are there."""
+        """Count stored blobs as newly added."""
         for envelope in envelopes:
             with (
                 contextlib.suppress(OSError),
@@ -339,17 +313,12 @@ class Blobs:
                 renewed(shard, envelope)
 
     def shrink(self, size: int, also_kept: Collection[bytes] = ()) -> tuple[Blob, ...]:
-        """Remove blobs until all together are as small as is wanted, the oldest first.
+        """Remove and return unused blobs, oldest first, until all blobs have at most `size` bytes.
 
-        Args:
-            size: Of all together, bytes; more where the streams hold more, whose blobs stay.
-            also_kept: SHA-256 of what stays besides.
-
-        Returns:
-            The blobs that were removed.
+        Blobs of present states and those in `also_kept` (SHA-256) stay, even if they are larger.
 
         Raises:
-            InvalidDataError: As `gc` does; so does `RepositoryError`.
+            InvalidDataError: The repository is malformed; nothing is removed.
         """
         with locked(self.root):
             state = loading.Loader(self.root).load()
@@ -365,39 +334,33 @@ class Blobs:
         return tuple(removed)
 
     def _awaited(self) -> frozenset[bytes]:
-        """Return what states need that have not taken their places yet. Source: rule R-47.
+        """Return the blobs of states that are still to be written. Source: rule R-47.
 
-        To be asked with the lock, when the blobs are listed: a name is there before its blob, and
-        until the state is.
+        Call it under the lock and after listing the blobs: a name in `INCOMING` exists before its
+        blob, and until the state is written.
         """
         return frozenset(map(bytes.fromhex, filter(_DIGEST.fullmatch, self._names(INCOMING))))
 
     def _tidy(self) -> None:
-        """Remove what writers left behind that were killed."""
+        """Remove the temporary files of killed writers."""
         for shard in self._shards():
             for name, status in self._files(shard, _TEMPORARY):
                 if status.st_ctime <= time.time() - _STALE_S:
                     self._remove(shard, name, unless_locked=True)
 
     def _remove(self, place: str, name: str, *, unless_locked: bool = False) -> None:
-        # It may be gone, or whoever writes it is alive.
-        gone = (FileNotFoundError, BlockingIOError)
-        with contextlib.suppress(*gone), self._directory(place) as directory:
+        skipped = (FileNotFoundError, BlockingIOError)  # the latter: its writer is alive
+        with contextlib.suppress(*skipped), self._directory(place) as directory:
             if unless_locked:
                 require_unlocked(directory, name)
             os.unlink(name, dir_fd=directory)
 
     # ------------------------------------------------------------------------------------------
-    # Its directories
+    # Directories
 
     @contextlib.contextmanager
     def _directory(self, place: str, *, make: bool = False) -> Iterator[int]:
-        """Open a directory step by step, none of which is a link; what fails is told by its path.
-
-        Args:
-            place: Relative to the root.
-            make: Whether what is missing is made, to stay.
-        """
+        """Open a directory below the root without following links; errors name the whole path."""
         path = self.root
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -417,13 +380,13 @@ class Blobs:
         finally:
             os.close(descriptor)
 
-    def _poke(self) -> None:
-        """Let a server that watches the root know that what is held has changed."""
+    def _notify_watchers(self) -> None:
+        """Wake servers that watch the root. Source: rule R-48."""
         with self._directory(_PLACE) as directory:
             os.utime(directory)
 
     def _names(self, place: str) -> list[str]:
-        """List a directory; one that is not there, or a link, is empty."""
+        """List a directory; a missing one, or a link, counts as empty."""
         try:
             with self._directory(place) as directory, os.scandir(directory) as entries:
                 return sorted(entry.name for entry in entries)
@@ -436,7 +399,7 @@ class Blobs:
         return [f"{_SHARDS}/{name}" for name in self._names(_SHARDS) if _SHARD.fullmatch(name)]
 
     def _files(self, place: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield the regular files in a directory whose names fit."""
+        """Yield the regular files in a directory whose names match."""
         names = [name for name in self._names(place) if pattern.fullmatch(name)]
         if not names:
             return
@@ -452,24 +415,24 @@ class Blobs:
 
 
 # ----------------------------------------------------------------------------------------------
-# What is to be kept
+# What garbage collection keeps
 
 
 def _named(root: Path, keep: int) -> frozenset[bytes]:
-    """Return what the present states of all streams name, and a number of those before."""
+    """Return the files of all streams' present states and of `keep` states before each."""
     state = loading.Loader(root).load()
     names = {(name, own) for name, package in state.packages.items() for own in package.streams}
-    # Those that were removed can be rolled back.
+    # Removed streams can be rolled back.
     recorded = ((d.parent.parent.name, d.name) for d in root.glob("packages/*/history/*/"))
     names |= {name for name in recorded if not any(map(name_rule, name))}
     named: set[bytes] = set()
     for name in names:
-        with contextlib.suppress(NotFoundError):  # there are only strays
+        with contextlib.suppress(NotFoundError):  # no history file is valid by its name
             for held in history.history(root, name, 1 + keep):
                 named.update(archive.envelope.sha256 for archive in held.archives or ())
     return frozenset(named)
 
 
 def key_of(archive: Archive) -> Key:
-    """Return what the file of an archive is known by."""
+    """Return the key of an archive's file."""
     return archive.envelope.sha256, archive.envelope.size

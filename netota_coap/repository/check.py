@@ -1,7 +1,6 @@
-"""Finds what is wrong with a repository, or probably not meant, before devices do.
+"""Finds errors and likely mistakes in a repository before devices do.
 
-A server refuses what cannot be loaded; a check sees more: the history, what git has of it, and
-what a device would not get.
+Beyond what a server refuses, it checks the history, the commits in git, and what devices get.
 Source: rules R-1 to R-14, R-49, P-42 to P-44.
 """
 
@@ -37,12 +36,10 @@ from netota_coap.repository.loading import Loader, sequence_hint, sequence_issue
 
 @attrs.frozen
 class Findings:
-    """What a check of a repository found.
+    """The result of a check.
 
     Attributes:
         repository: None if it cannot be served.
-        errors: Why it cannot be served, or would be refused.
-        warnings: What is allowed and probably not meant.
         hint: What to do about the errors, or "".
     """
 
@@ -53,7 +50,7 @@ class Findings:
 
 
 def check(root: Path) -> Findings:
-    """Check a repository and its history, without anything served to compare it to."""
+    """Check a repository, its history and its commits."""
     try:
         repository = Loader(root).load()
     except InvalidDataError as error:
@@ -63,37 +60,39 @@ def check(root: Path) -> Findings:
     if doubt := git.doubt(root):
         warnings.append(Issue("", doubt, str(root)))
     committed = _committed(root)
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            wrong, odd = history_issues(root, (package_name, name), stream)
-            errors += wrong
-            warnings += odd
-            blobs = committed.get((package_name, name), {})
-            errors += _git_issues(root, blobs, stream.sequence, file)
-            target = stream.replacement
-            if target and not _exists(repository, target):
-                reason = f"there is no stream {'/'.join(target)}"
-                warnings.append(Issue("replacement", reason, file))
-    warnings += _bereft(root)
-    warnings += _lost(root, committed)
+    streams = list(_streams(repository))
+    names = {name for name, _, _ in streams}
+    for name, stream, file in streams:
+        wrong, odd = history_issues(root, name, stream)
+        errors += wrong
+        warnings += odd
+        errors += _git_issues(root, committed.get(name, {}), stream.sequence, file)
+        target = stream.replacement
+        if target and target not in names:
+            reason = f"there is no stream {'/'.join(target)}"
+            warnings.append(Issue("replacement", reason, file))
+    warnings += _without_stream(root)
+    warnings += _deleted(root, committed)
     warnings += Blobs(root).issues(repository)
-    warnings += _out_of_reach(root, repository)
+    warnings += _unavailable(root, repository)
     warnings += advice(repository)
     return Findings(repository, tuple(errors), tuple(warnings), sequence_hint(errors))
 
 
-def _exists(repository: Repository, name: StreamName) -> bool:
-    package = repository.packages.get(name[0])
-    return package is not None and name[1] in package.streams
+def _streams(repository: Repository) -> Iterator[tuple[StreamName, Stream, str]]:
+    """Yield each stream with its name and file."""
+    for package_name, package in repository.packages.items():
+        for name, stream in package.streams.items():
+            file = f"packages/{package_name}/streams/{name}.toml"
+            yield (package_name, name), stream, file
 
 
 _Blobs = dict[int, set[str]]
-"""By sequence, the different files that git has of a state."""
+"""By sequence, the different versions of a history file in git."""
 
 
 def _committed(root: Path) -> dict[StreamName, _Blobs]:
-    """Return what commits say of the streams' histories."""
+    """Return the history files in all commits."""
     place = re.compile(rf"packages/([^/]+)/history/([^/]+)/{HISTORY_NAME}")
     found: dict[StreamName, _Blobs] = {}
     for path, blobs in git.committed(root, "packages/*/history/*/*.toml").items():
@@ -103,7 +102,7 @@ def _committed(root: Path) -> dict[StreamName, _Blobs]:
 
 
 def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iterator[Issue]:
-    """Find what a revert or a merge did to the sequence of a stream. Source: rule R-13."""
+    """Report a sequence that a revert or a merge broke. Source: rule R-13."""
     highest = max(committed, default=0)
     if highest > sequence:
         yield sequence_issue(highest, "which a commit before this one has", file)
@@ -112,7 +111,7 @@ def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iter
 
 
 def _are_different(root: Path, blobs: set[str]) -> bool:
-    """Tell whether files are of different states; what is of none, as a conflict, is no matter."""
+    """Tell whether files hold different states; invalid ones, such as conflicts, are skipped."""
     states: list[Stream] = []
     for blob in blobs if len(blobs) > 1 else ():
         with contextlib.suppress(InvalidDataError):
@@ -120,8 +119,8 @@ def _are_different(root: Path, blobs: set[str]) -> bool:
     return any(state != states[0] for state in states)
 
 
-def _bereft(root: Path) -> Iterator[Issue]:
-    """Find the histories that have no stream any more, and do not say that it was removed."""
+def _without_stream(root: Path) -> Iterator[Issue]:
+    """Report histories that have no stream file, and do not end with a removal."""
     for directory in sorted(root.glob("packages/*/history/*/")):
         package, name = directory.parent.parent, directory.name
         if (package / "streams" / f"{name}.toml").exists():
@@ -132,8 +131,8 @@ def _bereft(root: Path) -> Iterator[Issue]:
                 yield Issue("", reason, directory.relative_to(root).as_posix())
 
 
-def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
-    """Find the streams that are gone with their history, as the revert of a first publish does."""
+def _deleted(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]:
+    """Report streams deleted with their history, as the revert of a first publish does."""
     for (package, name), blobs in sorted(committed.items()):
         place = f"packages/{package}/history/{name}"
         files = (f"packages/{package}/streams/{name}.toml", f"{place}/{max(blobs):08}.toml")
@@ -143,7 +142,7 @@ def _lost(root: Path, committed: Mapping[StreamName, _Blobs]) -> Iterator[Issue]
 
 
 def _ignored(root: Path) -> Iterator[Issue]:
-    """List the files that do not count. Hidden ones are left out."""
+    """Report files that the format does not know, except hidden ones."""
     counts = re.compile(
         r"repository\.toml|README\.md|packages/[^/]+/package\.toml|packages/[^/]+/streams/[^/]+\.toml"
         rf"|packages/[^/]+/history/[^/]+/{HISTORY_NAME}"
@@ -157,49 +156,42 @@ def _ignored(root: Path) -> Iterator[Issue]:
                 yield Issue("", "is ignored: it stands at no place that counts", file)
 
 
-def _out_of_reach(root: Path, repository: Repository) -> Iterator[Issue]:
-    """Find the archives that no device could get from anywhere. Source: rule R-49."""
+def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
+    """Report archives that no device could download. Source: rule R-49."""
     held = Blobs(root).present(repository)
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            for index, archive in enumerate(stream.archives or ()):
-                elsewhere = any(not offer.url.startswith(BLOBS_PATH) for offer in archive.offers)
-                if not elsewhere and key_of(archive) not in held:
-                    has = f"only offers of {BLOBS_PATH}" if archive.offers else "no offer"
-                    reason = f"has {has}, and its file is not held here: nobody can download it"
-                    yield Issue(f"archives[{index}]", reason, file)
+    for _, stream, file in _streams(repository):
+        for index, archive in enumerate(stream.archives or ()):
+            elsewhere = any(not offer.url.startswith(BLOBS_PATH) for offer in archive.offers)
+            if not elsewhere and key_of(archive) not in held:
+                has = f"only offers of {BLOBS_PATH}" if archive.offers else "no offer"
+                reason = f"has {has}, and its file is not held here: nobody can download it"
+                yield Issue(f"archives[{index}]", reason, file)
 
 
 # ----------------------------------------------------------------------------------------------
 # Advice to publishers
 
-_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client takes
+_ZEPHYR_PATH = 63  # characters of path and query that a stock Zephyr client accepts
 # As long as the path of any blob.
 _LOCAL_OFFER = Offer(url=BLOBS_PATH + "A" * 43, metric=BLOB_METRIC)
 
 
 def advice(repository: Repository) -> Iterator[Issue]:
-    """Warn of what a device with a small buffer would not get in one datagram.
+    """Warn of archives that do not fit into one datagram. Source: rule W-33.
 
-    Each archive is looked at as a device sees it that says all of the archive's attributes, with
-    and without an offer of a server that holds the file itself.
-
-    Source: rule W-33.
+    Each archive is selected by all its attributes, with and without an additional offer of a
+    server that stores the file itself.
     """
-    for package_name, package in repository.packages.items():
-        for name, stream in package.streams.items():
-            file = f"packages/{package_name}/streams/{name}.toml"
-            poll_s = stream.poll_s or package.poll_s
-            served = attrs.evolve(stream, poll_s=poll_s)
-            yield from (Issue(*issue, file) for issue in _crowded(served))
-            machines = [a.content.machine or "" for a in stream.archives or ()]
-            longest = max(machines, key=len, default="")
-            machine = f"machine={longest}&" if longest else ""
-            path = f"p/{package_name}/s/{name}?{machine}scheme=coap"
-            if len(path) > _ZEPHYR_PATH:
-                reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
-                yield Issue("", reason, file)
+    for (package, name), stream, file in _streams(repository):
+        poll_s = stream.poll_s or repository.packages[package].poll_s
+        yield from (Issue(*i, file) for i in _crowded(attrs.evolve(stream, poll_s=poll_s)))
+        machines = [a.content.machine or "" for a in stream.archives or ()]
+        longest = max(machines, key=len, default="")
+        machine = f"machine={longest}&" if longest else ""
+        path = f"p/{package}/s/{name}?{machine}scheme=coap"
+        if len(path) > _ZEPHYR_PATH:
+            reason = f"{path} has {len(path)} characters, of which Zephyr takes {_ZEPHYR_PATH}"
+            yield Issue("", reason, file)
 
 
 def _crowded(stream: Stream) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What git knows of a repository that is kept in it. Without git, or outside of it: nothing."""
+"""Reads the git history of a repository; without git, or outside a work tree, it is empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from netota_coap.errors import printable
 from netota_coap.model.values import LIMITS
 
 _TIMEOUT_S = 60.0
-# What a user may have configured otherwise, to the loss of what is read here.
+# These undo a user's configuration that would change the output.
 _SETTINGS = (
     "core.quotePath=false",
     "log.diffMerges=separate",
@@ -23,16 +23,12 @@ _RAW = re.compile(r":\d+ \d+ \w+ (?P<blob>\w+) (?P<status>\w)\t(?P<path>[^\t]+)"
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Return what git prints; "" if it fails or is not there."""
+    """Return what git prints; "" if it fails or is not installed."""
     settings = (argument for setting in _SETTINGS for argument in ("-c", setting))
     command = ["git", *settings, "-C", str(root), *arguments]
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -40,10 +36,10 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def author(root: Path) -> str | None:
-    """Return who is at work here: `Name <email>`, at most as long as an author may be.
+    """Return the user as `Name <email>`, cut to the length that an author may have.
 
     `GIT_AUTHOR_NAME` and `GIT_AUTHOR_EMAIL` win over git's configuration, as they do for git;
-    where there is neither, in CI, it is the user that GitLab or GitHub name.
+    without either, it is the user that GitLab or GitHub names in CI.
     """
     told = _git(root, "config", "--null", "--get-regexp", r"^user\.(name|email)$").split("\0")
     configured = dict(entry.split("\n", 1) for entry in told if "\n" in entry)
@@ -51,12 +47,12 @@ def author(root: Path) -> str | None:
     email = os.environ.get("GIT_AUTHOR_EMAIL") or configured.get("user.email")
     name = name or os.environ.get("GITLAB_USER_NAME") or os.environ.get("GITHUB_ACTOR")
     whole = " ".join(part for part in (name, f"<{email}>" if email else "") if part)
-    # Whoever it is, it must not keep a publish from being made.
+    # An odd name must not make a publish fail.
     return printable(whole).encode()[: LIMITS["title"].value].decode(errors="ignore") or None
 
 
 def doubt(root: Path) -> str:
-    """Return why git may not tell all that it should, or "" if it does, or has nothing to tell."""
+    """Return why git's history may be incomplete; "" if it is complete, or there is none."""
     real = Path(os.path.realpath(root))
     kept = "GIT_DIR" in os.environ or any(
         os.path.exists(directory / ".git")  # noqa: PTH110 - never raises
@@ -75,14 +71,9 @@ def doubt(root: Path) -> str:
 
 
 def committed(root: Path, pattern: str) -> dict[str, set[str]]:
-    """Return what the commits that led to this one have put at paths, merged branches included.
+    """Return, by path, the git blobs of files in all commits before this one.
 
-    Args:
-        root: Paths are relative to it.
-        pattern: Of the paths that matter, as git's glob has it.
-
-    Returns:
-        By path, the names of the blobs.
+    Merged branches are included; `pattern` is a glob of git, relative to `root`, as the paths are.
     """
     log = ("log", "--format=", "--raw", "--no-abbrev", "--no-renames", "--relative", "-m")
     found: dict[str, set[str]] = {}
@@ -94,5 +85,5 @@ def committed(root: Path, pattern: str) -> dict[str, set[str]]:
 
 
 def blob(root: Path, name: str) -> bytes:
-    """Return the text that a blob holds."""
+    """Return the content of a git blob."""
     return _git(root, "cat-file", "blob", name).encode()

@@ -1,27 +1,18 @@
-"""The states that a stream held, as its history files tell."""
+"""The states that a stream had, read from its history files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from netota_coap.errors import InvalidDataError, Issue, NotFoundError
+from netota_coap.errors import InvalidDataError, Issue, NotFoundError, RepositoryError
 from netota_coap.model.values import Stream, StreamName
 from netota_coap.repository.layout import history_file, read_file, recorded, stream_file
 from netota_coap.repository.loading import collect, read, sequence_issues
 from netota_coap.repository.lock import require_repository
 
 
-def last(root: Path, name: StreamName) -> Stream | None:
-    """Return the state that a stream holds, or held last; None: there never was such a stream.
-
-    Raises:
-        InvalidDataError: As `history` does.
-    """
-    return read(root, name)[1] or last_before_removal(root, name)
-
-
 def last_before_removal(root: Path, name: StreamName) -> Stream | None:
-    """Return the state that a stream which is gone held last."""
+    """Return the last state of a stream that has no stream file; None: it never existed."""
     found = recorded(root, name)
     traces = interrupted(root, name, None, found)
     sequence = next((each for each in reversed(found) if each not in traces), None)
@@ -31,10 +22,10 @@ def last_before_removal(root: Path, name: StreamName) -> Stream | None:
 def interrupted(
     root: Path, name: StreamName, present: Stream | None, sequences: list[int]
 ) -> list[int]:
-    """Return what of a history is the trace of changes that were interrupted. Source: R-11.
+    """Return the sequences whose changes were interrupted. Source: rule R-11.
 
-    Without a stream file it is what follows a removal; a history that begins without one is taken
-    for that of a file that was deleted (decision 0003).
+    Without a stream file these follow a removal; where there was no removal, the stream file was
+    deleted by hand (decision 0003).
     """
     if present:
         return [each for each in sequences if each > present.sequence]
@@ -47,26 +38,19 @@ def interrupted(
 
 
 def history(root: Path, name: StreamName, most: int | None = None) -> list[Stream]:
-    """Return the states that a stream held, the present or last one first; at most so many.
-
-    Traces of interrupted changes are left out; a removal is a state of its own, `removed`.
+    """Return the `most` newest states of a stream, newest first; a removal is one, too.
 
     Raises:
         NotFoundError: There never was such a stream.
-        InvalidDataError: A name, or one of the files, is wrong.
     """
-    sequences = _sequences(root, name)[:most]
-    present = read(root, name)[1]
-    past = [
-        recorded_state(root, name, each)
-        for each in sequences
-        if not present or each < present.sequence
-    ]
-    return [present, *past][:most] if present else past
+    present, past = _sequences(root, name)
+    states = [present] if present else []
+    wanted = past if most is None else past[: most - len(states)]
+    return states + [recorded_state(root, name, sequence) for sequence in wanted]
 
 
-def _sequences(root: Path, name: StreamName) -> list[int]:
-    """Return the sequences that a stream held, the last one first; its own may be missing."""
+def _sequences(root: Path, name: StreamName) -> tuple[Stream | None, list[int]]:
+    """Return the present state and the recorded sequences before it, newest first."""
     require_repository(root)
     present, found = read(root, name)[1], recorded(root, name)
     if not present and not found:
@@ -74,26 +58,24 @@ def _sequences(root: Path, name: StreamName) -> list[int]:
             f"{root}: there is no stream {'/'.join(name)}, and never was",
             hint=f"See what there is: netota-coap list {root}",
         )
-    traces = interrupted(root, name, present, found)
-    return [each for each in reversed(found) if each not in traces]
+    left_out = [*interrupted(root, name, present, found), present.sequence if present else 0]
+    return present, [each for each in reversed(found) if each not in left_out]
 
 
 def recorded_state(root: Path, name: StreamName, sequence: int) -> Stream:
     """Return the state in one history file."""
     path = history_file(root, name, sequence)
-    return read_file(Stream, path, path.relative_to(root).as_posix())[1]
+    try:
+        return read_file(Stream, path, path.relative_to(root).as_posix())[1]
+    except FileNotFoundError:
+        # A publisher has just removed the trace of an interrupted change.
+        raise RepositoryError(f"{path}: changed while it was read", hint="Try again.") from None
 
 
 def history_issues(
     root: Path, name: StreamName, stream: Stream
 ) -> tuple[list[Issue], list[Issue]]:
-    """Compare the history of a stream with its present state.
-
-    Returns:
-        Errors and warnings.
-
-    Source: rules R-9, R-11 and R-12.
-    """
+    """Return the errors and the warnings about a history. Source: rules R-9, R-11 and R-12."""
     errors: list[Issue] = []
     warnings: list[Issue] = []
     for sequence in collect(errors, lambda: recorded(root, name)):
@@ -120,17 +102,15 @@ def history_issues(
 
 
 def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
-    """Return the state that a stream held at a sequence.
+    """Return the state that a stream had at a sequence.
 
     Raises:
-        NotFoundError: It never held it, or the history lacks it.
-        InvalidDataError: As `history` does.
+        NotFoundError: The stream never had that sequence, or its history lacks it.
     """
-    sequences = _sequences(root, name)
-    present = read(root, name)[1]
+    present, past = _sequences(root, name)
     if present and present.sequence == sequence:
         return present
-    if sequence not in sequences:
+    if sequence not in past:
         raise NotFoundError(
             f"{root}: the history of {'/'.join(name)} has no sequence {sequence}",
             hint=f"See what it has: netota-coap log {root} {'/'.join(name)}",

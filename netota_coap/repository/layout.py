@@ -1,4 +1,4 @@
-"""The files of a repository: where they lie, how one is read, what a directory holds.
+"""Where the files of a repository are, and how they are read and listed.
 
 Source: `spec/repository.md`, rules R-2 to R-6.
 """
@@ -17,7 +17,7 @@ import attrs
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode
 from netota_coap.errors import InvalidDataError, Issue
-from netota_coap.files import at_once
+from netota_coap.files import open_nonblocking
 from netota_coap.model.values import LIMITS, StreamName, Value
 
 V = TypeVar("V", bound=Value)
@@ -25,19 +25,19 @@ V = TypeVar("V", bound=Value)
 HISTORY_NAME = r"([0-9]{8}|[1-9][0-9]{8,9})\.toml"  # each sequence has one spelling
 
 Signature = tuple[int, int, int, int, int]
-"""By what a file is known again."""
+"""Device, inode, size and times of a file: equal if it did not change."""
 
 _RACY_NS = 20_000_000
-_MOST_ISSUES = 100  # that are told of one file: a broken one can have a million
+_MOST_ISSUES = 100  # reported of one file: a broken one can have a million
 
 
 def stream_file(root: Path, name: StreamName) -> Path:
-    """Return where a stream's state is."""
+    """Return the path of a stream's present state."""
     return root / "packages" / name[0] / "streams" / f"{name[1]}.toml"
 
 
 def history_file(root: Path, name: StreamName, sequence: int) -> Path:
-    """Return where a state that a stream held is recorded."""
+    """Return the path of a state in a stream's history."""
     return root / "packages" / name[0] / "history" / name[1] / f"{sequence:08}.toml"
 
 
@@ -53,33 +53,27 @@ def recorded(root: Path, name: StreamName) -> list[int]:
 
 
 def signature_of(status: os.stat_result) -> Signature:
-    """Return by what a file is known again."""
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    """Return what tells whether a file has changed."""
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, *times)
 
 
 def read_file(cls: type[V], path: Path, file: str) -> tuple[Signature | None, V]:
     """Read one file.
 
     Returns:
-        What it says, and by what to know it again. That is None for a file so young that it
-        could change once more without looking different (git calls such an entry racy).
+        Its signature and value. The signature is None for a file so young that it could change
+        once more without looking different (git calls such an entry racy).
 
     Raises:
-        InvalidDataError: Its issues name `file`.
-        FileNotFoundError: It is not there.
+        InvalidDataError: The file cannot be read or is invalid; the issues name `file`.
+        FileNotFoundError: There is no such file.
     """
     try:
         status = path.stat()
-        # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(status.st_mode):
             raise InvalidDataError([Issue("", "is not a regular file", file)])
-        with open(path, "rb", opener=at_once) as stream:
+        with open(path, "rb", opener=open_nonblocking) as stream:
             status = os.fstat(stream.fileno())
             data = stream.read(LIMITS["document"].value + 1)
         if data is None:
@@ -99,11 +93,7 @@ def read_file(cls: type[V], path: Path, file: str) -> tuple[Signature | None, V]
 
 
 def listing(root: Path, directory: str) -> list[os.DirEntry[str]]:
-    """List a directory in the order of the names, without what is hidden; [] if it is not there.
-
-    Raises:
-        InvalidDataError: It cannot be read.
-    """
+    """List a directory by name, without hidden entries; [] if it does not exist."""
     try:
         with os.scandir(root / directory) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
@@ -124,7 +114,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return True  # what is wrong with it is told when it is read
+        return True  # reading it reports the error
 
 
 def stream_entries(root: Path, package: str) -> list[os.DirEntry[str]]:

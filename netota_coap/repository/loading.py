@@ -1,7 +1,4 @@
-"""Reads a repository from disk, all of it or nothing, and only what changed since last time.
-
-Reading: stream file, then history; writing is the reverse (`spec/repository.md`).
-"""
+"""Loads a repository from disk as a whole, parsing only what changed since the last load."""
 
 from __future__ import annotations
 
@@ -43,19 +40,16 @@ _REVERT_HINT = (
 
 _Files = dict[str, "tuple[Signature | None, Value]"]
 
-# ----------------------------------------------------------------------------------------------
-# Reading
-
 
 @attrs.define
 class Loader:
     """Loads a repository again and again, parsing only the files that changed.
 
-    It remembers each stream's highest state, so that a sequence which was seen is never taken for
-    another state, not even after the stream was removed.
+    It remembers the last state of each stream, also of removed ones: another state under the same
+    sequence is refused.
 
     Attributes:
-        root: Of the repository; may be a symbolic link.
+        root: It may be a symbolic link.
         parsed: How many files the last load parsed.
     """
 
@@ -66,15 +60,13 @@ class Loader:
     _seen: dict[StreamName, Stream] = attrs.field(init=False, factory=dict)
 
     def load(self) -> Repository:
-        """Load and check the whole repository.
+        """Load and check the whole repository. Source: rules R-1 to R-9.
 
         Returns:
-            All of it; streams whose files did not change are the same objects as last time.
+            The repository; unchanged streams are the same objects as after the last load.
 
         Raises:
-            InvalidDataError: With everything that is wrong in it, file by file.
-
-        Source: rules R-1 to R-9.
+            InvalidDataError: The repository is malformed; all issues are reported at once.
         """
         # A link that is exchanged meanwhile must not mix two trees.
         self._real = Path(os.path.realpath(self.root))
@@ -124,10 +116,10 @@ class Loader:
         issues: list[Issue],
         entry: os.DirEntry[str] | None = None,
     ) -> V | None:
-        """Return what a file says, from memory if it did not change; None if it has no answer."""
+        """Return the value of a file, parsed if it changed; None if it is missing or invalid."""
         try:
             found = known.get(file)
-            # A directory's entries are asked instead of paths, which take as long again to make.
+            # `DirEntry.stat` saves making a path, which takes as long again.
             if found is None or found[0] != signature_of((entry or self._real / file).stat()):
                 found = read_file(cls, self._real / file, file)
                 self.parsed += 1
@@ -145,7 +137,7 @@ class Loader:
 
 
 def collect(issues: list[Issue], entries: Callable[[], list[T]]) -> list[T]:
-    """Return what a directory holds; nothing, and an issue more, if it cannot be read."""
+    """List a directory; if it cannot be read, add issues and return nothing."""
     try:
         return entries()
     except InvalidDataError as error:
@@ -154,12 +146,12 @@ def collect(issues: list[Issue], entries: Callable[[], list[T]]) -> list[T]:
 
 
 def sequence_hint(issues: Iterable[Issue]) -> str:
-    """Return what to do about issues of which one is a sequence that was not raised, or ""."""
+    """Return the hint about sequences that were not raised, or "" if none is among the issues."""
     return _REVERT_HINT if any(i.reason.startswith(_ABOVE) for i in issues) else ""
 
 
 def sequence_issue(lowest: int, why: str, file: str) -> Issue:
-    """Return the issue of a sequence that must be above another."""
+    """Report a sequence that must be above another."""
     return Issue("sequence", f"{_ABOVE} {lowest}, {why}", file)
 
 
@@ -174,35 +166,22 @@ def _removed_issues(stream: Stream, file: str) -> list[Issue]:
     return [Issue("removed", reason, file)] if stream.removed else []
 
 
-@functools.lru_cache(maxsize=1_024)  # asked of every package at each load, and few change
+@functools.lru_cache(maxsize=1_024)  # called for every package at each load
 def _name_issues(names: tuple[str, ...], place: str) -> tuple[Issue, ...]:
-    """Find the names that break the rule, and those that do not go together."""
-    reasons = ((name, name_rule(name)) for name in names)
-    return (
-        *(
-            Issue("", f"the name {why}", place.replace("{name}", name))
-            for name, why in reasons
-            if why
-        ),
-        *(
-            Issue("", issue.reason, place.replace("{name}", issue.place))
-            for issue in clashes(names)
-        ),
-    )
-
-
-# ----------------------------------------------------------------------------------------------
-# Writing
+    """Report names that break their rule, and names that differ only in case."""
+    found = [(name, f"the name {why}") for name in names if (why := name_rule(name))]
+    found += [(issue.place, issue.reason) for issue in clashes(names)]
+    return tuple(Issue("", reason, place.replace("{name}", name)) for name, reason in found)
 
 
 def read(root: Path, name: StreamName) -> tuple[Package, Stream | None]:
     """Read one package (without its streams) and one stream of it.
 
     Returns:
-        Empty package and None where the files are missing.
+        An empty package, and None, where the files are missing.
 
     Raises:
-        InvalidDataError: A name, one of the files, or `repository.toml`, is wrong.
+        InvalidDataError: The name, one of the files, or `repository.toml` is invalid.
     """
     require_names(*name)
 

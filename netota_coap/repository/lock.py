@@ -1,7 +1,6 @@
-"""The lock of a repository: whoever writes holds it, and says so in it.
+"""The lock of a repository: a `flock`, which the kernel releases when its process ends.
 
-It is a `flock`, which the kernel drops with the process that holds it: what a dead process left
-written in the file keeps nobody out.
+The file names the writer for others to read; the text that a dead process left blocks nobody.
 Source: rules R-20 and R-31.
 """
 
@@ -18,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from netota_coap.errors import RepositoryError, RepositoryLockedError, printable
-from netota_coap.files import at_once, writing
+from netota_coap.files import open_nofollow, open_nonblocking, writing
 
 FILE = ".lock"
-_LONGEST = 200  # bytes that are read of what a holder wrote
+_LONGEST = 200  # bytes of a writer's name that are read
 _RETRY_S = 0.01
 
 
@@ -38,17 +37,13 @@ def require_repository(root: Path) -> None:
 def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
     """Hold the lock of a repository.
 
-    Args:
-        root: Of the repository.
-        timeout_s: How long to wait for somebody else, seconds.
-
     Raises:
-        RepositoryLockedError: Somebody else held it all the time; who, and since when.
+        RepositoryLockedError: Another process held it for `timeout_s` seconds.
         RepositoryError: There is no repository, or it cannot be written to.
     """
     require_repository(root)
     deadline = time.monotonic() + timeout_s
-    with writing(root), open(root / FILE, "ab", buffering=0, opener=_own) as lock:
+    with writing(root), open(root / FILE, "ab", buffering=0, opener=open_nofollow) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +57,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
                     ) from None
                 time.sleep(_RETRY_S)
         lock.truncate(0)
-        # A full disk must not keep a change from being made for want of these words.
+        # On a full disk the lock is held without a name in it.
         with contextlib.suppress(OSError):
             lock.write(_signature().encode())
         try:
@@ -72,20 +67,15 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
 
 
 def is_locked(root: Path) -> bool:
-    """Tell whether somebody is writing."""
+    """Tell whether a process holds the lock."""
     try:
-        with open(root / FILE, "rb", opener=at_once) as lock:
+        with open(root / FILE, "rb", opener=open_nonblocking) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
-
-
-def _own(path: str, flags: int) -> int:
-    """Open the lock itself: a link in its place could lead to any file of the user."""
-    return at_once(path, flags | os.O_NOFOLLOW)
 
 
 def _signature() -> str:
@@ -98,6 +88,6 @@ def _signature() -> str:
 
 
 def _holder(root: Path) -> str:
-    with contextlib.suppress(OSError), open(root / FILE, "rb", opener=at_once) as lock:
+    with contextlib.suppress(OSError), open(root / FILE, "rb", opener=open_nonblocking) as lock:
         return printable((lock.read(_LONGEST) or b"").decode(errors="replace")) or "somebody else"
     return "somebody else"

@@ -1,7 +1,4 @@
-"""What a new repository has besides its own files: for git, and for the people who find it.
-
-Source: rules P-40 and P-41.
-"""
+"""Creates a repository, with files for git and for people. Source: rules P-40 and P-41."""
 
 from __future__ import annotations
 
@@ -67,32 +64,15 @@ git add --all && git commit
 ```
 """
 
-_UNTITLED = "A repository of netota-coap"
-
-
-def _git_files(title: str | None) -> dict[str, bytes]:
-    """Return the files that a new repository begins with, by name.
-
-    Args:
-        title: Of the repository, or None.
-    """
-    texts = {".gitattributes": _ATTRIBUTES, "README.md": _README.format(title=title or _UNTITLED)}
-    return {name: text.encode() for name, text in texts.items()}
-
-
 _NOT_IN_GIT = (b"/" + lock.FILE.encode(), b"/blobs/", b".*.tmp")
 
 
 def init(root: Path, title: str | None = None) -> None:
-    """Make an empty repository, ready to be kept in git.
-
-    Args:
-        root: A directory that is made if need be, and may hold other things, which stay.
-        title: For people.
+    """Make an empty repository, ready to be kept in git; files that are there stay.
 
     Raises:
         InvalidDataError: The title breaks its rule.
-        RepositoryConflictError: There is one already.
+        RepositoryConflictError: There is a repository already.
         RepositoryError: It cannot be written.
     """
     if (root / "repository.toml").exists():
@@ -100,9 +80,10 @@ def init(root: Path, title: str | None = None) -> None:
     top = encode(Repository(format=FORMAT, title=title), Format.TOML)
     with writing(root):
         make_directory((root / "packages").absolute())
-        for name, data in _git_files(title).items():
+        readme = _README.format(title=title or "A repository of netota-coap")
+        for name, text in ((".gitattributes", _ATTRIBUTES), ("README.md", readme)):
             if not (root / name).exists():
-                write(root / name, data)
+                write(root / name, text.encode())
         ignored = root / ".gitignore"
         lines = ignored.read_bytes().splitlines() if ignored.exists() else []
         lines += [line for line in _NOT_IN_GIT if line not in lines]

@@ -1,7 +1,6 @@
-"""Says when the files of a repository have changed and settled.
+"""Waits until the files of a repository have changed and settled.
 
-It tells no more than that: what changed is found by loading. inotify wakes it, so that an idle
-service sleeps; where that is missing, only `poke` (SIGHUP) does.
+What changed is found by loading. Without inotify only `poke` (SIGHUP) ends the wait.
 Source: rules R-30 to R-33.
 """
 
@@ -23,12 +22,12 @@ from netota_coap.repository.lock import is_locked
 
 _log = logging.getLogger(__name__)
 
-_COME_AND_GO = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
-_ANYTHING = _COME_AND_GO | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
+_ENTRIES = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
+_ALL_CHANGES = _ENTRIES | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
 
 _LOCK_POLL_S = 0.002
-_LOCK_PATIENCE_S = 10.0
-_LONGEST_CHAIN = 40  # symbolic links, as the kernel has it
+_WARN_AFTER_S = 10.0
+_LONGEST_CHAIN = 40  # symbolic links, the kernel's limit
 
 
 def _absolute(path: Path) -> Path:
@@ -37,12 +36,12 @@ def _absolute(path: Path) -> Path:
 
 @attrs.define
 class Watcher:
-    """Watches the directories of one repository, and where its root may be exchanged.
+    """Watches the directories of a repository, and those where its root may be exchanged.
 
     Attributes:
-        root: Of the repository; may be missing, or a symbolic link that is exchanged.
-        settle_s: Changes are taken when none followed for so long, seconds.
-        longest_s: But at the latest after this, seconds.
+        root: It may be missing, or a symbolic link.
+        settle_s: A change has settled when no other followed for so many seconds.
+        longest_s: A change counts as settled after so many seconds at the latest.
     """
 
     root: Path = attrs.field(converter=_absolute)
@@ -50,7 +49,7 @@ class Watcher:
     longest_s: float = 2.0
     _inotify: Inotify | None = attrs.field(init=False, default=None)
     _watches: dict[int, Watch] = attrs.field(init=False, factory=dict)
-    _doors: dict[int, set[str]] = attrs.field(init=False, factory=dict)
+    _relevant: dict[int, set[str]] = attrs.field(init=False, factory=dict)
     _reading: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _changed: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _poked: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
@@ -64,7 +63,7 @@ class Watcher:
             return self
         self.refresh()
         self._reading = asyncio.create_task(self._read(self._inotify))
-        # `settled` tells what ended it.
+        # `settled` raises what ended it.
         self._reading.add_done_callback(lambda _: self._changed.set())
         return self
 
@@ -81,13 +80,13 @@ class Watcher:
             self._inotify.close()
 
     def refresh(self) -> None:
-        """Watch the directories that are there now. To be called before each load."""
+        """Watch the directories that exist now. Call it before each load."""
         if self._inotify is None:
             return
-        before, self._watches, self._doors = self._watches, {}, {}
+        before, self._watches, self._relevant = self._watches, {}, {}
         full = False
-        for path, door in self._wanted():
-            mask = _COME_AND_GO if door else _ANYTHING
+        for path, name in self._wanted():
+            mask = _ENTRIES if name else _ALL_CHANGES
             try:
                 # Always anew: a directory that was removed and made again can have the same inode.
                 watch = self._inotify.add_watch(path, mask | Mask.ONLYDIR)
@@ -95,8 +94,8 @@ class Watcher:
                 full = full or error.errno == errno.ENOSPC
                 continue
             self._watches[watch.wd] = watch
-            if door:
-                self._doors.setdefault(watch.wd, set()).add(door)
+            if name:
+                self._relevant.setdefault(watch.wd, set()).add(name)
         if full:
             _log.warning("not all directories are watched: raise fs.inotify.max_user_watches")
         for descriptor in before.keys() - self._watches.keys():
@@ -105,8 +104,8 @@ class Watcher:
                 self._inotify.rm_watch(before[descriptor])
 
     def _wanted(self) -> Iterator[tuple[Path, str]]:
-        """Yield each directory to watch, with the one name in it that matters, or ""."""
-        for link in _doors_to(self.root):
+        """Yield each directory to watch, with the one relevant name in it; "" for all names."""
+        for link in _exchangeable(self.root):
             yield link.parent, link.name
         packages = self.root / "packages"
         yield self.root, ""
@@ -118,18 +117,18 @@ class Watcher:
                     yield packages / entry.name / "streams", ""
 
     def poke(self) -> None:
-        """Let `settled` return at once."""
+        """Make `settled` return at once."""
         self._poked.set()
         self._changed.set()
 
     async def settled(self) -> None:
-        """Wait for a change, and until no other followed and nobody is writing any more."""
+        """Wait for a change, until it has settled and nobody is writing any more."""
         await self._changed.wait()
         if self._reading and self._reading.done():
             self._reading.result()
         loop = asyncio.get_running_loop()
         first = loop.time()
-        patience = first + _LOCK_PATIENCE_S
+        patience = first + _WARN_AFTER_S
         while not self._poked.is_set():
             left = min(self._last + self.settle_s, first + self.longest_s) - loop.time()
             if left <= 0:
@@ -146,7 +145,7 @@ class Watcher:
         self._changed.clear()
 
     def _writer(self) -> str | None:
-        """Return who is writing: a publisher, or git in the work tree that the root is in."""
+        """Return who is writing: a publisher, or git in the work tree around the root."""
         if is_locked(self.root):
             return "a publisher to finish"
         real = Path(os.path.realpath(self.root))
@@ -169,16 +168,16 @@ class Watcher:
         if Mask.IGNORED in event.mask:
             return False
         if event.name is None:
-            return True  # of the directory itself, or the kernel's queue ran over
+            return True  # the directory itself changed, or the kernel's queue overflowed
         name = event.name.name
-        doors = self._doors.get(event.watch.wd) if event.watch else None
-        if doors is not None:
-            return name in doors
+        relevant = self._relevant.get(event.watch.wd) if event.watch else None
+        if relevant is not None:
+            return name in relevant
         return not name.startswith(".") and (Mask.ISDIR in event.mask or name.endswith(".toml"))
 
 
-def _doors_to(root: Path) -> Iterator[Path]:
-    """Yield the paths that, exchanged, make the root another one: itself, and links on the way."""
+def _exchangeable(root: Path) -> Iterator[Path]:
+    """Yield the paths whose exchange changes the root: itself, and links on the way to it."""
     path = root
     for _ in range(_LONGEST_CHAIN):
         yield path
@@ -194,7 +193,7 @@ def _doors_to(root: Path) -> Iterator[Path]:
 
 
 def _git_directory(git: Path) -> Path:
-    """Return the directory that holds the index: of a linked work tree, `.git` is a file."""
+    """Return the directory of the index; in a linked work tree, `.git` is a file."""
     if os.path.isfile(git):  # noqa: PTH113
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return git.parent / git.read_text().removeprefix("gitdir:").strip()

@@ -24,7 +24,7 @@ from netota_coap.coap.site import STATUS_READERS
 from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
-from netota_coap.files import at_once
+from netota_coap.files import open_nonblocking
 from netota_coap.model.values import BLOB_METRIC, LIMITS
 from netota_coap.service.setting_types import (
     BOOLEAN,
@@ -438,7 +438,7 @@ def _from_manager(environment: Environment) -> Iterator[_Given]:
 def _from_file(file: Path, issues: list[Issue], *, may_be_missing: bool) -> Iterator[_Given]:
     try:
         # Opening a pipe must not block the service.
-        with open(file, "rb", opener=at_once) as stream:
+        with open(file, "rb", opener=open_nonblocking) as stream:
             data = stream.read(LIMITS["document"].value + 1)
         plain = load(data, Format.TOML)
     except FileNotFoundError as error:

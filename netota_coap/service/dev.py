@@ -25,6 +25,7 @@ from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.inspection.artefact import Artefact
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.service import Service
 
 POLL_S = 0.5
@@ -73,9 +74,9 @@ class Publisher:
         sources = [ArchiveSource(path) for path in built]
         base = min((each.version for each in built.values() if each.version), default=_NO_VERSION)
         version = f"{base}+dev.{now:%Y%m%d%H%M%S}"
-        edit = Edit(now=now, allow_missing=True)
+        edit, store = Edit(now=now, allow_missing=True), DirectoryStore(self.root)
         done = publish.publish(
-            self.root, self.name, version, sources, edit=edit, force=True, store=True
+            store, self.name, version, sources, edit=edit, force=True, store_files=True
         )
         Blobs(self.root).gc(_STATES, grace_s=0)
         return done.after
@@ -89,7 +90,7 @@ class Publisher:
 
     def _holds(self, built: Iterable[Artefact]) -> bool:
         try:
-            present = publish.existing(self.root, self.name)
+            present = publish.existing(DirectoryStore(self.root), self.name)
         except NotFoundError:
             return False
         held = {archive.envelope.sha256 for archive in present.archives or ()}

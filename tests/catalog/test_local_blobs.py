@@ -30,6 +30,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs, blob_name, path_of
 from netota_coap.repository.loading import Loader
+from netota_coap.repository.store import DirectoryStore
 from tests.support.device import GET, NON, device
 from tests.support.publishing import EDIT
 from tests.support.serving import serving
@@ -53,7 +54,9 @@ def root(sample: Path) -> Path:
 def store(root: Path, image: Path, *offers: str) -> None:
     source = ArchiveSource(image, "image", offers=tuple(Offer(url=u, metric=100) for u in offers))
     edit = attrs.evolve(EDIT, allow_missing=True)
-    publish.publish(root, NAME, "9.0", [source], edit=edit, store=True, force=True)
+    publish.publish(
+        DirectoryStore(root), NAME, "9.0", [source], edit=edit, store_files=True, force=True
+    )
 
 
 def held(root: Path, metric: int = 10) -> LocalBlobs:
@@ -80,7 +83,7 @@ def test_own_offers(root: Path) -> None:
     stream = seen(catalog(root))
     assert [offer.metric for offer in (stream.archives or ())[0].offers] == [10]
     assert urls(stream) == [[URL]]
-    assert urls(publish.existing(root, NAME)) == [[]]
+    assert urls(publish.existing(DirectoryStore(root), NAME)) == [[]]
     assert urls(seen(catalog(root), "scheme=coap")) == [[URL]]
     assert urls(seen(catalog(root), "scheme=https")) == []
 
@@ -88,7 +91,7 @@ def test_own_offers(root: Path) -> None:
 def test_one_offer_makes_room(root: Path) -> None:
     """There are 16 at most: that of the highest metric goes; its own URL is there once."""
     offers = [Offer(url=f"coap://h/{number}", metric=number) for number in range(16)]
-    archive = (publish.existing(root, NAME).archives or ())[0]
+    archive = (publish.existing(DirectoryStore(root), NAME).archives or ())[0]
     full = held(root).add_offer(attrs.evolve(archive, offers=tuple(offers)))
     assert len(full.offers) == 16
     assert "coap://h/15" not in [offer.url for offer in full.offers]
@@ -139,7 +142,7 @@ def test_full_views_go_on_with_what_they_began_with(root: Path) -> None:
 
 def test_prefix(root: Path) -> None:
     """Of what the server offers itself, and of nothing else."""
-    (stored,) = publish.existing(root, NAME).archives or ()
+    (stored,) = publish.existing(DirectoryStore(root), NAME).archives or ()
     offers = tuple(Offer(url=url, metric=1) for url in (URL, "/x", "coap://h/b/"))
     archive = attrs.evolve(stored, offers=offers)
     assert prefix_own_offers("", archive) is archive

@@ -248,13 +248,13 @@ async def test_locked(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     child = (
-        "import netota_coap.repository.changes as r; locked = r.locked; "
+        "import netota_coap.repository.store as r; locked = r.locked; "
         "r.locked = lambda root: locked(root, 0.1); from netota_coap.cli import main; main()"
     )
     with (sample / lock.FILE).open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", child, "reopen", str(sample), "sensor-node/edge",
+            sys.executable, "-c", child, "close", str(sample), "sensor-node/edge",
             stderr=asyncio.subprocess.PIPE, cwd=PROJECT,
         )  # fmt: skip
         _, err = await process.communicate()

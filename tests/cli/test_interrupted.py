@@ -137,22 +137,24 @@ import random
 import sys
 from pathlib import Path
 from netota_coap.publishing import publish
+from netota_coap.repository.store import DirectoryStore
 from netota_coap.errors import NotFoundError, RepositoryConflictError
 from netota_coap.publishing.archives import ArchiveSource
 from tests.support.publishing import NOW
 
 root, who, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = DirectoryStore(root)
 choose = random.Random(who)
 for n in range(times):
     edit = publish.Edit(now=NOW, author=who, message=str(n), allow_missing=True)
     one, other = choose.sample(STREAMS, 2)
     image = ArchiveSource(root / "repository.toml", "image")
     changes = (
-        lambda: publish.publish(root, one, f"{who}.{n}", [image], edit=edit),
-        lambda: publish.publish(root, one, f"{who}.{n}", [image], edit=edit),
-        lambda: publish.promote(root, one, other, edit=edit),
-        lambda: publish.rollback(root, one, edit=edit),
-        lambda: publish.remove(root, one, edit=edit),
+        lambda: publish.publish(store, one, f"{who}.{n}", [image], edit=edit),
+        lambda: publish.publish(store, one, f"{who}.{n}", [image], edit=edit),
+        lambda: publish.promote(store, one, other, edit=edit),
+        lambda: publish.rollback(store, one, edit=edit),
+        lambda: publish.remove(store, one, edit=edit),
     )
     try:
         change = choose.choice(changes)()

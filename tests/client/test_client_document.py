@@ -58,7 +58,7 @@ def root(tmp_path: Path, image: Path) -> Path:
 
 def publish_version(root: Path, image: Path, version: str) -> Stream:
     source = ArchiveSource(image, "firmware", content=Content(machine="nrf52840dk"))
-    return publish(root, STABLE, version, [source], store=True)
+    return publish(root, STABLE, version, [source], store_files=True)
 
 
 async def run_example(directory: Path, name: str, *arguments: str) -> str:

@@ -25,8 +25,8 @@ from netota_coap.errors import ConfigError, IntegrityError, PeerError, RollbackE
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Offer, Stream
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import changes as repository
 from tests.coap.observe.test_notifying import STATE, hall, next_state
+from tests.support import publishing
 from tests.support.device import Answer, code
 from tests.support.publishing import NOW, publish
 from tests.support.serving import PATIENCE_S, serving, until
@@ -37,11 +37,11 @@ BOARD = Selection.of({"machine": "nrf52840dk", "scheme": ["https"]})
 
 
 def change(root: Path, **changes: object) -> Stream:
-    def make(_package: object, present: Stream | None) -> Stream:
+    def make(present: Stream | None) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make).after
+    return publishing.change(root, STABLE, make).after
 
 
 def crowd(root: Path, count: int, version: str = "2.0") -> Stream:

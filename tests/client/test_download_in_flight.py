@@ -380,7 +380,7 @@ async def test_the_command(sample: Path, target: Path) -> None:
     source = target.with_name("source")
     source.write_bytes(LONG)
     publishing.publish(
-        sample, STABLE, "9.0", [ArchiveSource(source, "image")], store=True, force=True
+        sample, STABLE, "9.0", [ArchiveSource(source, "image")], store_files=True, force=True
     )
     async with serving(sample) as (uri,):
         given = ("download", uri, "/".join(STABLE), "-o", target, "--in-flight")

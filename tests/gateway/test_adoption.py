@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import encode
 from netota_coap.errors import IntegrityError, NetotaError, RepositoryConflictError, RollbackError
-from netota_coap.gateway.adoption import Choice, adopt
+from netota_coap.gateway.adoption import Choice, adopt, take_over
 from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream
-from netota_coap.repository import changes, history, loading, scaffold
+from netota_coap.repository import scaffold
 from netota_coap.repository.check import check
 from netota_coap.repository.layout import history_file, stream_file
+from netota_coap.repository.store import DirectoryStore
 from tests.support import strategies
 from tests.support.publishing import NOW, STABLE
 from tests.support.storing import ENVELOPE
@@ -153,7 +154,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def take(root: Path, offered: Stream) -> Stream | None:
-    return changes.take_over(root, STABLE, lambda last: adopt(last, offered, ORIGIN))
+    return take_over(DirectoryStore(root), STABLE, lambda last: adopt(last, offered, ORIGIN))
 
 
 def sequences(root: Path) -> list[int]:
@@ -167,7 +168,7 @@ def test_written_under_its_own_sequence(root: Path) -> None:
     before = file.stat().st_ino, file.stat().st_mtime_ns
     assert take(root, state(5)) is None
     assert before == (file.stat().st_ino, file.stat().st_mtime_ns)
-    assert take(root, state(5, "1", "coap://h/a")) == loading.read(root, STABLE)[1]
+    assert take(root, state(5, "1", "coap://h/a")) == DirectoryStore(root).read(STABLE).present
     assert take(root, state(9, "2")) == ours(state(9, "2"))
     assert sequences(root) == [5, 9]
     assert check(root).errors == ()
@@ -180,17 +181,17 @@ def test_after_a_kill(root: Path, version: str) -> None:
     history_file(root, STABLE, 6).write_bytes(encode(ours(state(6, "2")), Format.TOML))
     history_file(root, STABLE, 7).write_bytes(encode(ours(state(7, "9")), Format.TOML))
     assert take(root, state(6, version)) == ours(state(6, version))
-    assert [each.version for each in history.history(root, STABLE)] == [version, "1"]
+    assert [each.version for each in DirectoryStore(root).history(STABLE)] == [version, "1"]
     assert check(root).errors == ()
 
 
 def test_dropped_and_back(root: Path) -> None:
     """A stream that was dropped may return as it was, and not as another one."""
     take(root, state(5))
-    changes.drop(root, STABLE)
-    changes.drop(root, STABLE)
-    assert loading.read(root, STABLE)[1] is None
-    assert history.last(root, STABLE) == ours(state(5))
+    DirectoryStore(root).drop(STABLE)
+    DirectoryStore(root).drop(STABLE)
+    assert DirectoryStore(root).read(STABLE).present is None
+    assert DirectoryStore(root).read(STABLE).last == ours(state(5))
     with pytest.raises(RepositoryConflictError):
         take(root, state(5, "2"))
     with pytest.raises(RollbackError):

@@ -19,7 +19,6 @@ from netota_coap.errors import ConfigError, PeerError
 from netota_coap.gateway import on_demand
 from netota_coap.model.values import Archive, Offer, StreamName
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import changes
 from netota_coap.repository.blobs import Blobs, blob_name, path_of
 from netota_coap.repository.scaffold import init
 from netota_coap.service.config import Config
@@ -328,7 +327,7 @@ def also(root: Path, name: StreamName, archive: Archive) -> None:
     """Let another stream hold an archive."""
     state = present(root)
     assert state
-    changes.change(root, name, lambda _, __: attrs.evolve(state, archives=(archive,)))
+    publishing.change(root, name, lambda _: attrs.evolve(state, archives=(archive,)))
 
 
 @contextlib.asynccontextmanager

@@ -24,14 +24,15 @@ from netota_coap.errors import (
 )
 from netota_coap.gateway import blob_fetcher, gateway, upstreams
 from netota_coap.gateway import mirror as mirrors
-from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.adoption import Choice, take_over
 from netota_coap.gateway.blob_fetcher import BlobFetcher
 from netota_coap.gateway.gateway import Gateway
 from netota_coap.gateway.mirror import Terms, task_group
 from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
-from netota_coap.repository import changes, scaffold
+from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import INCOMING
+from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.setting_types import UPSTREAMS
 from tests.support.file_servers import Request, Response, http_server, just
 from tests.support.mirroring import (
@@ -44,7 +45,7 @@ from tests.support.mirroring import (
     running,
     version,
 )
-from tests.support.publishing import NOW, STABLE
+from tests.support.publishing import NOW, STABLE, change
 from tests.support.serving import until
 
 LONG = b"x" * 200_000
@@ -430,8 +431,10 @@ async def test_offers_that_change_while_files_come(upstream: Origin, root: Path)
         async with running(it):
             await until(lambda: list((root / INCOMING).glob(".*.part")))
             contact = it.status.last_contact
-            changes.take_over(
-                upstream.root, STABLE, lambda _: attrs.evolve(state, archives=(more,))
+            take_over(
+                DirectoryStore(upstream.root),
+                STABLE,
+                lambda _: attrs.evolve(state, archives=(more,)),
             )
             await until(lambda: it.status.last_contact != contact)
             assert version(root) == ""
@@ -451,10 +454,10 @@ async def test_a_stream_that_is_closed(upstream: Origin, root: Path) -> None:
         upstream.refuse[f"/2.0/{BOARD}"] = lambda _: just("404 Not Found")
         upstream.publish("2.0")
         await until(lambda: upstream.asked("2.0"))
-        changes.change(
+        change(
             upstream.root,
             STABLE,
-            lambda _, state: attrs.evolve(state, closed=True),  # type: ignore[type-var]
+            lambda state: attrs.evolve(state, closed=True),  # type: ignore[type-var]
         )
         await until(lambda: (state := present(root)) and state.closed)
     assert version(root) == "2.0"

@@ -15,13 +15,14 @@ import pytest
 from netota_coap.client.coap_client import Client
 from netota_coap.errors import ConfigError, TransferError
 from netota_coap.gateway import upstreams
-from netota_coap.gateway.adoption import Choice
+from netota_coap.gateway.adoption import Choice, take_over
 from netota_coap.gateway.mirror import Mirror, Terms
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Offer
 from netota_coap.publishing import archives as sources
-from netota_coap.repository import changes, history, scaffold
+from netota_coap.repository import history, scaffold
 from netota_coap.repository.blobs import Blobs
+from netota_coap.repository.store import DirectoryStore
 from tests.support import publishing
 from tests.support.file_servers import Request, Response, http_server, just, whole
 from tests.support.mirroring import (
@@ -99,8 +100,10 @@ async def test_offers_only(upstream: Origin, root: Path) -> None:
         assert state
         (archive,) = state.archives or ()
         better = attrs.evolve(archive, offers=(Offer(url="/b/x", metric=1), *archive.offers))
-        changes.take_over(
-            upstream.root, STABLE, lambda _: attrs.evolve(state, archives=(better,), poll_s=77)
+        take_over(
+            DirectoryStore(upstream.root),
+            STABLE,
+            lambda _: attrs.evolve(state, archives=(better,), poll_s=77),
         )
 
         def offers() -> list[str]:
@@ -351,7 +354,7 @@ async def test_a_ring(upstream: Origin, tmp_path: Path) -> None:
     file = tmp_path / "own.bin"
     file.write_bytes(b"own")
     source = sources.ArchiveSource(file, "own")
-    publishing.publish(other, ("own", "stable"), "7", [source], store=True)
+    publishing.publish(other, ("own", "stable"), "7", [source], store_files=True)
     async with offered(upstream.root) as first, offered(other) as second:
         here = mirror(other, first["coap"])
         there = mirror(upstream.root, second["coap"])

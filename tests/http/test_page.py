@@ -20,7 +20,8 @@ from netota_coap.encoding.documents import selection_from_query
 from netota_coap.http import page_content
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.repository import changes, history, loading, scaffold
+from netota_coap.repository import history, loading, scaffold
+from netota_coap.repository.store import DirectoryStore
 from tests.support import publishing
 from tests.support.pages import Shown
 from tests.support.publishing import NOW, STABLE
@@ -199,10 +200,10 @@ def test_history(repository_dir: Path) -> None:
     sources = [(archive("nrf52840", machine="nrf52840dk", arch="arm"))]
     present = publishing.served(repository_dir)
 
-    def make(_package: Package, _stream: Stream | None) -> Stream:
+    def make(_stream: Stream | None) -> Stream:
         return attrs.evolve(present, version="9", archives=tuple(sources))
 
-    changes.change(repository_dir, STABLE, make)
+    publishing.change(repository_dir, STABLE, make)
     publishing.close(repository_dir, STABLE)
     publishing.remove(repository_dir, STABLE)
     removed, closed, shrunk, *_ = page_content.history(
@@ -297,13 +298,13 @@ async def test_empty_repository(tmp_path: Path) -> None:
     scaffold.init(tmp_path)
     shown = Shown(tmp_path)
     assert "Nothing has been published yet." in (await shown.page("/")).text
-    changes.write_package(tmp_path, "p", Package())
+    DirectoryStore(tmp_path).write_package("p", Package())
     shown.reload()
     assert "No streams yet." in (await shown.page("/")).text
 
     def make(*archives: Archive) -> None:
         state = Stream(version="1", sequence=1, published=NOW, archives=archives)
-        changes.change(tmp_path, ("p", "s"), lambda *_: state)
+        publishing.change(tmp_path, ("p", "s"), lambda _: state)
         shown.reload()
 
     make()
@@ -322,7 +323,7 @@ async def test_more_than_is_shown(tmp_path: Path) -> None:
     many = tuple(archive(f"a{number}", machine=f"m{number}") for number in range(60))
     for number in range(page_content.MOST_STATES + 2):
         state = Stream(version=f"{number}", sequence=1, published=NOW, archives=many)
-        changes.change(tmp_path, ("p", "s"), lambda *_, state=state: state)
+        publishing.change(tmp_path, ("p", "s"), lambda _, state=state: state)
     page = await Shown(tmp_path).page("/p/p/s/s")
     states = [item for item in page.all("li") if (item.attributes.get("id") or "").strip()]
     assert len(states) == page_content.MOST_STATES
@@ -340,7 +341,7 @@ async def test_left_out(tmp_path: Path) -> None:
         published=NOW,
         archives=(attrs.evolve(archive("a"), offers=offers),),
     )
-    changes.change(tmp_path, ("p", "s"), lambda *_: state)
+    publishing.change(tmp_path, ("p", "s"), lambda _: state)
     assert (
         "Something is left out to fit: more tells" in (await Shown(tmp_path).page("/p/p/s/s")).text
     )
@@ -394,7 +395,8 @@ TAGS |= {"code", "abbr", "button", "details", "summary", "svg", "rect", "pre", "
 def hostile(root: Path, text: str) -> None:
     """Put a text everywhere where a publisher can."""
     web, bad = "https://example.com/\"'><script>alert(3)</script>", "javascript:alert(4)"
-    changes.write_package(root, "evil", Package(title=text, summary=text, homepage=bad, poll_s=1))
+    package = Package(title=text, summary=text, homepage=bad, poll_s=1)
+    DirectoryStore(root).write_package("evil", package)
     offers = (Offer(url=bad, metric=1), Offer(url=web, metric=2), Offer(url="/b/x", metric=3))
     content = Content(type=text, arch=text, machine=text, attributes={"free": text})
     envelope = Envelope(type=text, size=2**63 - 1, sha256=bytes(32))
@@ -409,7 +411,7 @@ def hostile(root: Path, text: str) -> None:
             message=f"{number}{text}",
             archives=archives,
         )
-        changes.change(root, ("evil", "s" * 32), lambda *_, state=state: state)
+        publishing.change(root, ("evil", "s" * 32), lambda _, state=state: state)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

@@ -18,14 +18,14 @@ from selenium.webdriver.common.keys import Keys
 
 from netota_coap.http.page_content import age
 from netota_coap.http.server import serving
-from netota_coap.model.values import Package, Stream
+from netota_coap.model.values import Stream
 from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
-from netota_coap.repository import changes
+from netota_coap.repository.store import DirectoryStore
 from tests.http.test_page import HOSTILE, STABLE_PATH, hostile
 from tests.support.environment import needs
 from tests.support.pages import Shown
-from tests.support.publishing import NOW, STABLE
+from tests.support.publishing import NOW, STABLE, change
 from tests.support.serving import PATIENCE_S
 from tools.generate import screenshot
 from tools.generate.screenshot import chromium, picture, view, wait
@@ -117,11 +117,11 @@ def visit(browser: webdriver.Chrome, repository_dir: Path) -> Iterator[Visit]:
 def replace(root: Path, version: str) -> None:
     """Publish the present archives as another version."""
 
-    def make(_package: Package, present: Stream | None) -> Stream:
+    def make(present: Stream | None) -> Stream:
         assert present
         return attrs.evolve(present, version=version, message=f"Why {version}")
 
-    changes.change(root, STABLE, make)
+    change(root, STABLE, make)
 
 
 def test_a_publish_is_followed(visit: Visit) -> None:
@@ -170,8 +170,8 @@ def test_all_is_followed_on_one_page(visit: Visit) -> None:
     edit = Edit(now=NOW, allow_missing=True)
 
     def promote() -> None:
-        publish.promote(visit.shown.root, STABLE, ("sensor-node", "zz"), edit=edit)
-        publish.remove(visit.shown.root, ("sensor-node", "v1"), edit=edit)
+        publish.promote(DirectoryStore(visit.shown.root), STABLE, ("sensor-node", "zz"), edit=edit)
+        publish.remove(DirectoryStore(visit.shown.root), ("sensor-node", "v1"), edit=edit)
         visit.shown.reload()
 
     visit.do(promote)
@@ -183,7 +183,8 @@ def test_a_stream_that_is_removed(visit: Visit) -> None:
     """Who looks at a stream when it is removed learns that it is."""
     visit.open(STABLE_PATH)
     edit = Edit(now=NOW, allow_missing=True)
-    visit.do(lambda: (publish.remove(visit.shown.root, STABLE, edit=edit), visit.shown.reload()))
+    store = DirectoryStore(visit.shown.root)
+    visit.do(lambda: (publish.remove(store, STABLE, edit=edit), visit.shown.reload()))
     visit.shows("h1", "Stream not found")
     # The browser tells of the 404 that this is.
     assert [line["source"] for line in visit.driver.get_log("browser")] == ["network"]

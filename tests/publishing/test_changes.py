@@ -22,9 +22,9 @@ from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository import history
-from netota_coap.repository.changes import Change
 from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
+from netota_coap.repository.store import Change, DirectoryStore
 from tests.support.publishing import (
     EDIT,
     NOW,
@@ -52,7 +52,7 @@ def test_promote_publishes_the_same_archives(repository_dir: Path) -> None:
     """The target gets archives and version; sequence, title and poll_s are its own."""
     beta, before = served(repository_dir, BETA), served(repository_dir)
     edit = attrs.evolve(EDIT, now=LATER, author="A", message="M")
-    state = publishing.promote(repository_dir, BETA, NAME, edit=edit).after
+    state = publishing.promote(DirectoryStore(repository_dir), BETA, NAME, edit=edit).after
     expected = attrs.evolve(
         before, version=beta.version, archives=beta.archives, sequence=18,
         published=LATER, author="A", message="M",
@@ -78,7 +78,7 @@ def test_rollback_is_a_new_publish_of_an_old_state(repository_dir: Path) -> None
     """Version and archives are the old ones, all else as with any publish."""
     old, present = history.state_at(repository_dir, NAME, 16), served(repository_dir)
     edit = attrs.evolve(EDIT, now=LATER)
-    state = publishing.rollback(repository_dir, NAME, edit=edit).after
+    state = publishing.rollback(DirectoryStore(repository_dir), NAME, edit=edit).after
     expected = attrs.evolve(
         present, version=old.version, archives=old.archives, sequence=18,
         published=LATER, author=None, message="rollback to sequence 16",
@@ -130,7 +130,7 @@ def test_remove_keeps_the_sequence(repository_dir: Path, release: Callable[..., 
     loader = Loader(repository_dir)
     loader.load()
     edit = attrs.evolve(EDIT, now=LATER, author="A", message="gone")
-    publishing.remove(repository_dir, NAME, edit=edit)
+    publishing.remove(DirectoryStore(repository_dir), NAME, edit=edit)
     assert "stable" not in loader.load().packages["sensor-node"].streams
     assert not (repository_dir / STABLE).exists()
     assert check(repository_dir).errors == ()
@@ -227,14 +227,14 @@ def test_what_follows_a_removal_and_was_interrupted(repository_dir: Path) -> Non
 # How changes are made
 
 CAREFUL = attrs.evolve(EDIT, allow_missing=False)
-Call = Callable[[Path, Edit], Change]
+Call = Callable[[DirectoryStore, Edit], Change]
 CHANGES: dict[str, Call] = {
-    "publish": lambda root, edit: publishing.publish(root, NAME, "3.0", [], edit=edit),
-    "promote": lambda root, edit: publishing.promote(root, EDGE, NAME, edit=edit),
-    "rollback": lambda root, edit: publishing.rollback(root, NAME, 15, edit=edit),
-    "close": lambda root, edit: publishing.close(root, NAME, edit=edit),
-    "reopen": lambda root, edit: publishing.reopen(root, ("sensor-node", "v1"), edit=edit),
-    "remove": lambda root, edit: publishing.remove(root, EDGE, edit=edit),
+    "publish": lambda store, edit: publishing.publish(store, NAME, "3.0", [], edit=edit),
+    "promote": lambda store, edit: publishing.promote(store, EDGE, NAME, edit=edit),
+    "rollback": lambda store, edit: publishing.rollback(store, NAME, 15, edit=edit),
+    "close": lambda store, edit: publishing.close(store, NAME, edit=edit),
+    "reopen": lambda store, edit: publishing.reopen(store, ("sensor-node", "v1"), edit=edit),
+    "remove": lambda store, edit: publishing.remove(store, EDGE, edit=edit),
 }
 
 
@@ -243,10 +243,10 @@ def test_dry_run_tells_and_does_nothing(repository_dir: Path, call: Call) -> Non
     """A dry run returns what the change then does; author, message and time are in the record."""
     before = {path: path.read_bytes() for path in repository_dir.rglob("*") if path.is_file()}
     edit = attrs.evolve(EDIT, now=LATER, author="A <a@b>", message="Because")
-    told = call(repository_dir, attrs.evolve(edit, dry_run=True))
+    told = call(DirectoryStore(repository_dir), attrs.evolve(edit, dry_run=True))
     after = {path: path.read_bytes() for path in repository_dir.rglob("*") if path.is_file()}
     assert before == after
-    assert told == call(repository_dir, edit)
+    assert told == call(DirectoryStore(repository_dir), edit)
     recorded = history.history(repository_dir, told.name)[0]
     assert (
         recorded.author, recorded.message, recorded.changed or recorded.published,
@@ -262,18 +262,20 @@ def test_loss_of_a_build_is_refused(repository_dir: Path, command: str) -> None:
     few = attrs.evolve(edge, archives=(edge.archives or ())[:1], sequence=214)
     (repository_dir / STABLE.replace("stable", "edge")).write_bytes(encode(few, Format.TOML))
     with pytest.raises(RepositoryConflictError) as raised:
-        call(repository_dir, CAREFUL)
+        call(DirectoryStore(repository_dir), CAREFUL)
     assert raised.value.detail.startswith("sensor-node/stable: nothing would be left for arch=arm")
     assert raised.value.hint == "Add the builds, or give --allow-missing if that is meant."
     assert before == served(repository_dir)
-    assert call(repository_dir, attrs.evolve(CAREFUL, dry_run=True)).before == before
-    assert call(repository_dir, EDIT).after.sequence == 18
+    assert (
+        call(DirectoryStore(repository_dir), attrs.evolve(CAREFUL, dry_run=True)).before == before
+    )
+    assert call(DirectoryStore(repository_dir), EDIT).after.sequence == 18
 
 
 @pytest.mark.parametrize("command", ["close", "reopen", "remove"])
 def test_ends_are_no_loss(repository_dir: Path, command: str) -> None:
     """Closing and removing say themselves what they are."""
-    assert CHANGES[command](repository_dir, CAREFUL).after
+    assert CHANGES[command](DirectoryStore(repository_dir), CAREFUL).after
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,9 @@ def test_notes_keep_to_their_rules(
     """What is said of a change is told to be wrong before files are read."""
     source = ArchiveSource(Path("no such file"), "a")
     with pytest.raises(InvalidDataError) as raised:
-        publishing.publish(repository_dir, NAME, "1", [source], edit=attrs.evolve(EDIT, **edit))
+        publishing.publish(
+            DirectoryStore(repository_dir), NAME, "1", [source], edit=attrs.evolve(EDIT, **edit)
+        )
     found = [str(issue) for issue in raised.value.issues]
     assert [True] * len(issues) == [f.startswith(i) for f, i in zip(found, issues, strict=True)]
 

@@ -15,9 +15,19 @@ from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import selection_to_query
 from netota_coap.errors import NotFoundError
 from netota_coap.model.selection import Selection
-from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
-from netota_coap.publishing.diff import Difference, compare, describe
-from netota_coap.repository.changes import Change
+from netota_coap.model.values import (
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    Repository,
+    Stream,
+    StreamName,
+)
+from netota_coap.publishing import diff
+from netota_coap.publishing.diff import Difference, describe
+from netota_coap.repository.store import Change, DirectoryStore
 from tests.support.publishing import NOW, close, promote, publish, remove
 from tests.support.strategies import streams
 
@@ -177,6 +187,10 @@ def test_removal_leaves_nothing(before: Stream | None) -> None:
 # Of a repository
 
 
+def compare(root: Path, name: StreamName, *other: StreamName, **states: int) -> Difference:
+    return diff.compare(DirectoryStore(root), name, *other, **states)
+
+
 def test_compare_shows_the_last_change(repository_dir: Path) -> None:
     """Without more, a stream is compared with itself before its last change."""
     found = compare(repository_dir, NAME).change
@@ -193,7 +207,10 @@ def test_compare_takes_any_two_states(repository_dir: Path) -> None:
         (compare(repository_dir, NAME, end=16), (15, 16)),
         (compare(repository_dir, NAME, end=15), (None, 15)),
         (compare(repository_dir, NAME, ("sensor-node", "beta")), (17, 9)),
-        (compare(repository_dir, NAME, ("sensor-node", "beta"), start=16, end=8), (16, 8)),
+        (
+            compare(repository_dir, NAME, ("sensor-node", "beta"), start=16, end=8),
+            (16, 8),
+        ),
         (compare(repository_dir, ("sensor-node", "edge")), (213, 214)),
     ]
     for found, expected in cases:

@@ -25,7 +25,7 @@ from netota_coap.errors import (
 )
 from netota_coap.model.values import Offer, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource, parse_offer
-from netota_coap.repository import changes, lock
+from netota_coap.repository import lock, store
 from netota_coap.repository.loading import Loader
 from tests.support.publishing import NOW, close, publish, reopen, served
 from tests.support.repositories import HISTORY, STABLE
@@ -344,7 +344,7 @@ def test_publisher_gives_up_at_last(
     """Where somebody else never stops writing, nothing is changed and the error says so."""
     short = functools.partial(lock.locked, timeout_s=0.05)
     with lock.locked(repository_dir):
-        monkeypatch.setattr(changes, "locked", short)
+        monkeypatch.setattr(store, "locked", short)
         with pytest.raises(RepositoryLockedError, match="has been writing"):
             release("2.5.0")
     assert served(repository_dir).sequence == 17

@@ -449,7 +449,7 @@ def test_held_goes_by_size(blobs: Blobs, image: Path) -> None:
 
 def test_present_is_what_the_streams_hold(blobs: Blobs, image: Path, tmp_path: Path) -> None:
     """Of all blobs, those of the present state can be offered."""
-    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     (tmp_path / "other").write_bytes(b"other")
     blobs.add(tmp_path / "other")
     assert frozenset([(SHA256, ENVELOPE.size)]) == blobs.present(Loader(blobs.root).load())

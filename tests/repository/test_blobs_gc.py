@@ -18,7 +18,7 @@ from netota_coap.errors import InvalidDataError, Issue, NotFoundError, Repositor
 from netota_coap.model.values import Stream
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import blobs as module
-from netota_coap.repository import changes, lock
+from netota_coap.repository import lock, store
 from netota_coap.repository.blobs import INCOMING, Blob, Blobs
 from netota_coap.repository.check import check
 from netota_coap.repository.watch import Watcher
@@ -83,7 +83,7 @@ def test_a_blob_that_grows_is_damaged(blobs: Blobs, image: Path) -> None:
 
 def test_check_warns_of_another_size(blobs: Blobs, image: Path) -> None:
     """That is seen without reading the blob."""
-    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     assert check(blobs.root).warnings == ()
     damage(blobs.root / PLACE, b"x")
     expected = Issue("", "has 1 bytes, not 8: it is not served", PLACE)
@@ -112,7 +112,7 @@ def stored(blobs: Blobs, version: str, data: bytes) -> Stream:
     """Publish data as a version, with a blob."""
     file = blobs.root.parent / "image.bin"
     file.write_bytes(data)
-    return publish(blobs.root, STABLE, version, [ArchiveSource(file)], store=True)
+    return publish(blobs.root, STABLE, version, [ArchiveSource(file)], store_files=True)
 
 
 def held(blobs: Blobs) -> set[bytes]:
@@ -273,7 +273,7 @@ def test_gc_waits_for_publishers(blobs: Blobs, image: Path) -> None:
 
 def test_publish_stores(blobs: Blobs, image: Path) -> None:
     """The files are held, and archives without an offer are served by whoever has them."""
-    state = publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+    state = publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     assert state == served(blobs.root)
     assert content(blobs) == FIRMWARE
     assert check(blobs.root).warnings == ()
@@ -281,13 +281,15 @@ def test_publish_stores(blobs: Blobs, image: Path) -> None:
 
 def test_a_refused_publish_stores_nothing(blobs: Blobs, image: Path) -> None:
     """The same again, and a lost build, are refused before anything is copied."""
-    state = publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+    state = publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     blobs.gc(0, grace_s=0)
     shutil.rmtree(blobs.root / "blobs")
     with pytest.raises(RepositoryConflictError, match="already"):
-        publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+        publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     assert not (blobs.root / "blobs").exists()
-    again = publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True, force=True)
+    again = publish(
+        blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True, force=True
+    )
     assert state.sequence + 1 == again.sequence
     assert content(blobs) == FIRMWARE
 
@@ -301,7 +303,9 @@ def test_publish_of_a_file_that_changes(blobs: Blobs, image: Path) -> None:
         image.with_name("new").replace(image)
 
     with pytest.raises(InvalidDataError, match=r"has SHA-256 \w+, not \w+"):
-        publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True, progress=change)
+        publish(
+            blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True, progress=change
+        )
     assert stable(blobs.root).version == "1.0.0"
     assert blobs.all() == ()
 
@@ -316,8 +320,8 @@ def test_what_is_removed_before_the_publish_is_stored_again(
         assert len(blobs.gc(0, grace_s=0)) == 1
         return locked(root)
 
-    monkeypatch.setattr(changes, "locked", meanwhile)
-    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store=True)
+    monkeypatch.setattr(store, "locked", meanwhile)
+    publish(blobs.root, STABLE, "2.0", [ArchiveSource(image)], store_files=True)
     assert content(blobs) == FIRMWARE
 
 

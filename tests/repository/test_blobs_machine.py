@@ -74,7 +74,7 @@ class BlobsMachine(RuleBasedStateMachine):
     def publish(self, data: bytes) -> None:
         source = ArchiveSource(self.directory / data.decode())
         version = str(len(self.states))
-        publish(self.root, STABLE, version, [source], now=NOW, store=True)
+        publish(self.root, STABLE, version, [source], now=NOW, store_files=True)
         self.states.insert(0, data)
         if data not in self.bad:
             self.good.add(data)

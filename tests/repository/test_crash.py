@@ -20,11 +20,11 @@ from netota_coap.encoding.documents import encode
 from netota_coap.model.values import Repository, Stream, StreamName
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.blobs import Blobs
-from netota_coap.repository.changes import drop
 from netota_coap.repository.check import check
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.lock import is_locked
 from netota_coap.repository.scaffold import init
+from netota_coap.repository.store import DirectoryStore
 from tests.conftest import FIXTURES
 from tests.support import crashing
 from tests.support.crashing import End, take_over
@@ -238,7 +238,7 @@ def mirrored(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         case "adopt by hand":
             (root / HISTORY.format(17)).unlink()
         case "adopt back":
-            drop(root, STABLE)
+            DirectoryStore(root).drop(STABLE)
     return root
 
 

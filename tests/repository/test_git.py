@@ -1,4 +1,4 @@
-"""git.py and checks.py: merges, reverts and authors of a repository kept in git, the real one."""
+"""Merges, reverts and authors of a repository kept in git, with the real git."""
 
 from __future__ import annotations
 

@@ -13,9 +13,10 @@ from netota_coap.encoding.documents import encode
 from netota_coap.errors import InvalidDataError, Issue, RepositoryConflictError, RepositoryError
 from netota_coap.model.values import Content, Offer, Package, stream_name
 from netota_coap.publishing.archives import ArchiveSource
-from netota_coap.repository import changes, scaffold
+from netota_coap.repository import scaffold
 from netota_coap.repository.check import advice, check
 from netota_coap.repository.loading import Loader
+from netota_coap.repository.store import DirectoryStore
 from tests.support.publishing import publish
 from tests.support.repositories import HISTORY, REPOSITORIES, STABLE, edit, refusal, stable
 from tests.support.storing import PLACE, SHARD
@@ -297,7 +298,7 @@ def test_write_package_is_read_back(repository_dir: Path) -> None:
     """A package's file is written, its streams are left alone."""
     before = Loader(repository_dir).load().packages["sensor-node"]
     changed = attrs.evolve(before, title="Sensor", summary=None, poll_s=None)
-    changes.write_package(repository_dir, "sensor-node", changed)
+    DirectoryStore(repository_dir).write_package("sensor-node", changed)
     assert changed == Loader(repository_dir).load().packages["sensor-node"]
 
 
@@ -312,5 +313,5 @@ def test_write_package_is_read_back(repository_dir: Path) -> None:
 def test_write_package_refuses_names(repository_dir: Path, name: str, error: type) -> None:
     """Nothing is made that could not be loaded."""
     with pytest.raises(error):
-        changes.write_package(repository_dir, name, Package())
+        DirectoryStore(repository_dir).write_package(name, Package())
     assert {"sensor-node", "gateway-os"} == Loader(repository_dir).load().packages.keys()

@@ -22,6 +22,7 @@ from netota_coap.monitoring import Exchange
 from netota_coap.publishing import publish
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs, blob_name
+from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.dev import Lines, Publisher, Screen, heard, logged
 from tests.support.device import GET, device
 from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, until
@@ -75,7 +76,7 @@ def test_a_build_that_is_under_way_is_waited_for(publisher: Publisher) -> None:
     assert [publisher.look(NOW) for _ in range(2)] == [None] * 2
     file.write_bytes(data)
     assert publisher.look(NOW) is None
-    assert publisher.look(NOW) == publish.existing(publisher.root, NAME)
+    assert publisher.look(NOW) == publish.existing(DirectoryStore(publisher.root), NAME)
 
 
 def test_what_cannot_be_published_is_said_once(publisher: Publisher) -> None:

@@ -22,12 +22,12 @@ from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, encode
 from netota_coap.errors import AddressError, InvalidDataError
 from netota_coap.model.values import Stream
-from netota_coap.repository import changes as repository
 from netota_coap.repository import lock
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.watch import Watcher
 from netota_coap.service.config import Config
 from netota_coap.service.service import Service
+from tests.support import publishing
 from tests.support.device import GET, device
 from tests.support.publishing import NOW, publish
 from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, served, serving, until
@@ -54,11 +54,11 @@ def complaints(log: pytest.LogCaptureFixture) -> list[str]:
 def bump(root: Path, **changes: object) -> Stream:
     """Publish the present archives of stable again."""
 
-    def make(_package: object, present: Stream | None) -> Stream:
+    def make(present: Stream | None) -> Stream:
         assert present is not None
         return attrs.evolve(present, **changes)
 
-    return repository.change(root, STABLE, make).after
+    return publishing.change(root, STABLE, make).after
 
 
 def replace(path: Path, text: str) -> None:

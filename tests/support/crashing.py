@@ -25,15 +25,16 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from netota_coap import cli
-from netota_coap.gateway.adoption import adopt
+from netota_coap.gateway import adoption
 from netota_coap.model.values import Archive, Offer, Stream
-from netota_coap.repository import changes
+from netota_coap.repository.store import DirectoryStore
 from tests.support.publishing import NOW, STABLE
 from tests.support.storing import ENVELOPE
 
@@ -64,7 +65,8 @@ def take_over(root: Path, sequence: int, host: str = "h") -> Stream | None:
     archive = Archive(name="image", envelope=ENVELOPE, offers=(offer,))
     offered = Stream(version=version, sequence=sequence, published=NOW, archives=(archive,))
     origin = "coap://upstream.example.com"
-    return changes.take_over(root, STABLE, lambda local: adopt(local, offered, origin))
+    decide = partial(adoption.adopt, offered=offered, origin=origin)
+    return adoption.take_over(DirectoryStore(root), STABLE, decide)
 
 
 CALLS: dict[str, Callable[[Path], object]] = {
@@ -75,7 +77,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "adopt by hand": lambda root: take_over(root, 18),
     "adopt offers": lambda root: take_over(root, 17, host="other"),
     "adopt back": lambda root: take_over(root, 17),
-    "drop": lambda root: changes.drop(root, STABLE),
+    "drop": lambda root: DirectoryStore(root).drop(STABLE),
 }
 """What a mirror does to a repository, for which there is no command of its own."""
 

@@ -12,6 +12,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository import scaffold
 from netota_coap.repository.check import check
+from netota_coap.repository.store import DirectoryStore
 from tests.support import publishing
 from tests.support.publishing import NOW
 
@@ -67,7 +68,7 @@ def clean(root: Path) -> dict[str, Stream]:
 def begin(root: Path) -> Path:
     """Make a repository in git; stable holds sequence 2 of version 2."""
     scaffold.init(root, "Ours")
-    publish.sample(root, NOW)
+    publish.sample(DirectoryStore(root), NOW)
     run(root, "git", "init")
     commit(root, "begin")
     released("2")(root)

@@ -127,7 +127,7 @@ async def kill(directory: Path, kills: int, scheme: str) -> Figures:
             offers = (Offer(url=f"{server.url}/{versions}", metric=1),) * (scheme == "http")
             source = ArchiveSource(file, "image", offers=offers)
             stored = scheme == "coap"
-            publishing.publish(upstream, STABLE, str(versions), [source], store=stored)
+            publishing.publish(upstream, STABLE, str(versions), [source], store_files=stored)
 
         def sent() -> int:
             return _blocks(service) if scheme == "coap" else server.sent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository.check import check
+from netota_coap.repository.store import Change, DirectoryStore, update
 
 NOW = datetime(2026, 11, 20, 9, 30, tzinfo=UTC)
 STABLE = ("sensor-node", "stable")
@@ -31,32 +32,39 @@ def publish(
 ) -> Stream:
     """Publish, and return the new state."""
     edit = attrs.evolve(EDIT, now=now)
-    return publishing.publish(root, name, version, sources, offers, edit=edit, **options).after
+    return publishing.publish(
+        DirectoryStore(root), name, version, sources, offers, edit=edit, **options
+    ).after
 
 
 def close(root: Path, name: StreamName, replacement: StreamName | None = None) -> Stream:
     """Close, and return the new state."""
-    return publishing.close(root, name, replacement, edit=EDIT).after
+    return publishing.close(DirectoryStore(root), name, replacement, edit=EDIT).after
 
 
 def reopen(root: Path, name: StreamName) -> Stream:
     """Reopen, and return the new state."""
-    return publishing.reopen(root, name, edit=EDIT).after
+    return publishing.reopen(DirectoryStore(root), name, edit=EDIT).after
 
 
 def remove(root: Path, name: StreamName) -> Stream:
     """Remove, and return the state that says so."""
-    return publishing.remove(root, name, edit=EDIT).after
+    return publishing.remove(DirectoryStore(root), name, edit=EDIT).after
 
 
 def promote(root: Path, source: StreamName, target: StreamName) -> Stream:
     """Promote, and return the new state of the target."""
-    return publishing.promote(root, source, target, edit=EDIT).after
+    return publishing.promote(DirectoryStore(root), source, target, edit=EDIT).after
 
 
 def rollback(root: Path, name: StreamName, to: int | None = None) -> Stream:
     """Roll back, and return the new state."""
-    return publishing.rollback(root, name, to, edit=EDIT).after
+    return publishing.rollback(DirectoryStore(root), name, to, edit=EDIT).after
+
+
+def change(root: Path, name: StreamName, make: Callable[[Stream | None], Stream]) -> Change:
+    """Change a stream in any way, whatever publishers may do."""
+    return update(DirectoryStore(root), name, lambda read: read.next(make(read.present)))
 
 
 def served(root: Path, name: StreamName = STABLE) -> Stream:

@@ -37,6 +37,7 @@ from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository.blobs import path_of
 from netota_coap.repository.scaffold import init
+from netota_coap.repository.store import DirectoryStore
 from tools.bench.devices import Device, Devices, Image
 from tools.bench.peers import PATIENCE_S, Process, free_port, until
 from tools.bench.uplink import Uplink
@@ -78,7 +79,7 @@ def _publish(root: Path, version: str, data: bytes) -> None:
     image.write_bytes(data)
     edit = Edit(now=datetime.now(UTC).replace(microsecond=0))
     source = ArchiveSource(image, "image")
-    publishing.publish(root, NAME, version, [source], edit=edit, store=True)
+    publishing.publish(DirectoryStore(root), NAME, version, [source], edit=edit, store_files=True)
 
 
 def _listens(process: Process) -> bool:

@@ -46,6 +46,7 @@ from netota_coap.publishing import publish
 from netota_coap.publishing.publish import Edit
 from netota_coap.repository import scaffold
 from netota_coap.repository.loading import Loader
+from netota_coap.repository.store import DirectoryStore
 from tools.bench.peers import Process, free_port, together, until
 
 SOURCE = Path(__file__).with_name("watch.c")
@@ -213,7 +214,7 @@ def _now() -> datetime:
 def _sample(directory: Path) -> Path:
     root = directory / "repository"
     scaffold.init(root)
-    publish.sample(root, _now())
+    publish.sample(DirectoryStore(root), _now())
     return root
 
 
@@ -221,7 +222,7 @@ def _ours(_bench: Bench, directory: Path) -> Server:
     root, state = _sample(directory), directory / "state"
 
     def change(_server: Server) -> int:
-        publish.promote(root, EDGE, STABLE, edit=Edit(now=_now()))
+        publish.promote(DirectoryStore(root), EDGE, STABLE, edit=Edit(now=_now()))
         file = root / "packages" / STABLE[0] / "streams" / f"{STABLE[1]}.toml"
         return file.stat().st_ctime_ns
 

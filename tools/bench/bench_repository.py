@@ -31,6 +31,7 @@ from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.publishing.publish import Edit, publish
 from netota_coap.repository.loading import Loader
 from netota_coap.repository.scaffold import init
+from netota_coap.repository.store import DirectoryStore
 
 STREAMS_PER_PACKAGE = 50
 BOARDS = ("nrf52840dk", "nrf9160dk")
@@ -127,7 +128,8 @@ def _measure(root: Path) -> dict[str, float]:
     image.write_bytes(b"a stand-in for an image")
     edit = Edit(now=NOW, allow_missing=True)
     name, source = ("package-0000", "stream-01"), ArchiveSource(image, "a")
-    publish(root, name, "2.5.0", [source], edit=edit, force=True)  # each run publishes the same
+    store = DirectoryStore(root)
+    publish(store, name, "2.5.0", [source], edit=edit, force=True)  # each run publishes the same
     gc.collect()  # so that the reload does not collect the garbage of the publish
     published = time.perf_counter()
     Catalog.of(loader.load(), catalog)

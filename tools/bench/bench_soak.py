@@ -35,6 +35,7 @@ from netota_coap.model.values import Content, Offer, StreamName
 from netota_coap.publishing import publish as publishing
 from netota_coap.publishing.archives import ArchiveSource
 from netota_coap.repository.scaffold import init
+from netota_coap.repository.store import DirectoryStore
 from tools.bench.crowd import (
     BOARDS,
     CON,
@@ -129,7 +130,7 @@ class Publisher:
             for scheme, metric in (("https", 100), ("coap", 200))
         ]
         version = f"1.{self.version}.0"
-        publishing.publish(self.root, name, version, sources, offers, edit=_edit())
+        publishing.publish(DirectoryStore(self.root), name, version, sources, offers, edit=_edit())
 
     @property
     def _damage(self) -> Path:
@@ -168,9 +169,9 @@ TURNS: Sequence[Callable[[Publisher], object]] = (
     Publisher.damage,
     Publisher.mend,
     lambda publisher: publisher.publish(LARGE),
-    lambda publisher: publishing.close(publisher.root, EDGE, STABLE, edit=_edit()),
-    lambda publisher: publishing.reopen(publisher.root, EDGE, edit=_edit()),
-    lambda publisher: publishing.remove(publisher.root, EDGE, edit=_edit()),
+    lambda publisher: publishing.close(DirectoryStore(publisher.root), EDGE, STABLE, edit=_edit()),
+    lambda publisher: publishing.reopen(DirectoryStore(publisher.root), EDGE, edit=_edit()),
+    lambda publisher: publishing.remove(DirectoryStore(publisher.root), EDGE, edit=_edit()),
     lambda publisher: publisher.publish(EDGE),
     lambda publisher: publisher.publish(LARGE),
     lambda publisher: publisher.publish(STABLE),

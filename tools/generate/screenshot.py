@@ -23,9 +23,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from netota_coap import __version__
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.http.server import HttpSite, serving
-from netota_coap.model.values import Package, Stream
 from netota_coap.monitoring import FanOut, Metrics, Status
-from netota_coap.repository import changes, loading
+from netota_coap.repository import loading, store
 
 PROJECT = Path(__file__).parents[2]
 FIXTURE = PROJECT / "fixtures" / "repositories" / "typical"
@@ -109,17 +108,16 @@ def _take(uri: str) -> bytes:
 
 def _publish(root: Path) -> None:
     """Publish without debug builds, which keeps the picture small."""
-
-    def make(_package: Package, present: Stream | None) -> Stream:
-        assert present
-        return attrs.evolve(
-            present,
-            published=(datetime.now(UTC) - _AGO).replace(microsecond=0),
-            message="Sleeps longer between two measurements",
-            archives=tuple(a for a in present.archives or () if not a.content.debug),
-        )
-
-    changes.change(root, STREAM, make)
+    directory = store.DirectoryStore(root)
+    read = directory.read(STREAM)
+    assert read.present
+    state = attrs.evolve(
+        read.present,
+        published=(datetime.now(UTC) - _AGO).replace(microsecond=0),
+        message="Sleeps longer between two measurements",
+        archives=tuple(a for a in read.present.archives or () if not a.content.debug),
+    )
+    directory.commit(read.next(state))
 
 
 async def _pictured() -> bytes:

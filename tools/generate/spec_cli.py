@@ -20,8 +20,8 @@ from netota_coap.model.values import Archive, Content, Envelope, Offer, Package,
 from netota_coap.publishing.diff import Difference
 from netota_coap.publishing.inspection.artefact import Artefact
 from netota_coap.repository.blobs import Blob
-from netota_coap.repository.changes import Change
 from netota_coap.repository.check import Findings
+from netota_coap.repository.store import Change
 from netota_coap.service.config import assemble
 
 NAME = ("sensor-node", "stable")
