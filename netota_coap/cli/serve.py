@@ -14,8 +14,6 @@ from netota_coap.cli.common import FILE, command
 from netota_coap.cli.settings import setting_options
 from netota_coap.service import logs
 from netota_coap.service.config import Effective, assemble
-from netota_coap.service.service import Service
-from netota_coap.service.systemd import Manager
 
 
 @command("serve fleet --bind [::]:5683")
@@ -36,6 +34,9 @@ def serve(file: Path | None, options: Mapping[str, object]) -> None:
     repository is refused at the start; later, the last valid state is still served, and the log
     says what is wrong.
     """
+    # Imported here: they take 0.2 s, which the help does without.
+    from netota_coap.service.service import Service
+    from netota_coap.service.systemd import Manager
 
     def read() -> Effective:
         return assemble(file, os.environ, options)

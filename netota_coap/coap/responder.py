@@ -21,9 +21,8 @@ from netota_coap.errors import (
     NotFoundError,
     NotYetError,
 )
-from netota_coap.model.values import LIMITS
+from netota_coap.model.values import DEFAULT_MAX_AGE_S, LIMITS
 
-DEFAULT_MAX_AGE_S = 60
 SCHEME = "coap"
 METHODS = (Code.GET, Code.FETCH)
 DEFAULT_SZX = 4  # 256 bytes: as much as the receive buffer of a stock Zephyr client holds

@@ -23,10 +23,10 @@ from netota_coap.coap.responder import METHODS, SCHEME, Responder, ResponseCodeE
 from netota_coap.coap.vetting import METHOD_REFUSED
 from netota_coap.encoding.codecs import dump
 from netota_coap.encoding.content_formats import CODECS, ContentFormat
+from netota_coap.model.values import STATUS_READERS
 from netota_coap.monitoring import Metrics, Status, resource_class
 
 STATUS_PATH = ("status",)
-STATUS_READERS = ("127.0.0.0/8", "::1/128")
 _STATUS_S = 1.0  # a status stays the same for as long, so that all its blocks can be fetched
 
 

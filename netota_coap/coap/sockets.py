@@ -8,9 +8,8 @@ import logging
 import socket
 
 from netota_coap.coap.protocol import DEFAULT_PORT
-from netota_coap.errors import AddressError, ConfigError
-
-DEFAULT_BIND = "[::]:5683"
+from netota_coap.encoding.addresses import parse_bind
+from netota_coap.errors import AddressError
 
 _log = logging.getLogger("netota_coap.coap")
 
@@ -19,25 +18,6 @@ _BUFFERS = {
     "receive": (socket.SO_RCVBUF, "net.core.rmem_max"),
     "send": (socket.SO_SNDBUF, "net.core.wmem_max"),
 }
-
-
-def parse_bind(text: str) -> tuple[str, int]:
-    """Read `HOST:PORT`, `HOST`, `[HOST]:PORT` or `:PORT`.
-
-    Raises:
-        ConfigError: The text has none of these forms.
-    """
-    host, port = text, ""
-    if text.startswith("["):
-        host, bracket, port = text[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")):
-            raise ConfigError(f"{text!r}: must be HOST:PORT", hint="As in --bind [::1]:5683")
-        port = port[1:]
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdecimal() and int(port) <= 65_535):
-        raise ConfigError(f"{text!r}: the port must be from 0 to 65535")
-    return host or "::", int(port or DEFAULT_PORT)
 
 
 def open_sockets(bind: str, kind: int = socket.SOCK_DGRAM) -> list[socket.socket]:
@@ -119,9 +99,9 @@ def _address_error(bind: str, error: OSError) -> AddressError:
     return AddressError(f"cannot listen on {bind}: {reason}", hint=hints.get(error.errno or 0, ""))
 
 
-def uri_of(opened: socket.socket) -> str:
-    """Return the `coap:` URI of a bound socket."""
+def uri_of(opened: socket.socket, scheme: str = "coap") -> str:
+    """Return the URI of a bound socket."""
     host, port, *_ = opened.getsockname()
     address = ipaddress.IPv6Address(host.partition("%")[0])
-    name = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{host}]"
-    return f"coap://{name}" + (f":{port}" if port != DEFAULT_PORT else "")
+    name = address.ipv4_mapped or f"[{host}]"
+    return f"{scheme}://{name}" + (f":{port}" if (scheme, port) != ("coap", DEFAULT_PORT) else "")

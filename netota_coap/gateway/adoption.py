@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 import attrs
 
 from netota_coap.client.downloads import resolve
+from netota_coap.encoding.addresses import author_of
 from netota_coap.errors import (
     IntegrityError,
     InvalidDataError,
     RepositoryConflictError,
     RollbackError,
 )
-from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream, StreamName
 from netota_coap.repository.store import Change, Snapshot, Store, update

@@ -38,6 +38,7 @@ from pathlib import Path
 import attrs
 
 from netota_coap.client.back_off import BackOff, jittered
+from netota_coap.encoding.addresses import author_of, canonical
 from netota_coap.errors import (
     ConfigError,
     IntegrityError,
@@ -51,9 +52,8 @@ from netota_coap.errors import (
 )
 from netota_coap.gateway.adoption import Choice, Decide, adopt, take_over
 from netota_coap.gateway.blob_fetcher import BlobFetcher, ObsoleteError
-from netota_coap.gateway.upstream_uri import author_of, canonical
 from netota_coap.gateway.upstreams import Upstream, reason_of, upstream_of
-from netota_coap.model.values import Stream, StreamEntry, StreamName
+from netota_coap.model.values import UPSTREAM_POLL_S, Stream, StreamEntry, StreamName
 from netota_coap.monitoring import UpstreamStatus
 from netota_coap.repository import loading
 from netota_coap.repository.blobs import Blobs
@@ -61,7 +61,6 @@ from netota_coap.repository.store import DirectoryStore, Store
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_POLL_S = 300.0
 _LONGEST_RETRY_S = 300.0
 _REQUESTS_IN_FLIGHT = 4
 _MOST_STREAMS = 10_000
@@ -85,7 +84,7 @@ class Terms:
         ahead: Whether files are fetched before a device asks for them.
     """
 
-    poll_s: float = DEFAULT_POLL_S
+    poll_s: float = UPSTREAM_POLL_S
     timeout_s: float = 30.0
     retry_s: float = 2.0
     announce_at_once: bool = False

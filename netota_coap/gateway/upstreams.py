@@ -82,7 +82,7 @@ async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
     """Make the upstream that a URI names.
 
     Args:
-        uri: One that `upstream_uri.canonical` accepts, without a slash at its end.
+        uri: One that `addresses.canonical` accepts, without a slash at its end.
         timeout_s: How long to wait for a response, seconds.
 
     Raises:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import resource
 import socket
@@ -33,7 +32,7 @@ from netota_coap.catalog.resources import (
     Resource,
     ResourcePath,
 )
-from netota_coap.coap.sockets import open_sockets
+from netota_coap.coap.sockets import open_sockets, uri_of
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
 from netota_coap.http import event_stream
@@ -332,7 +331,7 @@ async def serving(
     # Not `serve`: it takes over the signals, and polls ten times a second.
     await server.startup(sockets)
     try:
-        yield tuple(map(_uri_of, sockets))
+        yield tuple(uri_of(each, "http") for each in sockets)
     finally:
         site.events.end()
         aborting = asyncio.get_running_loop().call_later(bounds.grace_s, _abort, server)
@@ -343,9 +342,3 @@ async def serving(
 def _abort(server: Server) -> None:
     for connection in tuple(server.server_state.connections):
         connection.transport.abort()
-
-
-def _uri_of(opened: socket.socket) -> str:
-    host, port, *_ = opened.getsockname()
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    return f"http://{address.ipv4_mapped or f'[{host}]'}:{port}"

@@ -23,9 +23,8 @@ from netota_coap.errors import (
     NotYetError,
 )
 from netota_coap.http.event_stream import Event, Events, EventStream
+from netota_coap.model.values import DEFAULT_MAX_AGE_S
 from netota_coap.monitoring import Metrics, Status
-
-DEFAULT_MAX_AGE_S = 60
 
 STATUSES: dict[type[NetotaError], HTTPStatus] = {
     NotFoundError: HTTPStatus.NOT_FOUND,

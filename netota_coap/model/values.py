@@ -65,7 +65,14 @@ FORMAT = 1
 FEATURES: frozenset[str] = frozenset()
 """The features that this program can serve if a repository requires them."""
 
+# Defaults of settings, which servers also have without a configuration:
+DEFAULT_MAX_AGE_S = 60
 DEFAULT_POLL_S = 86_400
+OBSERVERS_IN_TOTAL = 200_000
+OBSERVERS_PER_STREAM = 100_000
+OBSERVERS_PER_ADDRESS = 10_000
+STATUS_READERS = ("127.0.0.0/8", "::1/128")
+UPSTREAM_POLL_S = 300
 
 # The lowest metric wins: a server's own copy is nearer than the URL that a publisher gives.
 BLOB_METRIC = 10

@@ -18,14 +18,19 @@ from typing import Any, Literal
 
 import attrs
 
-from netota_coap.coap.observe.table import Caps
-from netota_coap.coap.responder import DEFAULT_MAX_AGE_S
-from netota_coap.coap.site import STATUS_READERS
-from netota_coap.coap.sockets import DEFAULT_BIND
 from netota_coap.encoding.codecs import Format, load
 from netota_coap.errors import ConfigError, InvalidDataError, Issue
 from netota_coap.files import open_nonblocking
-from netota_coap.model.values import BLOB_METRIC, LIMITS
+from netota_coap.model.values import (
+    BLOB_METRIC,
+    DEFAULT_MAX_AGE_S,
+    LIMITS,
+    OBSERVERS_IN_TOTAL,
+    OBSERVERS_PER_ADDRESS,
+    OBSERVERS_PER_STREAM,
+    STATUS_READERS,
+    UPSTREAM_POLL_S,
+)
 from netota_coap.service.setting_types import (
     BOOLEAN,
     BYTES,
@@ -60,9 +65,6 @@ _OF_CONTAINER_MANAGERS = (f"{_VARIABLE}PORT", f"{_VARIABLE}SERVICE_")
 _SHOWN = 64  # characters of an unknown key in its error message
 _SECTION_NAMES = ("coap", "http", "blobs", "mirror", "status", "log")
 _WIDTH = 95  # of the comments in the documented file
-
-# ----------------------------------------------------------------------------------------------
-# The table
 
 
 @attrs.frozen
@@ -112,189 +114,138 @@ class Setting:
         return None if value is None else self.kind.encode(value)
 
 
-def _setting(default: object, kind: Kind, help: str, **more: Any) -> Any:  # noqa: A002
-    return attrs.field(default=default, metadata={"kind": kind, "help": help, **more})
-
-
 @attrs.frozen(kw_only=True)
 class Config:
     """What the operator sets; each attribute is a row of the table."""
 
-    repository: Path | None = _setting(
+    repository: Path | None = PATH.setting(
         None,
-        PATH,
         "Directory of the repository to serve. Default: $STATE_DIRECTORY/repository, if systemd "
         "sets it.",
         example="/var/lib/netota-coap/repository",
         serve="DIR",
     )
-    state: Path | None = _setting(
+    state: Path | None = PATH.setting(
         None,
-        PATH,
         "Directory where observers and sequence numbers are kept across restarts. Default: "
         "$STATE_DIRECTORY; without it they are not kept.",
         example="/var/lib/netota-coap",
         serve="--state",
     )
-    keep_trying: bool = _setting(
+    keep_trying: bool = BOOLEAN.setting(
         False,
-        BOOLEAN,
         "Wait for a valid repository if there is none at the start, instead of exiting.",
         serve="--keep-trying",
     )
-    coap_bind: tuple[str, ...] = _setting(
-        (DEFAULT_BIND,),
-        LISTENERS,
+    coap_bind: tuple[str, ...] = LISTENERS.setting(
+        ("[::]:5683",),
         "Addresses to listen on for CoAP over UDP; port 0 picks a free port.",
         serve="--bind",
     )
-    coap_multicast: tuple[str, ...] = _setting(
+    coap_multicast: tuple[str, ...] = INTERFACES.setting(
         (),
-        INTERFACES,
         "Answer multicast discovery on these interfaces. Default: none.",
         example=("eth0",),
         serve="--multicast",
     )
-    coap_max_age_s: int = _setting(
+    coap_max_age_s: int = SECONDS.setting(
         DEFAULT_MAX_AGE_S,
-        SECONDS,
         "How long caches may keep an answer, over CoAP and HTTP, seconds.",
         serve="--max-age-s",
         at_reload=True,
     )
-    coap_observers_total: int = _setting(
-        Caps().total,
-        COUNT,
+    coap_observers_total: int = COUNT.setting(
+        OBSERVERS_IN_TOTAL,
         "Limit of observers; further devices get an answer, but no notifications.",
         at_reload=True,
     )
-    coap_observers_per_stream: int = _setting(
-        Caps().path,
-        COUNT,
-        "Limit of observers of one stream.",
-        at_reload=True,
+    coap_observers_per_stream: int = COUNT.setting(
+        OBSERVERS_PER_STREAM, "Limit of observers of one stream.", at_reload=True
     )
-    coap_observers_per_address: int = _setting(
-        Caps().address,
-        COUNT,
+    coap_observers_per_address: int = COUNT.setting(
+        OBSERVERS_PER_ADDRESS,
         "Limit of observers from one address, which many devices may share.",
         at_reload=True,
     )
-    http_bind: str = _setting(
+    http_bind: str = HTTP_BIND.setting(
         "",
-        HTTP_BIND,
         "Address to listen on for HTTP. Default: none.",
         example="localhost:8000",
         serve="--http",
     )
-    http_prefix: str = _setting(
-        "",
-        PREFIX,
-        "Path prefix under which a reverse proxy offers the service, as in /ota.",
+    http_prefix: str = PREFIX.setting(
+        "", "Path prefix under which a reverse proxy offers the service, as in /ota."
     )
-    blobs_metric: int = _setting(
+    blobs_metric: int = METRIC.setting(
         BLOB_METRIC,
-        METRIC,
         "Metric of the offers that the server adds for files it stores; lowest metric preferred.",
         at_reload=True,
     )
-    blobs_cache: str = _setting(
+    blobs_cache: str = choice("ahead", "on-demand").setting(
         "ahead",
-        choice("ahead", "on-demand"),
         "When to fetch files that other servers offer: ahead, from upstreams before devices hear "
         "of them; or on-demand, each when the first device asks for it.",
     )
-    blobs_limit_bytes_s: int = _setting(
+    blobs_limit_bytes_s: int = BYTES.setting(
         0,
-        BYTES,
         "Download limit for all files together, bytes per second; 0 = unlimited.",
         mirror="--limit-bytes-s",
     )
-    blobs_keep_free: int = _setting(
+    blobs_keep_free: int = BYTES.setting(
         0,
-        BYTES,
         "Disk space to keep free, bytes; a file that would leave less is not fetched.",
         mirror="--keep-free",
     )
-    blobs_size_cap: int = _setting(
+    blobs_size_cap: int = BYTES.setting(
         0,
-        BYTES,
         "Size of all stored files together, bytes, above which unused files are deleted, longest "
         "unused first; 0 = unlimited.",
         mirror="--size-cap",
     )
-    blobs_in_flight: int = _setting(
+    blobs_in_flight: int = WINDOW.setting(
         1,
-        WINDOW,
         "Blocks to request at the same time over CoAP; more are faster where the round-trip time "
         "is long, and as many are fetched again after a crash.",
         mirror="--in-flight",
     )
-    mirror_upstreams: tuple[str, ...] = _setting(
+    mirror_upstreams: tuple[str, ...] = UPSTREAMS.setting(
         (),
-        UPSTREAMS,
         "Servers whose streams are copied into the repository. Default: none.",
         example=("coap://updates.example.com",),
     )
-    mirror_packages: tuple[str, ...] = _setting(
-        ("*",),
-        PATTERNS,
-        "Packages to copy, as shell patterns of their names.",
-        mirror="--package",
+    mirror_packages: tuple[str, ...] = PATTERNS.setting(
+        ("*",), "Packages to copy, as shell patterns of their names.", mirror="--package"
     )
-    mirror_streams: tuple[str, ...] = _setting(
-        ("*",),
-        PATTERNS,
-        "Streams to copy, as shell patterns of their names.",
-        mirror="--stream",
+    mirror_streams: tuple[str, ...] = PATTERNS.setting(
+        ("*",), "Streams to copy, as shell patterns of their names.", mirror="--stream"
     )
-    mirror_devices: tuple[str, ...] = _setting(
+    mirror_devices: tuple[str, ...] = PARAMETERS.setting(
         (),
-        PARAMETERS,
         "Attributes of the devices served here, as in their queries: a device has any of the "
         "values of one key, and all of the keys. Files that suit none are not fetched ahead. "
         "Default: all are fetched.",
         example=("machine=nrf52840dk", "machine=nrf9160dk"),
     )
-    mirror_announce: str = _setting(
+    mirror_announce: str = choice("fetched", "at-once").setting(
         "fetched",
-        choice("fetched", "at-once"),
         "When devices hear of a new state: fetched, once its files are stored; or at-once, "
         "before that.",
         mirror="--announce",
     )
-    mirror_poll_s: int = _setting(
-        300,
-        PERIOD,
-        "Ask an upstream again after so many seconds without news from it.",
+    mirror_poll_s: int = PERIOD.setting(
+        UPSTREAM_POLL_S, "Ask an upstream again after so many seconds without news from it."
     )
-    status_readers: tuple[str, ...] = _setting(
-        STATUS_READERS,
-        NETWORKS,
-        "Networks from which /status may be read over CoAP.",
-        at_reload=True,
+    status_readers: tuple[str, ...] = NETWORKS.setting(
+        STATUS_READERS, "Networks from which /status may be read over CoAP.", at_reload=True
     )
-    log_level: str = _setting(
-        "info",
-        choice("debug", "info", "warning", "error"),
-        "Log messages of this level and above.",
-        at_reload=True,
+    log_level: str = choice("debug", "info", "warning", "error").setting(
+        "info", "Log messages of this level and above.", at_reload=True
     )
-    log_format: str = _setting(
+    log_format: str = choice("auto", "plain", "journal", "json").setting(
         "auto",
-        choice("auto", "plain", "journal", "json"),
         "Format of the log; auto is journal under systemd, and plain elsewhere.",
         serve="--log-format",
     )
-
-    @property
-    def caps(self) -> Caps:
-        """The limits of observers."""
-        return Caps(
-            total=self.coap_observers_total,
-            path=self.coap_observers_per_stream,
-            address=self.coap_observers_per_address,
-        )
 
     def reloaded(self, fresh: Config) -> tuple[Config, list[str]]:
         """Apply the settings of a fresh configuration that can change while serving.
@@ -318,9 +269,6 @@ _SECTIONS: dict[str, dict[str, Setting]] = {}
 for _row in SETTINGS:
     _section, _, _key = _row.key.rpartition(".")
     _SECTIONS.setdefault(_section, {})[_key] = _row
-
-# ----------------------------------------------------------------------------------------------
-# Layers
 
 
 @attrs.frozen
@@ -486,10 +434,6 @@ def _strays(environment: Environment) -> Iterator[str]:
     for name in sorted(environment.keys() - known):
         if name.startswith(_VARIABLE) and not name.startswith(_OF_CONTAINER_MANAGERS):
             yield name
-
-
-# ----------------------------------------------------------------------------------------------
-# For people
 
 
 def documented() -> str:

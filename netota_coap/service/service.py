@@ -21,6 +21,7 @@ from netota_coap.catalog.local_blobs import LocalBlobs, OpenBlobs
 from netota_coap.catalog.resources import ResourcePath
 from netota_coap.coap.frontdoor import FrontDoor
 from netota_coap.coap.observe.journal import JournalFile, Record, open_journal
+from netota_coap.coap.observe.table import Caps
 from netota_coap.coap.responder import Responder
 from netota_coap.coap.site import CoapSite
 from netota_coap.encoding.documents import selection_from_query
@@ -333,9 +334,14 @@ class Service:
 
     def _configure(self, site: CoapSite) -> None:
         """Apply the settings that do not need a restart."""
-        site.observers.caps = self.config.caps
-        site.status_readers = self.config.status_readers
-        age_s = self.config.coap_max_age_s
+        config = self.config
+        site.observers.caps = Caps(
+            total=config.coap_observers_total,
+            path=config.coap_observers_per_stream,
+            address=config.coap_observers_per_address,
+        )
+        site.status_readers = config.status_readers
+        age_s = config.coap_max_age_s
         site.responder = attrs.evolve(site.responder, max_age_s=age_s)
         if self._http:
             self._http.max_age_s = age_s
@@ -371,27 +377,12 @@ def _http_site(
 def _gateway_of(config: Config, root: Path) -> Gateway:
     """Return the configured gateway; creates its repository if there is none."""
     # Imported here: other services save the time and the memory.
-    from netota_coap.gateway.adoption import Choice
-    from netota_coap.gateway.blob_fetcher import BlobFetcher
     from netota_coap.gateway.gateway import Gateway
-    from netota_coap.gateway.mirror import Terms
+    from netota_coap.service.mirroring import parts_of
 
     if config.mirror_upstreams and not (root / "repository.toml").exists():
         init(root)
-    fetcher = BlobFetcher(
-        root,
-        config.blobs_limit_bytes_s or None,
-        config.blobs_keep_free,
-        config.blobs_size_cap or None,
-        config.blobs_in_flight,
-    )
-    devices = selection_from_query(config.mirror_devices)
-    choice = Choice(config.mirror_packages, config.mirror_streams, devices)
-    terms = Terms(
-        poll_s=config.mirror_poll_s,
-        announce_at_once=config.mirror_announce == "at-once",
-        ahead=config.blobs_cache == "ahead",
-    )
+    fetcher, choice, terms = parts_of(config, root, selection_from_query(config.mirror_devices))
     return Gateway.of(fetcher, config.mirror_upstreams, choice, terms)
 
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import attrs
 
-from netota_coap.coap.sockets import parse_bind
+from netota_coap.encoding.addresses import canonical, parse_bind
 from netota_coap.encoding.codecs import refuse
 from netota_coap.errors import ConfigError, InvalidDataError
-from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.model.values import LIMITS, Rule, instance, text
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -47,6 +46,10 @@ class Kind:
     many: bool = False
     bounds: tuple[int, int] | None = None
     choices: tuple[str, ...] = ()
+
+    def setting(self, default: object, help: str, **more: Any) -> Any:  # noqa: A002
+        """Return the field of a setting; keywords are attributes of `config.Setting`."""
+        return attrs.field(default=default, metadata={"kind": self, "help": help, **more})
 
     @property
     def name(self) -> str:

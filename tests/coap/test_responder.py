@@ -13,12 +13,21 @@ from aiocoap.numbers.codes import Code
 from netota_coap.catalog.catalog import Catalog
 from netota_coap.coap import options as coap
 from netota_coap.coap.options import Block
-from netota_coap.coap.responder import CODES, DEFAULT_MAX_AGE_S, Responder, problem
+from netota_coap.coap.responder import CODES, Responder, problem
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import decode, encode, selection_to_cbor
 from netota_coap.errors import ConfigError, InvalidDataError, Issue, NotFoundError, RepositoryError
 from netota_coap.model.selection import Selection
-from netota_coap.model.values import Archive, Content, Envelope, Offer, Package, Repository, Stream
+from netota_coap.model.values import (
+    DEFAULT_MAX_AGE_S,
+    Archive,
+    Content,
+    Envelope,
+    Offer,
+    Package,
+    Repository,
+    Stream,
+)
 
 
 def archive(name: str, url: str = "https://example.com/f", **content: str | bool) -> Archive:

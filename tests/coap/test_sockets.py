@@ -8,34 +8,9 @@ import socket
 import pytest
 
 from netota_coap.coap import sockets
-from netota_coap.coap.sockets import open_sockets, parse_bind, uri_of
-from netota_coap.errors import AddressError, ConfigError
+from netota_coap.coap.sockets import open_sockets, uri_of
+from netota_coap.errors import AddressError
 from tests.support.environment import needs_ipv6
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:1234", ("127.0.0.1", 1234)),
-        ("127.0.0.1", ("127.0.0.1", 5683)),
-        ("[::1]:1234", ("::1", 1234)),
-        ("[::1]", ("::1", 5683)),
-        ("::1", ("::1", 5683)),
-        ("localhost:0", ("localhost", 0)),
-        (":1234", ("::", 1234)),
-        ("[fe80::1%lo]:1", ("fe80::1%lo", 1)),
-    ],
-)
-def test_parse_bind(text: str, address: tuple[str, int]) -> None:
-    """Hosts, ports, both or one."""
-    assert address == parse_bind(text)
-
-
-@pytest.mark.parametrize("text", ["[::1", "[::1]x", "h:65536", "h:-1", "h:x", "h:\uff11"])
-def test_parse_bind_refused(text: str) -> None:
-    """What is no address is named."""
-    with pytest.raises(ConfigError, match="must be"):
-        parse_bind(text)
 
 
 def test_port_is_not_shared() -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from netota_coap.encoding.addresses import author_of
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.documents import encode
 from netota_coap.errors import IntegrityError, NetotaError, RepositoryConflictError, RollbackError
 from netota_coap.gateway.adoption import Choice, adopt, take_over
-from netota_coap.gateway.upstream_uri import author_of
 from netota_coap.model.values import LIMITS, Archive, Offer, Stream
 from netota_coap.repository import scaffold
 from netota_coap.repository.check import check

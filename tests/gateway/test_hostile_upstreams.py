@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from netota_coap.encoding.addresses import canonical
 from netota_coap.encoding.codecs import Format, dump
 from netota_coap.encoding.documents import decode_list, encode, encode_list
 from netota_coap.errors import (
@@ -28,7 +29,6 @@ from netota_coap.gateway.adoption import Choice, take_over
 from netota_coap.gateway.blob_fetcher import BlobFetcher
 from netota_coap.gateway.gateway import Gateway
 from netota_coap.gateway.mirror import Terms, task_group
-from netota_coap.gateway.upstream_uri import canonical
 from netota_coap.model.values import Archive, Offer, PackageEntry, Stream, StreamEntry
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import INCOMING

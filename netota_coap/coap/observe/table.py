@@ -51,6 +51,11 @@ from netota_coap.coap.observe.entries import (
 )
 from netota_coap.coap.observe.journal import Journal, RecordKind, StoredState
 from netota_coap.coap.protocol import ACK, CON, NON, Timing
+from netota_coap.model.values import (
+    OBSERVERS_IN_TOTAL,
+    OBSERVERS_PER_ADDRESS,
+    OBSERVERS_PER_STREAM,
+)
 from netota_coap.monitoring import FanOut, Metrics
 
 Send = Callable[[Endpoint, bytes], bool]
@@ -81,9 +86,9 @@ class Caps:
         request: Length of a request, bytes.
     """
 
-    total: int = 200_000
-    path: int = 100_000
-    address: int = 10_000
+    total: int = OBSERVERS_IN_TOTAL
+    path: int = OBSERVERS_PER_STREAM
+    address: int = OBSERVERS_PER_ADDRESS
     request: int = 1_024
 
 

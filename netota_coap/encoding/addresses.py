@@ -1,6 +1,5 @@
-"""Checks the URIs of upstreams, and finds out which are the same.
+"""Reads addresses that operators write: where to listen, and the URIs of upstreams.
 
-It imports no mirror, so that a configuration is checked quickly.
 Source: `spec/mirror.md`, rules M-1 and M-10.
 """
 
@@ -10,6 +9,7 @@ import ipaddress
 import re
 
 from netota_coap.encoding.codecs import refuse
+from netota_coap.errors import ConfigError
 from netota_coap.model.values import text
 
 _FORM = re.compile(
@@ -18,6 +18,25 @@ _FORM = re.compile(
 )
 _NAME = re.compile(rb"[a-z0-9._-]+")
 _PORTS = {"coap": 5683, "http": 80, "https": 443}
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """Read `HOST:PORT`, `HOST`, `[HOST]:PORT` or `:PORT`.
+
+    Raises:
+        ConfigError: The text has none of these forms.
+    """
+    host, port = text, ""
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ConfigError(f"{text!r}: must be HOST:PORT", hint="As in --bind [::1]:5683")
+        port = port[1:]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdecimal() and int(port) <= 65_535):
+        raise ConfigError(f"{text!r}: the port must be from 0 to 65535")
+    return host or "::", int(port or _PORTS["coap"])
 
 
 def author_of(origin: str) -> str:
