@@ -22,7 +22,7 @@ def config() -> None:
     """If no FILE is given, it is the one that `serve` reads: /etc/netota-coap/config.toml."""
 
 
-@command("config check /etc/netota-coap/config.toml", "check")
+@command("config check /etc/netota-coap/config.toml", group=config)
 @_file_argument
 def check(file: Path | None) -> None:
     """Check a configuration file by itself, without environment variables."""
@@ -31,7 +31,7 @@ def check(file: Path | None) -> None:
     click.echo(f"{named}: valid")
 
 
-@command("config show", "show")
+@command("config show", group=config)
 @_file_argument
 @json_option
 def show(file: Path | None, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def show(file: Path | None, as_json: bool) -> None:
     print_table(("KEY", "VALUE", "FROM"), values)
 
 
-@command("config default > config.toml", "default")
+@command("config default > config.toml", group=config)
 def default() -> None:
     """Print a configuration file with every key, its default and its meaning, commented out."""
     click.echo(documented(), nl=False)
@@ -66,23 +66,17 @@ _user_option = click.option(
 )
 
 
-@command("systemd print", "print")
+@command("systemd print", "print", systemd)
 @_user_option
 def print_unit(user: bool) -> None:
     """Print the unit netota-coapd.service for this installation."""
     click.echo(unit(user=user), nl=False)
 
 
-@command("systemd install", "install")
+@command("systemd install", group=systemd)
 @_user_option
 def install(user: bool) -> None:
     """Write the unit netota-coapd.service, and enable it, so that it starts at the next boot."""
     file = install_unit(unit_directory(os.environ, user=user), user=user)
     start = f"systemctl{' --user' if user else ''} start {UNIT}"
     click.echo(f"{file}: enabled; start it now: {start}")
-
-
-for _command in (check, show, default):
-    config.add_command(_command)
-for _command in (print_unit, install):
-    systemd.add_command(_command)

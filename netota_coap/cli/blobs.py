@@ -10,10 +10,10 @@ import click
 from netota_coap.cli import json_output, text_output
 from netota_coap.cli.common import (
     FILE,
+    answer,
     command,
     directory_argument,
     json_option,
-    print_json,
     progress,
     total_size,
 )
@@ -27,23 +27,19 @@ def blob() -> None:
 
 
 def _print(found: Sequence[Blob], *, as_json: bool) -> None:
-    if as_json:
-        print_json(json_output.blobs(found))
-    else:
-        text_output.blobs(found)
+    answer(found, json_output.blobs, text_output.blobs, as_json=as_json)
 
 
-@command("blob list fleet", "list")
+@command("blob list fleet", "list", blob)
 @directory_argument
 @json_option
 def list_(directory: Path, as_json: bool) -> None:
     """List the stored files; damaged ones have been set aside by `verify`."""
     require_repository(directory)
-    found = Blobs(directory).all()
-    _print(found, as_json=as_json)
+    _print(Blobs(directory).all(), as_json=as_json)
 
 
-@command("blob add fleet build/zephyr/zephyr.signed.bin", "add")
+@command("blob add fleet build/zephyr/zephyr.signed.bin", group=blob)
 @directory_argument
 @click.argument("files", metavar="FILE…", type=FILE, nargs=-1, required=True)
 @click.option(
@@ -60,7 +56,7 @@ def add(directory: Path, files: Sequence[Path], link: bool, as_json: bool) -> No
     _print(added, as_json=as_json)
 
 
-@command("blob verify fleet", "verify")
+@command("blob verify fleet", group=blob)
 @directory_argument
 @json_option
 def verify(directory: Path, as_json: bool) -> int:
@@ -75,7 +71,7 @@ def verify(directory: Path, as_json: bool) -> int:
     return 1 if damaged else 0
 
 
-@command("blob gc fleet --keep 3 --dry-run", "gc")
+@command("blob gc fleet --keep 3 --dry-run", group=blob)
 @directory_argument
 @click.option(
     "--keep",
@@ -96,7 +92,3 @@ def gc(directory: Path, keep: int, grace_s: int, dry_run: bool, as_json: bool) -
     """Remove stored files that no stream needs, and those that `verify` has set aside."""
     removed = Blobs(directory).gc(keep, grace_s=grace_s, dry_run=dry_run)
     _print(removed, as_json=as_json)
-
-
-for _command in (list_, add, verify, gc):
-    blob.add_command(_command)

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,18 +19,17 @@ from netota_coap.encoding.documents import selection_from_query
 from netota_coap.errors import InvalidDataError, NetotaError, printable
 from netota_coap.model.values import StreamName, stream_name
 
+T = TypeVar("T")
+
 _LARGE = 16 * 2**20  # bytes; fewer are read before a progress bar could be seen
 
 
 def command(
-    example: str, name: str | None = None
+    example: str, name: str | None = None, group: click.Group | None = None
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Declare a command, with an example at the end of its help."""
-    return click.command(name, epilog=f"Example: netota-coap {example}")
-
-
-# ----------------------------------------------------------------------------------------------
-# Parameters
+    """Declare a command, perhaps of a group, with an example at the end of its help."""
+    declare = group.command if group else click.command
+    return declare(name, epilog=f"Example: netota-coap {example}")
 
 
 class _StreamType(click.ParamType[StreamName]):
@@ -58,7 +57,6 @@ directory_argument = click.argument("directory", metavar="DIR", type=FILE)
 stream_argument = click.argument("name", metavar="PKG/STREAM", type=STREAM)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
-
 _ATTRIBUTES = ("type", "arch", "machine", "debug", "filesystem", "compression", "scheme")
 _HELP = "Attribute of the device. Repeatable; the first is preferred."
 
@@ -81,18 +79,29 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-# ----------------------------------------------------------------------------------------------
-# Output
-
-
 def say(line: str) -> None:
     """Print a line to standard error, without control characters that others put into it."""
     click.echo(printable(line), err=True)
 
 
+def say_waiting(error: NetotaError) -> None:
+    """Print why a command waits before it tries again."""
+    say(f"waiting: {error.detail}")
+
+
 def print_json(plain: object) -> None:
     """Print plain data as JSON, in ASCII, so that no locale can spoil it."""
     click.echo(json.dumps(plain, indent=2))
+
+
+def answer(
+    found: T, shape: Callable[[T], object], show: Callable[[T], object], *, as_json: bool
+) -> None:
+    """Print an answer: its `shape` as JSON, or for people, which `show` does."""
+    if as_json:
+        print_json(shape(found))
+    else:
+        show(found)
 
 
 def printable_lines(value: object) -> str:
@@ -160,9 +169,6 @@ def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Callable[[i
         yield lambda count: bar.advance(task, count)
 
 
-# ----------------------------------------------------------------------------------------------
-# Errors
-
 BUG = 70
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -182,13 +188,10 @@ EXIT_CODES: dict[type[BaseException], int] = {
 def report(error: Exception) -> int:
     """Print what went wrong and what to do about it; return the exit code."""
     code = next((EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES), BUG)
-    lines = [str(error)]
-    hint = ""
-    if isinstance(error, NetotaError):
-        hint = error.hint
+    if isinstance(error, InvalidDataError):
+        lines = [str(issue) for issue in error.issues]
+    elif isinstance(error, NetotaError):
         lines = [error.detail]
-        if isinstance(error, InvalidDataError):
-            lines = [str(issue) for issue in error.issues]
     elif isinstance(error, UnicodeError):
         lines = [f"text that cannot be encoded: {error}"]
     elif isinstance(error, OSError):
@@ -201,6 +204,6 @@ def report(error: Exception) -> int:
         return code
     for line in lines:
         say(f"error: {line}")
-    if hint:
-        say(f"hint: {hint}")
+    if isinstance(error, NetotaError) and error.hint:
+        say(f"hint: {error.hint}")
     return code

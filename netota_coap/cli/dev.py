@@ -66,7 +66,7 @@ def dev(builds: Sequence[Path], repository: Path, name: StreamName, bind: str, h
             screen = desk.Screen(Console(), f"netota-coap dev, {repository}")
             stack.enter_context(screen.live())
             board = screen
-        logging.basicConfig(level=logging.INFO, handlers=[desk.logged(board)], force=True)
+        logging.basicConfig(level=logging.INFO, handlers=[desk.BoardHandler(board)], force=True)
         for quiet in ("netota_coap.aiocoap", "asyncio"):
             logging.getLogger(quiet).setLevel(logging.ERROR)
         metrics = Metrics(desk.heard(board))

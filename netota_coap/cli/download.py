@@ -15,14 +15,14 @@ from netota_coap.cli.common import (
     json_option,
     print_json,
     progress,
-    say,
+    say_waiting,
     selecting,
 )
 from netota_coap.cli.remote import get_stream
 from netota_coap.client.downloads import Report, check_offers, resolve
 from netota_coap.client.downloads import download as fetch
 from netota_coap.encoding.documents import selection_to_query
-from netota_coap.errors import ConfigError, NotFoundError, TransferError
+from netota_coap.errors import ConfigError, NotFoundError
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Archive, Envelope, Repository, StreamName
 from netota_coap.publishing import publish
@@ -57,19 +57,15 @@ def download(
     An interrupted download is resumed, and the file is verified. If the server says when it will
     have the file, the command waits: 10 minutes in all, or a day if each wait is a minute or less.
     """
-
-    def trouble(error: TransferError) -> None:
-        say(f"waiting: {error.detail}")
-
     archive = _best(source, name, selection)
-    relative_to = source if "://" in source else server
     with progress("downloading", archive.envelope.size) as advance:
         fetching = fetch(
-            *(archive, output),
-            server=relative_to,
+            archive,
+            output,
+            server=source if "://" in source else server,
             progress=advance,
             in_flight=in_flight,
-            on_trouble=trouble,
+            on_trouble=say_waiting,
         )
         offer = asyncio.run(fetching)
     if as_json:

@@ -11,6 +11,7 @@ from netota_coap.cli import json_output, text_output
 from netota_coap.cli.common import (
     FILE,
     STREAM,
+    answer,
     command,
     directory_argument,
     json_option,
@@ -69,10 +70,7 @@ def list_(source: str, as_json: bool) -> None:
             for package_name, package in sorted(loaded.packages.items())
             for name, stream in sorted(package.streams.items())
         ]
-    if as_json:
-        print_json(rows)
-    else:
-        text_output.rows(rows)
+    answer(rows, list, text_output.rows, as_json=as_json)
 
 
 @command("show fleet sensor-node/stable --at 1")
@@ -97,10 +95,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
         stream = history.state_at(Path(source), name, at)
     else:
         stream = publish.existing(DirectoryStore(Path(source)), name)
-    if as_json:
-        print_json(json_output.stream(stream))
-    else:
-        text_output.stream(stream)
+    answer(stream, json_output.stream, text_output.stream, as_json=as_json)
 
 
 @command("log fleet sensor-node/stable")
@@ -133,10 +128,7 @@ def diff(
 ) -> None:
     """The last two states of the stream are compared, or those given, or it and PKG/OTHER."""
     found = compare(DirectoryStore(directory), name, other, start=start, end=end)
-    if as_json:
-        print_json(json_output.difference(found, dry_run=True))
-    else:
-        text_output.difference(found)
+    answer(found, json_output.difference, text_output.difference, as_json=as_json)
 
 
 @command("inspect build/zephyr/zephyr.signed.bin")

@@ -44,11 +44,8 @@ def configuration(effective: Effective) -> dict[str, Any]:
 
 def findings(found: Findings) -> dict[str, Any]:
     """The findings of a check."""
-    return {
-        "errors": _issues(found.errors),
-        "warnings": _issues(found.warnings),
-        "hint": found.hint,
-    }
+    errors, warnings = _issues(found.errors), _issues(found.warnings)
+    return {"errors": errors, "warnings": warnings, "hint": found.hint}
 
 
 def _issues(found: Iterable[Issue]) -> list[dict[str, str]]:
@@ -94,7 +91,7 @@ def entry(state: Stream) -> dict[str, Any]:
     }
 
 
-def difference(found: Difference, *, dry_run: bool) -> dict[str, Any]:
+def difference(found: Difference, *, dry_run: bool = True) -> dict[str, Any]:
     """The effect of a change on archives and on each kind of device."""
     change = found.change
     return {
@@ -164,12 +161,7 @@ def blobs(found: Iterable[Blob]) -> list[dict[str, Any]]:
 def offers(reports: Iterable[tuple[str, Report]]) -> list[dict[str, Any]]:
     """The results of asking offers; `problem` is empty if there is none."""
     return [
-        {
-            "archive": place,
-            "url": found.url,
-            "problem": found.problem,
-            "size": found.size,
-        }
+        {"archive": place, "url": found.url, "problem": found.problem, "size": found.size}
         for place, found in reports
     ]
 

@@ -52,17 +52,15 @@ def init(directory: Path, sample: bool, title: str | None, as_json: bool) -> Non
         click.echo(f"{directory}: repository created; serve it: netota-coap serve {directory}")
 
 
-# ----------------------------------------------------------------------------------------------
-# Changes of a stream
-
 Function = Callable[..., Change]
 
 
 def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
-    """Add the options that all changes have, and print what the command did.
+    """Add the options that all changes have, and print what a change did, or would do.
 
     Args:
-        builds: Whether the change could leave devices without a build.
+        builds: Whether the change could leave devices without a build; then a dry run's exit
+            code tells if the change would be refused.
     """
     options = [
         click.option("-m", "--message", help="Reason for the change, shown by `log`."),
@@ -92,38 +90,29 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
                 allow_missing=allow_missing,
                 dry_run=dry_run,
             )
-            change = function(directory, edit=edit, **given)
-            stored = bool(given.get("store"))
-            return _tell(directory, change, edit, as_json=as_json, builds=builds, stored=stored)
+            store = DirectoryStore(directory)
+            change = function(store, edit=edit, **given)
+            if not (as_json or dry_run):
+                # Now, for the change is done even if the rest fails.
+                click.echo(text_output.summary(change))
+            held = held_after(store, change)
+            if given.get("store_files"):  # which a dry run has not stored
+                held |= {archive.envelope.sha256 for archive in change.after.archives or ()}
+            found = Difference.of(change, held=held)
+            if as_json:
+                print_json(json_output.difference(found, dry_run=dry_run))
+            elif dry_run:
+                text_output.difference(found)
+            elif builds:
+                for warning in found.warnings:
+                    say(f"warning: {warning}")
+            return 1 if dry_run and builds and found.lost and not allow_missing else 0
 
         for option in reversed(options):
             run = option(run)
         return run
 
     return decorate
-
-
-def _tell(
-    directory: Path, change: Change, edit: Edit, *, as_json: bool, builds: bool, stored: bool
-) -> int:
-    """Print what a change did or would do; return 1 if it would be refused."""
-    if not (as_json or edit.dry_run):
-        # Now, for the change is done even if the rest fails.
-        click.echo(text_output.summary(change))
-    if stored:
-        held = frozenset(archive.envelope.sha256 for archive in change.after.archives or ())
-    else:
-        held = held_after(DirectoryStore(directory), change)
-    found = Difference.of(change, held=held)
-    if as_json:
-        print_json(json_output.difference(found, dry_run=edit.dry_run))
-    elif edit.dry_run:
-        text_output.difference(found)
-    else:
-        for warning in found.warnings if builds else ():
-            say(f"warning: {warning}")
-    refused = edit.dry_run and builds and found.lost and not edit.allow_missing
-    return 1 if refused else 0
 
 
 def _now() -> datetime:
@@ -164,6 +153,7 @@ def _now() -> datetime:
 )
 @click.option(
     "--store",
+    "store_files",
     is_flag=True,
     help="Store the files in the repository, so that its servers offer them.",
 )
@@ -174,13 +164,13 @@ def _now() -> datetime:
 )
 @_changing(builds=True)
 def publish(
-    directory: Path,
+    store: DirectoryStore,
     name: StreamName,
     version: str | None,
     archives: Sequence[str],
     offers: Sequence[str],
     release_file: Path | None,
-    store: bool,
+    store_files: bool,
     force: bool,
     edit: Edit,
 ) -> Change:
@@ -192,9 +182,8 @@ def publish(
         raise click.UsageError("give --archive, at least once, or --release")
     if release_file:
         if offers:
-            raise click.UsageError(
-                "--offer cannot be used with --release: the release file has the offers"
-            )
+            detail = "--offer cannot be used with --release: the release file has the offers"
+            raise click.UsageError(detail)
         described = release.read(release_file)
         version = release.version_of(described, version, force=force)
         edit = attrs.evolve(edit, message=edit.message or described.message)
@@ -204,15 +193,15 @@ def publish(
         sources = [ArchiveSource.parse(text) for text in archives]
         templates = [parse_offer(text) for text in offers]
     total = total_size(source.path for source in sources)
-    with progress("reading", total * (2 if store else 1)) as advance:
+    with progress("reading", total * (2 if store_files else 1)) as advance:
         return publishing.publish(
-            DirectoryStore(directory),
+            store,
             name,
             version,
             sources,
             templates,
             edit=edit,
-            store_files=store,
+            store_files=store_files,
             force=force,
             progress=advance,
         )
@@ -242,9 +231,9 @@ def release_command(builds: Sequence[Path], output: Path | None) -> None:
 @click.argument("source", metavar="PKG/FROM", type=STREAM)
 @click.argument("target", metavar="PKG/TO", type=STREAM)
 @_changing(builds=True)
-def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit) -> Change:
+def promote(store: DirectoryStore, source: StreamName, target: StreamName, edit: Edit) -> Change:
     """PKG/TO gets the version and archives of PKG/FROM, which stays as it is."""
-    return publishing.promote(DirectoryStore(directory), source, target, edit=edit)
+    return publishing.promote(store, source, target, edit=edit)
 
 
 @command("rollback fleet sensor-node/stable -m 'reboots every hour'")
@@ -257,39 +246,36 @@ def promote(directory: Path, source: StreamName, target: StreamName, edit: Edit)
     help="Sequence number to go back to. [default: that of the last other state]",
 )
 @_changing(builds=True)
-def rollback(directory: Path, name: StreamName, to: int | None, edit: Edit) -> Change:
+def rollback(store: DirectoryStore, name: StreamName, to: int | None, edit: Edit) -> Change:
     """The version gets a new sequence number, so that devices accept it."""
-    return publishing.rollback(DirectoryStore(directory), name, to, edit=edit)
+    return publishing.rollback(store, name, to, edit=edit)
 
 
 @command("close fleet sensor-node/v1 --replacement sensor-node/stable")
 @directory_argument
 @stream_argument
-@click.option(
-    "--replacement",
-    metavar="PKG/STREAM",
-    type=STREAM,
-    help="Stream to follow instead.",
-)
+@click.option("--replacement", metavar="PKG/STREAM", type=STREAM, help="Stream to follow instead.")
 @_changing(builds=False)
-def close(directory: Path, name: StreamName, replacement: StreamName | None, edit: Edit) -> Change:
+def close(
+    store: DirectoryStore, name: StreamName, replacement: StreamName | None, edit: Edit
+) -> Change:
     """Devices are told, and can still get the present version. `reopen` undoes this."""
-    return publishing.close(DirectoryStore(directory), name, replacement, edit=edit)
+    return publishing.close(store, name, replacement, edit=edit)
 
 
 @command("reopen fleet sensor-node/v1")
 @directory_argument
 @stream_argument
 @_changing(builds=False)
-def reopen(directory: Path, name: StreamName, edit: Edit) -> Change:
+def reopen(store: DirectoryStore, name: StreamName, edit: Edit) -> Change:
     """Devices are told that new versions may follow again."""
-    return publishing.reopen(DirectoryStore(directory), name, edit=edit)
+    return publishing.reopen(store, name, edit=edit)
 
 
 @command("remove fleet sensor-node/edge -m 'never used'")
 @directory_argument
 @stream_argument
 @_changing(builds=False)
-def remove(directory: Path, name: StreamName, edit: Edit) -> Change:
+def remove(store: DirectoryStore, name: StreamName, edit: Edit) -> Change:
     """Devices are told that the stream is gone. Its history and sequence number are kept."""
-    return publishing.remove(DirectoryStore(directory), name, edit=edit)
+    return publishing.remove(store, name, edit=edit)

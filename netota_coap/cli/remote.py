@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from netota_coap.cli import json_output
-from netota_coap.cli.common import command, json_option, print_json, print_table, say
+from netota_coap.cli.common import command, json_option, print_json, print_table, say_waiting
 from netota_coap.client import discovery
 from netota_coap.client.coap_client import ANY_DEVICE, Client
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import encode, selection_from_query
-from netota_coap.errors import TransferError, printable
+from netota_coap.errors import printable
 from netota_coap.model.selection import Selection
 from netota_coap.model.values import Stream, StreamName
 
+T = TypeVar("T")
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def ask(question: Callable[[Client], Awaitable[T]]) -> T:
+    """Return the answer to a question that a client asks a server."""
+
+    async def run() -> T:
+        async with Client() as client:
+            return await question(client)
+
+    return asyncio.run(run())
 
 
 @command("status coap://localhost")
@@ -29,12 +41,8 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 @json_option
 def status(uri: str, as_json: bool) -> None:
     """By default a server shows its status only to its own machine."""
-
-    async def fetch() -> Any:
-        async with Client() as client:
-            return await client.get_plain(f"{uri.rstrip('/')}/status", (), ContentFormat.JSON)
-
-    status = asyncio.run(fetch())
+    path = f"{uri.rstrip('/')}/status"
+    status = ask(lambda client: client.get_plain(path, (), ContentFormat.JSON))
     if as_json:
         print_json(status)
     else:
@@ -49,8 +57,7 @@ def _lines(plain: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("serves", f"{served}, loaded {plain['reloaded']}"),
         ("observers", str(plain["observers"])),
     ]
-    fan_out = plain.get("fan_out")
-    if fan_out:
+    if fan_out := plain.get("fan_out"):
         lines.append(("last change", f"{fan_out['told']} notified in {fan_out['seconds']:.3f} s"))
     lines += [("upstream", _upstream(each)) for each in plain.get("upstreams", ())]
     lines += [("not reloaded", issue) for issue in plain.get("issues", ())]
@@ -64,12 +71,10 @@ def _upstream(plain: Mapping[str, Any]) -> str:
         then = datetime.fromisoformat(plain["last_contact"])
         age_s = (datetime.now(UTC) - then).total_seconds()
         contact = f"last contact {duration(max(age_s, 0.0))} ago"
-    parts = [plain["uri"], contact]
-    if plain["behind"]:
-        parts.append(f"{plain['behind']} streams behind")
-    if plain["refused"]:
-        parts.append(f"{plain['refused']} states refused")
-    return ", ".join([*parts, *filter(None, [plain.get("error")])])
+    behind = f"{plain['behind']} streams behind" if plain["behind"] else ""
+    refused = f"{plain['refused']} states refused" if plain["refused"] else ""
+    parts = (plain["uri"], contact, behind, refused, plain.get("error"))
+    return ", ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:
@@ -114,13 +119,9 @@ def discover(interfaces: Sequence[str], port: int, wait_s: float) -> None:
 )
 def get(uri: str, query: Sequence[str], accept: str | None) -> None:
     """Give the URI of the resource, as coap://HOST/p/PKG/s/STREAM."""
-
-    async def fetch(fmt: ContentFormat) -> Any:
-        async with Client() as client:
-            return await client.get_plain(uri, query, fmt)
-
     default = "link" if "/.well-known/" in uri else "json"
-    content = asyncio.run(fetch(ContentFormat[(accept or default).upper()]))
+    fmt = ContentFormat[(accept or default).upper()]
+    content = ask(lambda client: client.get_plain(uri, query, fmt))
     if isinstance(content, str):
         for link in content.replace(",<", ",\n<").splitlines():
             click.echo(printable(link))
@@ -152,10 +153,7 @@ def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -
     """A line is printed for each new state, until you stop the command."""
 
     async def follow(selection: Selection) -> None:
-        def trouble(error: TransferError) -> None:
-            say(f"waiting: {error.detail}")
-
-        async with Client(on_trouble=trouble) as client:
+        async with Client(on_trouble=say_waiting) as client:
             async for stream in client.observe(uri, selection, poll_s=poll_s):
                 if as_json:
                     click.echo(json.dumps(json.loads(encode(stream, Format.JSON))))
@@ -166,37 +164,31 @@ def watch(uri: str, query: Sequence[str], poll_s: float | None, as_json: bool) -
 
 
 def _one_line(stream: Stream) -> str:
-    parts = [f"{stream.version} sequence {stream.sequence}"]
-    if stream.closed:
-        parts.append("closed")
-    if stream.replacement:
-        parts.append(f"replacement {'/'.join(stream.replacement)}")
     best = next(iter(stream.archives or ()), None)
-    parts.append(f"{best.name}" if best else "nothing suits")
-    parts += [offer.url for offer in (best.offers[:1] if best else ())]
-    return ", ".join(parts)
+    parts = (
+        f"{stream.version} sequence {stream.sequence}",
+        "closed" if stream.closed else "",
+        f"replacement {'/'.join(stream.replacement)}" if stream.replacement else "",
+        best.name if best else "nothing suits",
+        *(offer.url for offer in (best.offers[:1] if best else ())),
+    )
+    return ", ".join(filter(None, parts))
 
 
 def list_rows(uri: str) -> list[dict[str, Any]]:
     """Return the rows of `list` for a server."""
 
-    async def fetch() -> list[dict[str, Any]]:
-        async with Client() as client:
-            return [
-                json_output.row(package, entry.title, name, stream)
-                for package, entry in (await client.packages(uri)).items()
-                for name, stream in (await client.streams(uri, package)).items()
-            ]
+    async def fetch(client: Client) -> list[dict[str, Any]]:
+        return [
+            json_output.row(package, entry.title, name, stream)
+            for package, entry in (await client.packages(uri)).items()
+            for name, stream in (await client.streams(uri, package)).items()
+        ]
 
-    return asyncio.run(fetch())
+    return ask(fetch)
 
 
 def get_stream(uri: str, name: StreamName | None, selection: Selection = ANY_DEVICE) -> Stream:
     """Return a stream of a server; without a name, the one that the URI names."""
-
-    async def fetch() -> Stream:
-        path = f"{uri.rstrip('/')}/p/{name[0]}/s/{name[1]}" if name else uri
-        async with Client() as client:
-            return await client.stream(path, selection)
-
-    return asyncio.run(fetch())
+    path = f"{uri.rstrip('/')}/p/{name[0]}/s/{name[1]}" if name else uri
+    return ask(lambda client: client.stream(path, selection))

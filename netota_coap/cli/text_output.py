@@ -39,11 +39,10 @@ def _issues(kind: str, found: Iterable[Issue]) -> None:
 
 def offers(reports: Sequence[tuple[str, Report]]) -> None:
     """Print a line for each offer that was asked."""
-    bad = 0
     for place, report in reports:
-        bad += bool(report.problem)
         click.echo(printable(f"{report.problem or 'ok'}: {place}: {report.url}"))
     if reports:
+        bad = sum(bool(report.problem) for _, report in reports)
         click.echo(f"{len(reports)} offers, {bad} bad")
 
 
@@ -146,11 +145,11 @@ def difference(found: Difference) -> None:
     print_table(("ARCHIVE", "CHANGE", "BYTES"), archives)
     devices = (
         (
-            describe(kind.kind),
-            _arrow(map(_version, (kind.before, kind.after))),
-            *_sizes(kind.after),
+            describe(each.kind),
+            _arrow(map(_version, (each.before, each.after))),
+            *_sizes(each.after),
         )
-        for kind in found.kinds
+        for each in found.kinds
     )
     click.echo()
     print_table(("DEVICE", "VERSION", "DOWNLOAD", "NOTIFICATION"), devices)

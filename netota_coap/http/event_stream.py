@@ -54,17 +54,16 @@ class Events:
     heartbeat_s: float = 15.0
     ended: bool = attrs.field(init=False, default=False)
     _clients: dict[ResourcePath, dict[_Client, None]] = attrs.field(init=False, factory=dict)
-    _count: int = attrs.field(init=False, default=0)
     _due: dict[_Client, None] = attrs.field(init=False, factory=dict)
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._clients.values()))
 
     @property
     def is_full(self) -> bool:
         """Whether another client must be refused."""
-        return self._count >= self.most
+        return len(self) >= self.most
 
     def notify(self, paths: Iterable[ResourcePath]) -> None:
         """Wake the clients of resources that changed, appeared or vanished."""
@@ -81,13 +80,11 @@ class Events:
         """Count a client of a resource until the block ends."""
         client = _Client()
         self._clients.setdefault(path, {})[client] = None
-        self._count += 1
         if self._timer is None:
             self._start_timer()
         try:
             yield client
         finally:
-            self._count -= 1
             self._due.pop(client, None)
             del self._clients[path][client]
             if not self._clients[path]:

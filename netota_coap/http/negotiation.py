@@ -1,4 +1,4 @@
-"""Reads requests: path, query, Accept and If-None-Match. Pure functions over text.
+"""Reads requests: path, query, Accept and If-None-Match. Pure functions.
 
 Source: rules H-2, H-3, H-10 and H-20.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
+
+from starlette.requests import Request
 
 from netota_coap.catalog.resources import ResourcePath
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
@@ -36,6 +38,11 @@ def path_of(raw: bytes) -> ResourcePath:
     except UnicodeDecodeError as error:
         raise NotFoundError("nothing exists at a path that is not UTF-8") from error
     return () if decoded == ("",) else decoded
+
+
+def joined(request: Request, header: str) -> str:
+    """Return all values of a header, joined by commas; "" if there is none."""
+    return ", ".join(request.headers.getlist(header))
 
 
 def parameters_of(query: bytes) -> list[str]:

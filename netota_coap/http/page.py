@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from netota_coap.catalog.resources import ResourcePath, StreamResource, etag_of
 from netota_coap.errors import NetotaError, NotFoundError
 from netota_coap.http import page_content, page_updates
-from netota_coap.http.negotiation import chosen, is_current
+from netota_coap.http.negotiation import chosen, is_current, joined
 from netota_coap.http.page_updates import PageUpdates
 from netota_coap.http.site import Site
 from netota_coap.model.selection import text_form
@@ -98,10 +98,7 @@ class Page:
         return (datetime.now(UTC) - uptime).replace(microsecond=0)
 
     async def answer(self, request: Request, path: ResourcePath) -> ASGIApp | None:
-        """Answer a GET or HEAD of a page or of something that pages load.
-
-        Returns:
-            None if the request is not for pages.
+        """Answer a GET or HEAD of a page or of something that pages load; else return None.
 
         Raises:
             NotFoundError: No static file has this name.
@@ -112,14 +109,16 @@ class Page:
             page = request.query_params.get("page", "")
             return self.updates.follow(tuple(page.split("/")) if page else ())
         is_shown = not path or (len(path) == 4 and path[::2] == ("p", "s"))
-        accept = ", ".join(request.headers.getlist("accept"))
         # `Accept: */*` gets JSON: most programs send it, and browsers name HTML first.
-        if not is_shown or chosen(accept, (*_FOR_PROGRAMS, MEDIA_TYPE)) != MEDIA_TYPE:
+        if (
+            not is_shown
+            or chosen(joined(request, "accept"), (*_FOR_PROGRAMS, MEDIA_TYPE)) != MEDIA_TYPE
+        ):
             return None
         status, payload = await self._render(path, request.headers.get("host", ""))
         etag = etag_of(payload).hex()
         headers = _HEADERS | {"ETag": f'"{etag}"'}
-        if is_current(", ".join(request.headers.getlist("if-none-match")), etag):
+        if is_current(joined(request, "if-none-match"), etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         return Response(payload, status, headers, MEDIA_TYPE)
 
@@ -133,20 +132,18 @@ class Page:
         shown = self._common(path)
         resource = self.site.catalog.resources.get(path or ("p",))
         more: Callable[[], dict[str, Any]] = dict
-        if resource is None:
-            template, status = "gone.html", HTTPStatus.NOT_FOUND
-        elif isinstance(resource, StreamResource):
-            template, status = "stream.html", HTTPStatus.OK
+        template = "index.html" if resource else "gone.html"
+        if isinstance(resource, StreamResource):
+            template = "stream.html"
             shown |= self._stream(resource, host)
             more = partial(self._history, resource)
-        else:
-            template, status = "index.html", HTTPStatus.OK
 
         def render() -> bytes:
             return self._templates.get_template(template).render(shown | more()).encode()
 
         # A history is read from files, and 1,000 archives take long: devices must not wait.
-        return status, await asyncio.to_thread(render)
+        payload = await asyncio.to_thread(render)
+        return HTTPStatus.OK if resource else HTTPStatus.NOT_FOUND, payload
 
     def _common(self, path: ResourcePath) -> dict[str, Any]:
         """Return the variables that all templates use."""

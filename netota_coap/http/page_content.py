@@ -26,19 +26,9 @@ MOST_KINDS = 50  # a stream can have 1,000 archives, each for another kind of de
 MOST_STATES = 20  # a history can have millions
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252})(?::\d{1,5})?")
-_AGES = (
-    (31_557_600, "year"),
-    (2_629_800, "month"),
-    (86_400, "day"),
-    (3_600, "hour"),
-    (60, "minute"),
-)
+_AGES = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3_600, "minute": 60}
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _SIZES = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
-
-
-# ----------------------------------------------------------------------------------------------
-# Texts
 
 
 def shown(value: object) -> object:
@@ -51,7 +41,7 @@ def shown(value: object) -> object:
 def age(then: datetime, now: datetime) -> str:
     """Return how long ago a time was; a time in the future (a wrong clock) is `just now`."""
     seconds = (now - then).total_seconds()
-    for size, unit in _AGES:
+    for unit, size in _AGES.items():
         count = int(seconds // size)
         if count >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
@@ -89,29 +79,16 @@ def host_of(header: str) -> str:
     return match[1] if match else "HOST"
 
 
-# ----------------------------------------------------------------------------------------------
-# Kinds of devices
-
-
 @attrs.frozen
 class DeviceKind:
-    """What devices that say the same about themselves get.
+    """What devices that say the same about themselves get."""
 
-    Attributes:
-        label: What they say, as `arch=arm machine=nrf9160dk`.
-        archives: Names of those that suit them, the preferred first.
-        size: Of the payload, bytes.
-        more: Whether the payload leaves something out to fit one datagram.
-        notation: The payload in diagnostic notation (RFC 8949, section 8).
-        commands: Shell commands that get and observe the stream.
-    """
-
-    label: str
-    archives: tuple[str, ...]
-    size: int
-    more: bool
-    notation: str
-    commands: tuple[str, ...]
+    label: str  # what they say, as `arch=arm machine=nrf9160dk`
+    archives: tuple[str, ...]  # names of those that suit them, the preferred first
+    size: int  # of the payload, bytes
+    more: bool  # whether the payload leaves something out to fit one datagram
+    notation: str  # the payload in diagnostic notation (RFC 8949, section 8)
+    commands: tuple[str, ...]  # for a shell; they get and observe the stream
 
 
 def columns(archives: Iterable[Archive]) -> tuple[str, ...]:
@@ -149,24 +126,14 @@ def _kind(resource: StreamResource, selection: Selection, label: str, uri: str) 
     )
 
 
-# ----------------------------------------------------------------------------------------------
-# History
-
-
 @attrs.frozen
 class Past:
-    """A state in the history of a stream.
-
-    Attributes:
-        version: The version, after the previous one if that differs: `1.0 → 1.1`.
-        archives: The changes.
-        lost: Architectures and machines for which no build was left.
-    """
+    """A state in the history of a stream."""
 
     state: Stream
-    version: str
-    archives: tuple[ArchiveChange, ...]
-    lost: tuple[str, ...]
+    version: str  # after the previous one, if that differs: `1.0 → 1.1`
+    archives: tuple[ArchiveChange, ...]  # those that changed
+    lost: tuple[str, ...]  # architectures and machines for which no build was left
 
     @property
     def summary(self) -> str:

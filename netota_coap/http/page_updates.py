@@ -31,15 +31,11 @@ def troubles_of(status: Status) -> tuple[str, ...]:
 
 @attrs.frozen
 class _Snapshot:
-    """What pages show at one moment.
-
-    Attributes:
-        counts: Observers by stream, in total (`observers`), and those who were notified of the
-            last change (`told`).
-    """
+    """What pages show at one moment."""
 
     resources: Mapping[ResourcePath, Resource]
     troubles: tuple[str, ...]
+    # Observers by stream, in total (`observers`), and those notified of the last change (`told`).
     counts: Mapping[str, int]
 
 

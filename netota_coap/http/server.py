@@ -36,7 +36,7 @@ from netota_coap.coap.sockets import open_sockets, uri_of
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.errors import NetotaError
 from netota_coap.http import event_stream
-from netota_coap.http.negotiation import chosen, is_current, parameters_of, path_of
+from netota_coap.http.negotiation import chosen, is_current, joined, parameters_of, path_of
 from netota_coap.http.page import Page
 from netota_coap.http.prometheus import MetricsCollector
 from netota_coap.http.ranges import respond
@@ -103,7 +103,7 @@ class HttpSite(Site):
         found = self.catalog.find(path)
         formats = {fmt.media_type: fmt for fmt in _FORMATS if fmt in found.formats}
         offered = [*formats, *[event_stream.MEDIA_TYPE] * found.observable]
-        media_type = chosen(_joined(request, "accept"), offered)
+        media_type = chosen(joined(request, "accept"), offered)
         if media_type is None:
             detail = f"the resource offers only {', '.join(offered)}"
             raise HttpError(HTTPStatus.NOT_ACCEPTABLE, detail)
@@ -113,7 +113,7 @@ class HttpSite(Site):
         if media_type != event_stream.MEDIA_TYPE:
             return self._respond(request, found, representation)
         state = partial(self.state, path, parameters, request.scope["scheme"])
-        return self.follow(path, state, _joined(request, "last-event-id"))
+        return self.follow(path, state, joined(request, "last-event-id"))
 
     def _respond(
         self, request: Request, found: Resource, representation: Representation
@@ -123,10 +123,10 @@ class HttpSite(Site):
         if found.max_age_s is not None:
             cache_control = f"public, max-age={found.max_age_s}, immutable"
         headers = {"ETag": f'"{etag}"', "Cache-Control": cache_control}
-        if is_current(_joined(request, "if-none-match"), etag):
+        if is_current(joined(request, "if-none-match"), etag):
             return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         if isinstance(representation, BlobRepresentation):
-            requested, if_range = (_joined(request, name) for name in ("range", "if-range"))
+            requested, if_range = (joined(request, name) for name in ("range", "if-range"))
             return respond(representation, headers, requested=requested, if_range=if_range)
         media_type = representation.format.media_type
         return Response(representation.payload, HTTPStatus.OK, headers, media_type)
@@ -154,21 +154,18 @@ class HttpSite(Site):
 def _report(
     metrics: Metrics, request: Request, status: int, headers: MutableHeaders, start_ns: int
 ) -> None:
+    path = unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/")
     parameters = unquote(request.scope["query_string"].decode("latin-1")).split("&")
     metrics.exchanged(
         "http",
         request.method,
-        unquote(request.scope["raw_path"].decode("latin-1")).strip("/").split("/"),
-        [parameter for parameter in parameters if parameter],
+        path,
+        [*filter(None, parameters)],
         str(int(status)),
         int(headers.get("content-length", 0)),
         ":".join(map(str, request.client or ())),
         start_ns,
     )
-
-
-def _joined(request: Request, header: str) -> str:
-    return ", ".join(request.headers.getlist(header))
 
 
 def _length(scope: Scope) -> int:
@@ -186,18 +183,6 @@ def _class(request: Request, content_type: str) -> str:
     return "page" if is_page else resource_class(path)
 
 
-# ----------------------------------------------------------------------------------------------
-# Resources besides the catalog
-
-
-def _root(_site: HttpSite, _request: Request) -> Response:
-    return RedirectResponse("p", HTTPStatus.FOUND)  # relative: it works behind a prefix
-
-
-def _healthz(_site: HttpSite, _request: Request) -> Response:
-    return PlainTextResponse("alive\n")
-
-
 def _readyz(site: HttpSite, _request: Request) -> Response:
     status = site.status()
     if status.is_ready:
@@ -208,20 +193,18 @@ def _readyz(site: HttpSite, _request: Request) -> Response:
 
 def _metrics(site: HttpSite, request: Request) -> Response:
     collector = MetricsCollector(site.metrics, site.status)
-    content_type, payload = collector.encode(_joined(request, "accept"))
+    content_type, payload = collector.encode(joined(request, "accept"))
     return Response(payload, headers={"Content-Type": content_type})
 
 
+# Resources besides the catalog. `/` redirects to a relative target, which suits any prefix.
 _OWN: Mapping[ResourcePath, Callable[[HttpSite, Request], Response]] = {
-    (): _root,
-    ("healthz",): _healthz,
+    (): lambda _site, _request: RedirectResponse("p", HTTPStatus.FOUND),
+    ("healthz",): lambda _site, _request: PlainTextResponse("alive\n"),
     ("readyz",): _readyz,
     ("metrics",): _metrics,
 }
 
-
-# ----------------------------------------------------------------------------------------------
-# The server
 
 _MOST_CONNECTIONS = 8_192
 _SPARE_FILES = 128  # open files, for the rest of the process
@@ -287,17 +270,12 @@ async def serving(
 ) -> AsyncIterator[tuple[str, ...]]:
     """Serve a site until the block ends; then end event streams, and give others `grace_s`.
 
-    Args:
-        site: What is served.
-        bind: `HOST:PORT`; port 0 is any free one.
-        bounds: None for the defaults.
-
     Yields:
         The URIs that it listens on, at least one.
 
     Raises:
         AddressError: The address is in use or does not belong to this machine.
-        ConfigError: `bind` is invalid.
+        ConfigError: `bind` is not HOST:PORT.
 
     Source: rules H-50 to H-52.
     """

@@ -77,7 +77,6 @@ class Site:
     Attributes:
         root: The repository's directory; None hides the history.
         prefix: Path under which a reverse proxy offers the service, as `/ota`, or "".
-        max_age_s: For Cache-Control.
         observers_of: Returns the number of CoAP observers of a resource.
     """
 

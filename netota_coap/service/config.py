@@ -69,24 +69,15 @@ _WIDTH = 95  # of the comments in the documented file
 
 @attrs.frozen
 class Setting:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: The name of its attribute of `Config`.
-        help: Sentences for operators; also the help text of its option.
-        example: A TOML value to show in documents if there is no default value.
-        serve: Its option in `netota-coap serve`, or the metavar of its argument.
-        mirror: Its option in `netota-coap mirror`.
-        at_reload: Whether it takes effect at a reload; otherwise it needs a restart.
-    """
-
-    name: str
+    name: str  # of the attribute of `Config`
     kind: Kind
-    help: str
-    example: str | tuple[str, ...] = ""
-    serve: str = ""
-    mirror: str = ""
-    at_reload: bool = False
+    help: str  # sentences for operators, also of its option
+    example: str | tuple[str, ...] = ""  # for documents, if there is no default value
+    serve: str = ""  # its option in `netota-coap serve`, or the metavar of its argument
+    mirror: str = ""  # its option in `netota-coap mirror`
+    at_reload: bool = False  # whether a reload applies it; otherwise it needs a restart
 
     @property
     def key(self) -> str:
@@ -253,9 +244,7 @@ class Config:
         Returns:
             The new configuration, and the keys of changed settings that need a restart.
         """
-        now = {
-            setting.name: getattr(fresh, setting.name) for setting in SETTINGS if setting.at_reload
-        }
+        now = {row.name: getattr(fresh, row.name) for row in SETTINGS if row.at_reload}
         taken = attrs.evolve(self, **now)
         waiting = [s.key for s in SETTINGS if getattr(taken, s.name) != getattr(fresh, s.name)]
         return taken, waiting
@@ -273,16 +262,11 @@ for _row in SETTINGS:
 
 @attrs.frozen
 class Effective:
-    """A configuration with all layers applied, and where each value comes from.
-
-    Attributes:
-        origins: Key → file, variable, option, or `default`.
-        strays: `NETOTA_COAP_` variables that belong to no setting.
-    """
+    """A configuration with all layers applied, and where each value comes from."""
 
     config: Config
-    origins: Mapping[str, str]
-    strays: tuple[str, ...] = ()
+    origins: Mapping[str, str]  # key → file, variable, option, or `default`
+    strays: tuple[str, ...] = ()  # `NETOTA_COAP_` variables that belong to no setting
 
     def shown(self) -> dict[str, tuple[Any, str]]:
         """Return key → value as a TOML value, and its origin."""
@@ -291,25 +275,15 @@ class Effective:
 
 @attrs.frozen
 class _Given:
-    """A value that one layer gives to one setting.
-
-    Attributes:
-        plain: A TOML value.
-        place: The key, variable or option that gave it.
-        file: The file, if it was a key.
-    """
+    """A value that one layer gives to one setting."""
 
     setting: Setting
-    plain: Any
-    place: str
-    file: Path | None = None
+    plain: Any  # a TOML value
+    place: str  # the key, variable or option that gave it
+    file: Path | None = None  # if it was a key
 
     def value(self) -> Any:
-        """Decode the value.
-
-        Raises:
-            InvalidDataError: It is refused; the error names file and place.
-        """
+        """Decode the value; if it is refused, the error names file and place."""
         try:
             return self.setting.kind.decode(self.plain, self.file.parent if self.file else Path())
         except InvalidDataError as error:

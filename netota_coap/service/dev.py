@@ -35,31 +35,21 @@ _KEPT = 500  # lines, more than a screen shows
 _NO_VERSION = "0.0.0"
 _STATES = 5  # of the history, whose files are kept
 
-# ----------------------------------------------------------------------------------------------
-# Publishing
+_Files = tuple[tuple[Path, int, int], ...]  # with size and time of the last change, ns
 
 
 @attrs.define
 class Publisher:
-    """Publishes a build whenever its files are new.
+    """Publishes a build whenever its files are new."""
 
-    Attributes:
-        root: The repository's directory.
-        name: Of the stream.
-        build: Directory with Zephyr builds or RAUC bundles, or a file.
-    """
-
-    root: Path
+    root: Path  # of the repository
     name: StreamName
-    build: Path
-    _seen: tuple[tuple[Path, int, int], ...] = attrs.field(init=False, default=())
-    _done: tuple[tuple[Path, int, int], ...] = attrs.field(init=False, default=())
+    build: Path  # a directory with Zephyr builds or RAUC bundles, or a file
+    _seen: _Files = attrs.field(init=False, default=())
+    _done: _Files = attrs.field(init=False, default=())
 
     def look(self, now: datetime) -> Stream | None:
-        """Publish the build if it is new and complete.
-
-        Returns:
-            What was published, or None.
+        """Publish the build if it is new and complete; return what was published.
 
         Raises:
             NetotaError: The build cannot be published; the next look does not try again.
@@ -81,7 +71,7 @@ class Publisher:
         Blobs(self.root).gc(_STATES, grace_s=0)
         return done.after
 
-    def _files(self) -> tuple[tuple[Path, int, int], ...]:
+    def _files(self) -> _Files:
         try:
             found = [(path, path.stat()) for path in release_file.found([self.build])]
         except (InvalidDataError, OSError):
@@ -95,10 +85,6 @@ class Publisher:
             return False
         held = {archive.envelope.sha256 for archive in present.archives or ()}
         return held == {each.envelope.sha256 for each in built}
-
-
-# ----------------------------------------------------------------------------------------------
-# Display
 
 
 class Board(Protocol):
@@ -167,20 +153,16 @@ class Screen:
             yield
 
 
-class _ToBoard(logging.Handler):
-    """Shows log records."""
+class BoardHandler(logging.Handler):
+    """Shows log records on a board."""
 
     def __init__(self, board: Board) -> None:
         super().__init__()
         self._board = board
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show a record in one line."""
         self._board.say(record.getMessage(), "red" if record.levelno >= logging.WARNING else "dim")
-
-
-def logged(board: Board) -> logging.Handler:
-    """Return a handler that shows log records on a board."""
-    return _ToBoard(board)
 
 
 def heard(board: Board) -> Callable[[Exchange], None]:
@@ -195,10 +177,6 @@ def heard(board: Board) -> Callable[[Exchange], None]:
     return show
 
 
-# ----------------------------------------------------------------------------------------------
-# Running
-
-
 async def run(service: Service, board: Board, publishers: Sequence[Publisher]) -> None:
     """Serve, and publish each new build, until the service is stopped.
 
@@ -207,20 +185,20 @@ async def run(service: Service, board: Board, publishers: Sequence[Publisher]) -
     Raises:
         NetotaError: As `Service.run` does.
     """
-    beside = asyncio.create_task(_beside(service, board, publishers))
+
+    async def publish_builds() -> None:
+        while True:
+            for publisher in publishers:
+                await _publish(publisher, board)
+            board.observers(service.observers())
+            await asyncio.sleep(POLL_S)
+
+    publishing = asyncio.create_task(publish_builds())
     try:
         await service.run()
     finally:
-        beside.cancel()
-        await asyncio.wait([beside])
-
-
-async def _beside(service: Service, board: Board, publishers: Sequence[Publisher]) -> None:
-    while True:
-        for publisher in publishers:
-            await _publish(publisher, board)
-        board.observers(service.observers())
-        await asyncio.sleep(POLL_S)
+        publishing.cancel()
+        await asyncio.wait([publishing])
 
 
 async def _publish(publisher: Publisher, board: Board) -> None:

@@ -62,11 +62,8 @@ def _json(entry: _Entry) -> str:
     return json.dumps(plain, default=str)
 
 
-FORMATS: Mapping[str, Callable[[_Entry], str]] = {
-    "plain": _plain,
-    "journal": _journal,
-    "json": _json,
-}
+_Format = Callable[[_Entry], str]
+FORMATS: Mapping[str, _Format] = {"plain": _plain, "journal": _journal, "json": _json}
 """Functions that format a record, by the values of `log.format`."""
 
 

@@ -53,17 +53,11 @@ _UPSTREAM_RETRY_S = 1.0  # adopting an upstream without streams changes no file
 
 @attrs.define
 class Service:
-    """Serves one repository until it is stopped.
+    """Serves one repository until it is stopped."""
 
-    Attributes:
-        config: A reload replaces it.
-        on_ready: Called once with each URI that the service listens on.
-        reread: Reads the configuration again at SIGHUP; None keeps it.
-    """
-
-    config: Config
-    on_ready: Callable[[str], object] = lambda _: None
-    reread: Callable[[], Config] | None = None
+    config: Config  # a reload replaces it
+    on_ready: Callable[[str], object] = lambda _: None  # called with each URI it listens on
+    reread: Callable[[], Config] | None = None  # reads the configuration at SIGHUP; None keeps it
     manager: Manager = attrs.field(factory=Manager)
     metrics: Metrics = attrs.field(factory=Metrics)
     _started_s: float = attrs.field(init=False, factory=time.monotonic)
@@ -320,10 +314,8 @@ class Service:
             try:
                 self.config, waiting = self.config.reloaded(self.reread())
             except NetotaError as error:
-                _log.error(
-                    "the configuration is refused, the old one stays in effect: %s",
-                    error.detail,
-                )
+                refused = "the configuration is refused, the old one stays in effect: %s"
+                _log.error(refused, error.detail)
             else:
                 for key in waiting:
                     _log.warning("%s: takes effect after a restart", key)

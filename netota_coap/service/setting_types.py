@@ -122,13 +122,9 @@ def _array(
     fewest: int = 0,
     same: Callable[[str], object] | None = None,
 ) -> Kind:
-    """Return the kind of an array.
+    """Return the kind of an array whose items are valid for `item`.
 
-    Args:
-        metavar: Stands for one item.
-        item: Validates one item.
-        fewest: Number of items required.
-        same: Returns a key that no two items may share; may refuse an item.
+    No two items may have the same key, which `same` returns; it may refuse an item, too.
     """
 
     def decode(plain: Any, _base: Path) -> tuple[str, ...]:

@@ -28,24 +28,16 @@ _log = logging.getLogger(__name__)
 
 UNIT = "netota-coapd.service"
 
-# ----------------------------------------------------------------------------------------------
-# Notifications
-
 _SEND_TIMEOUT_S = 1.0  # its queue is short, and may be full while the machine boots
 _LONGEST_STATUS = 1_000  # bytes; `systemctl status` shows one line
 
 
 @attrs.define
 class Manager:
-    """Notifies the service manager; without one, it does nothing.
+    """Notifies the service manager; without one, it does nothing."""
 
-    Attributes:
-        address: Of the manager's socket, or "".
-        watchdog_s: The manager restarts a service that is silent for longer.
-    """
-
-    address: str = ""
-    watchdog_s: float = math.inf
+    address: str = ""  # of the manager's socket
+    watchdog_s: float = math.inf  # a service that is silent for longer is restarted
     _status: str = attrs.field(init=False, default="")
 
     @classmethod
@@ -114,9 +106,6 @@ def _line(status: str) -> str:
     return data[:_LONGEST_STATUS].decode(errors="ignore") + "…"
 
 
-# ----------------------------------------------------------------------------------------------
-# The unit
-
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 _SYSTEM_ONLY = re.compile(r"# From here .*?\n(?=\n)", re.DOTALL)
 
@@ -165,9 +154,8 @@ def install(directory: Path, *, user: bool = False) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise ConfigError(
-                f"{' '.join(command)}: {said}", hint=f"{file} is written. {_BY_HAND}"
-            )
+            detail = f"{' '.join(command)}: {said}"
+            raise ConfigError(detail, hint=f"{file} is written. {_BY_HAND}")
     return file
 
 

@@ -23,7 +23,7 @@ from netota_coap.publishing import publish
 from netota_coap.repository import scaffold
 from netota_coap.repository.blobs import Blobs, blob_name
 from netota_coap.repository.store import DirectoryStore
-from netota_coap.service.dev import Lines, Publisher, Screen, heard, logged
+from netota_coap.service.dev import BoardHandler, Lines, Publisher, Screen, heard
 from tests.support.device import GET, device
 from tests.support.serving import COMMAND, PATIENCE_S, PROJECT, netota, until
 
@@ -103,7 +103,9 @@ def test_lines() -> None:
     board.observers({"a/b": 2})
     board.observers({"a/b": 2})
     board.observers({})
-    logged(board).emit(logging.makeLogRecord({"msg": "reloaded\x1b", "levelno": logging.INFO}))
+    BoardHandler(board).emit(
+        logging.makeLogRecord({"msg": "reloaded\x1b", "levelno": logging.INFO})
+    )
     assert [line[9:] for line in lines] == [
         "coap GET /p/a?x=1&y → 2.05 20 bytes, 127.0.0.1:4711, 43 µs",
         "observers of a/b: 2",
