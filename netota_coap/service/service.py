@@ -146,7 +146,8 @@ class Service:
         """Return the number of observers of a resource."""
         return self._site.observers.of(path) if self._site else 0
 
-    def _status_line(self) -> str:
+    def status_line(self) -> str:
+        """Return what the service does now, in one line for a service manager."""
         if self._site:
             return str(self.status())
         if self._refused:
@@ -158,7 +159,7 @@ class Service:
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._serve(watcher, keeper)),
-            asyncio.create_task(self.manager.beat(self._status_line)),
+            asyncio.create_task(self.manager.beat(self.status_line)),
         ]
         if self._gateway:
             tasks.append(asyncio.create_task(self._gateway.run()))
@@ -286,7 +287,7 @@ class Service:
 
     def _notify(self, *, done: bool) -> None:
         """Send systemd the status; `done` ends a start or reload."""
-        (self.manager.ready if done else self.manager.status)(self._status_line())
+        (self.manager.ready if done else self.manager.status)(self.status_line())
 
     def _accept(self) -> None:
         self._loaded = datetime.now(UTC)
