@@ -72,11 +72,8 @@ async def sources_of(
 ) -> AsyncIterator[Mapping[str, Source]]:
     """Make the sources that URLs need, by scheme.
 
-    Args:
-        urls: All URLs that will be opened.
-        timeout_s: For one response over CoAP; the caller bounds the time of HTTP.
-        paced: Whether a rate limit applies, so that receive buffers are kept small.
-        in_flight: Blocks requested at a time over CoAP, 1 to 64.
+    `timeout_s` holds for one response over CoAP; the caller bounds the time of HTTP. `paced` says
+    that a rate limit applies, which receive buffers must not undermine.
     """
     schemes = {_scheme(url) for url in urls}
     made: dict[str, Source] = {}
@@ -251,30 +248,36 @@ class _HttpSource:
                 raise IntegrityError("answers with another range than was asked for", uri=url)
             yield Body(start, _whole_size(response), found, _chunks(url, response))
 
-    @contextlib.asynccontextmanager
-    async def _answer(
+    def _answer(
         self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> AsyncIterator[httpx2.Response]:
-        """Follow redirects, and yield a response whose body is unread."""
+    ) -> contextlib.AbstractAsyncContextManager[httpx2.Response]:
+        return http_response(self._client, method, url, headers, _REDIRECTS)
+
+
+@contextlib.asynccontextmanager
+async def http_response(
+    client: httpx2.AsyncClient, method: str, url: str, headers: Mapping[str, str], redirects: int
+) -> AsyncIterator[httpx2.Response]:
+    """Yield a response whose body is unread; a redirect, too, if `redirects` is 0."""
+    with http_failures(url):
+        request = client.build_request(method, url, headers=headers)
+    for _ in range(1 + redirects):
         with http_failures(url):
-            request = self._client.build_request(method, url, headers=headers)
-        for _ in range(1 + _REDIRECTS):
-            with http_failures(url):
-                response = await self._client.send(request, stream=True)
-            try:
-                following = response.next_request
-                if following is None:
-                    if response.has_redirect_location:
-                        raise TransferError("redirects to an invalid URL", uri=url)
-                    yield response
-                    return
-            finally:
-                await response.aclose()
-            if request.url.scheme == "https" != following.url.scheme:
-                detail = f"redirects to {_shown(following)}, which is not encrypted"
-                raise TransferError(detail, uri=url)
-            request = following
-        raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
+            response = await client.send(request, stream=True)
+        try:
+            following = response.next_request
+            if following is None or not redirects:
+                if redirects and response.has_redirect_location:
+                    raise TransferError("redirects to an invalid URL", uri=url)
+                yield response
+                return
+        finally:
+            await response.aclose()
+        if request.url.scheme == "https" != following.url.scheme:
+            detail = f"redirects to {_shown(following)}, which is not encrypted"
+            raise TransferError(detail, uri=url)
+        request = following
+    raise TransferError(f"redirects more than {redirects} times", uri=url)
 
 
 def _shrink_buffer(response: httpx2.Response) -> None:
@@ -289,14 +292,19 @@ async def _chunks(url: str, response: httpx2.Response) -> AsyncGenerator[bytes, 
             yield chunk
 
 
-def _refuse(url: str, response: httpx2.Response) -> None:
-    """Raise if a response is not the file as it is stored."""
+def refuse_status(url: str, response: httpx2.Response, expected: tuple[int, ...]) -> None:
+    """Raise `PeerError` if a response has another status."""
     status = response.status_code
-    if status not in (200, 206):
+    if status not in expected:
         detail = httpx2.codes.get_reason_phrase(status) or "Unknown"
         after_s = _retry_after_s(response) if status == 503 else None
         detail += f" at {_shown(response)}" if response.url != url else ""
         raise PeerError(detail, uri=url, code=str(status), retry_after_s=after_s)
+
+
+def _refuse(url: str, response: httpx2.Response) -> None:
+    """Raise if a response is not the file as it is stored."""
+    refuse_status(url, response, (200, 206))
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise IntegrityError(f"is sent with Content-Encoding {encoding[:20]}", uri=url)

@@ -20,15 +20,11 @@ _REMOVE_STALE_S = 6 * 3_600.0
 
 @attrs.define(eq=False)
 class Gateway:
-    """All mirrors of one repository, and the fetching of files when devices ask for them.
-
-    Attributes:
-        on_demand: None if files are fetched ahead.
-    """
+    """All mirrors of one repository, and the fetching of files when devices ask for them."""
 
     fetcher: BlobFetcher
     mirrors: tuple[Mirror, ...] = ()
-    on_demand: OnDemand | None = None
+    on_demand: OnDemand | None = None  # None: files are fetched ahead
 
     @classmethod
     def of(
