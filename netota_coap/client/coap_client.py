@@ -63,19 +63,14 @@ class Fetched:
 
 @attrs.frozen
 class ReceivedBlock:
-    """One block of a resource; None stands for an option that the server did not send.
-
-    Attributes:
-        exponent: The size that the server wants: 2^(exponent+4) bytes.
-        size: Bytes of the whole resource.
-    """
+    """One block of a resource; None stands for an option that the server did not send."""
 
     offset: int
     payload: bytes
     more: bool
-    exponent: int
+    exponent: int  # the server wants blocks of 2^(exponent+4) bytes
     etag: bytes | None
-    size: int | None
+    size: int | None  # of the whole resource
 
 
 class ChangedError(Exception):
@@ -219,8 +214,7 @@ class Client:
     async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
         """Get a resource as text (link-format) or plain data (the other formats).
 
-        Raises:
-            TransferError: As for `get`, or the response is malformed or in another format.
+        It raises as `get` does, and `IntegrityError` if the response is in another format.
         """
         fetched = await self.get(uri, query, accept)
         if fetched.format != accept:
@@ -281,10 +275,9 @@ class Client:
                         if state != last:
                             last = state
                             yield state
-            except (IntegrityError, RollbackError):
-                raise
             except TransferError as error:
-                if isinstance(error, PeerError) and not error.code.startswith("5."):
+                refused = isinstance(error, PeerError) and not error.code.startswith("5.")
+                if refused or isinstance(error, IntegrityError | RollbackError):
                     raise
                 self.on_trouble(error)
                 await asyncio.sleep(back_off.next_s())
@@ -295,10 +288,8 @@ class Client:
         """Yield the ETag over everything that a server (`coap://HOST`) has, and each new one.
 
         One observation serves all streams. The generator ends when `observe` would register
-        again; the caller then calls it again. The ETag is None if the server sent none.
-
-        Raises:
-            TransferError: As for `get`.
+        again; the caller then calls it again. The ETag is None if the server sent none. Errors
+        are those of `get`.
         """
         registered = self._registered(f"{uri.rstrip('/')}/p", [], poll_s)
         async with contextlib.aclosing(registered) as states:

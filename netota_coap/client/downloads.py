@@ -185,8 +185,7 @@ async def download(
         pace: Delays further requests; None: unlimited.
         in_flight: Blocks requested at a time over CoAP, 1 to 64.
         patience_s: How long to wait in total for the server of one offer, seconds. None: a day
-            if it asks for waits of a minute at most, which means that it is fetching the file;
-            else 10 minutes.
+            if it asks for a minute at most, since it is fetching the file; else 10 minutes.
         on_trouble: Called with each response that causes a wait.
         idle: Waits for a server.
 
@@ -381,20 +380,14 @@ def _require_size(url: str, received: _Received) -> None:
 
 @attrs.define
 class _Received:
-    """Counts and hashes the bytes of one file.
-
-    Attributes:
-        size: Bytes received.
-        tag: Their ETag on the present server; None if unknown.
-        sent_size: Bytes of the whole file, as the server sent it last.
-    """
+    """Counts and hashes the bytes of one file."""
 
     envelope: Envelope
     progress: Progress
     pace: Pace | None = None
-    size: int = 0
-    tag: bytes | None = None
-    sent_size: int | None = None
+    size: int = 0  # bytes received
+    tag: bytes | None = None  # their ETag on the present server
+    sent_size: int | None = None  # of the whole file, as the server sent it last
     _hash: Any = attrs.field(factory=hashlib.sha256)
 
     def write(self, chunk: bytes) -> None:

@@ -34,17 +34,11 @@ _LONGEST_CAUSE = 120  # characters shown of a library's error, which may quote a
 
 @attrs.frozen
 class Body:
-    """The bytes of a file from an offset on.
+    """The bytes of a file from an offset on."""
 
-    Attributes:
-        start: The requested offset, or 0.
-        size: Bytes of the whole file; None if the server did not send it.
-        tag: A strong ETag; None if the server sent none.
-    """
-
-    start: int
-    size: int | None
-    tag: bytes | None
+    start: int  # the requested offset, or 0
+    size: int | None  # of the whole file; None if the server did not send it
+    tag: bytes | None  # a strong ETag; None if the server sent none
     chunks: AsyncGenerator[bytes, None]
 
 
@@ -88,11 +82,7 @@ async def sources_of(
 
 
 def http_client() -> httpx2.AsyncClient:
-    """Return an HTTP client without time-outs of its own.
-
-    Raises:
-        ConfigError: The proxy settings of the environment are invalid.
-    """
+    """Return an HTTP client; raise `ConfigError` if the environment's proxy settings are invalid."""
     headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
     try:
         return httpx2.AsyncClient(
@@ -113,11 +103,7 @@ def _scheme(url: str) -> str:
 
 
 def source_for(sources: Mapping[str, Source], url: str) -> Source:
-    """Return the source for a URL.
-
-    Raises:
-        ConfigError: Its scheme is not supported.
-    """
+    """Return the source for a URL; raise `ConfigError` if its scheme is not supported."""
     source = sources.get(_scheme(url))
     if source is None:
         raise ConfigError(f"{url}: scheme {_scheme(url)} is not supported")

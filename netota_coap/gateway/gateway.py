@@ -30,11 +30,7 @@ class Gateway:
     def of(
         cls, fetcher: BlobFetcher, upstreams: tuple[str, ...], choice: Choice, terms: Terms
     ) -> Gateway:
-        """Make a gateway that mirrors upstreams by their URIs.
-
-        Raises:
-            ConfigError: One of the URIs cannot be that of an upstream.
-        """
+        """Make a gateway; raise `ConfigError` if a URI cannot be that of an upstream."""
         mirrors = (Mirror(fetcher, uri, choice, terms) for uri in upstreams)
         return cls(fetcher, tuple(mirrors), None if terms.ahead else OnDemand(fetcher))
 
@@ -48,11 +44,7 @@ class Gateway:
         return tuple(mirror.status for mirror in self.mirrors)
 
     async def run(self) -> None:
-        """Follow the upstreams until cancelled; problems are logged and retried.
-
-        Raises:
-            ConfigError: The proxy settings of the environment are invalid.
-        """
+        """Follow the upstreams until cancelled; raises as `Mirror.run` does."""
         try:
             async with task_group() as group:
                 for mirror in self.mirrors:

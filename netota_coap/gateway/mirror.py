@@ -73,22 +73,13 @@ _TROUBLES = (TransferError, RepositoryError, InvalidDataError)
 
 @attrs.frozen(kw_only=True)
 class Terms:
-    """How an upstream is followed.
+    """How an upstream is followed."""
 
-    Attributes:
-        poll_s: Seconds of silence after which the upstream is asked anyway.
-        timeout_s: How long to wait for a response, seconds.
-        retry_s: The first wait before a retry, seconds, which doubles up to 5 minutes; also the
-            least time between two requests for the lists.
-        announce_at_once: Whether a state is written before its files were fetched.
-        ahead: Whether files are fetched before a device asks for them.
-    """
-
-    poll_s: float = DEFAULT_POLL_S
-    timeout_s: float = 30.0
-    retry_s: float = 2.0
-    announce_at_once: bool = False
-    ahead: bool = True
+    poll_s: float = DEFAULT_POLL_S  # the upstream is asked after so much silence
+    timeout_s: float = 30.0  # for one response
+    retry_s: float = 2.0  # first wait before a retry, and least time between readings of the lists
+    announce_at_once: bool = False  # whether a state is written before its files were fetched
+    ahead: bool = True  # whether files are fetched before a device asks for them
 
 
 @attrs.define

@@ -180,8 +180,7 @@ class _HttpUpstream(Upstream):
 async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
     """Make the upstream that a URI names, which has no slash at its end.
 
-    Raises:
-        ConfigError: The proxy settings of the environment are invalid.
+    It raises `ConfigError` if the proxy settings of the environment are invalid.
     """
     if uri.startswith("coap:"):
         async with Client(timeout_s=timeout_s) as client:
