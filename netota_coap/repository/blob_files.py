@@ -81,7 +81,7 @@ def write_blob(shard: int, source: File, promised: Envelope, *, link: bool) -> N
             if linked or _cloned(source.descriptor, descriptor):
                 found = envelope_of(descriptor, source.path, source.progress)
             else:
-                found = _copy(source, _Target(descriptor, temporary))
+                found = _copy(source, _CopyTarget(descriptor, temporary))
             _require(promised, found, source)
             os.fchmod(descriptor, _READ_ONLY)
             os.fsync(descriptor)
@@ -118,7 +118,7 @@ def envelope_of(descriptor: int, path: Path, progress: Progress) -> Envelope:
 
 
 @attrs.frozen
-class _Target:
+class _CopyTarget:
     """A `Sink` that writes a copy."""
 
     descriptor: int
@@ -134,7 +134,7 @@ class _Target:
             raise
 
 
-def _copy(source: File, target: _Target) -> Envelope:
+def _copy(source: File, target: _CopyTarget) -> Envelope:
     try:
         return source.envelope(ANY_TYPE, target)
     except OSError as error:

@@ -250,7 +250,7 @@ async def test_check_online(sample: Path, tmp_path: Path, images: list[str], web
     assert keys(asked_offers) == keys(json.loads(SHAPES["offers"]))
     assert [offer["problem"] for offer in asked_offers] == ["", "", *["404 Not Found"] * 2]
     code, out, _ = await netota("check", sample, "--online")
-    relative = f"relative: Say which: --server URI: {stream}: nrf52840dk: /nrf52840dk.bin"
+    relative = f"relative: Name the server: --server URI: {stream}: nrf52840dk: /nrf52840dk.bin"
     assert (code, out.splitlines()[1:3]) == (1, [lines[1], relative])
 
 

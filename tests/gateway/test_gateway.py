@@ -183,7 +183,7 @@ async def test_the_first_start(tmp_path: Path, upstream: Origin) -> None:
         service = Service(config, listening.append)
         task = asyncio.create_task(service.run())
         await until(lambda: upstream.asked("1.0"))
-        told.append(service._in_a_line())
+        told.append(service._status_line())
         assert listening == []
         del upstream.refuse[path]
         await until(lambda: listening)

@@ -270,7 +270,7 @@ def test_two_files_at_one_place(tmp_path: Path) -> None:
 def test_two_archives_of_one_name(image: Path, given: tuple[str | None, str | None]) -> None:
     """Names that do not go together are refused, given ones before anything is read."""
     sources = [ArchiveSource(image, name) for name in given]
-    with pytest.raises(InvalidDataError, match=r"--archive \w+: '\w+' (differs|is there)"):
+    with pytest.raises(InvalidDataError, match=r"--archive \w+: '\w+' (differs|appears)"):
         describe(sources, NAME, "1", [])
     missing = [ArchiveSource(image.with_name("none"), name) for name in ("a", "A")]
     with pytest.raises(InvalidDataError, match="--archive A: 'A' differs from 'a' only in case"):
