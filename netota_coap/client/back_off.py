@@ -14,7 +14,7 @@ def jittered(seconds: float, share: float = 0.5) -> float:
 
 @attrs.define
 class BackOff:
-    """The wait before a retry: `first_s` seconds, then twice as long each time up to `longest_s`."""
+    """The wait before a retry: `first_s` seconds, then doubled each time up to `longest_s`."""
 
     first_s: float
     longest_s: float

@@ -93,18 +93,13 @@ async def within(
 class Client:
     """A CoAP client for any number of `coap://` servers; use it as an async context manager.
 
-    It remembers the highest sequence of each stream and refuses a lower one.
-
-    Attributes:
-        timeout_s: How long to wait for one response, seconds.
-        transfer_s: How long to wait for all blocks of one resource, seconds.
-        retry_s: First wait before an observation is retried, seconds; it doubles up to 60.
-        on_trouble: Called with each error after which an observation is retried.
+    It remembers the highest sequence of each stream and refuses a lower one. It calls `on_trouble`
+    with each error after which an observation is retried.
     """
 
-    timeout_s: float = 30.0
-    transfer_s: float = 300.0
-    retry_s: float = 1.0
+    timeout_s: float = 30.0  # for one response
+    transfer_s: float = 300.0  # for all blocks of one resource
+    retry_s: float = 1.0  # first wait before an observation is retried, which doubles up to 60
     on_trouble: Callable[[TransferError], object] = lambda _: None
     _context: Context | None = attrs.field(init=False, default=None)
     _sequences: dict[str, int] = attrs.field(init=False, factory=dict)

@@ -67,18 +67,12 @@ class RateLimit:
 
 @attrs.frozen
 class Report:
-    """The result of checking one offer.
-
-    Attributes:
-        envelope: The promised size and digest.
-        size: Bytes according to the server; None if it sent no size.
-        problem: One line; "" if the offer is as promised.
-    """
+    """The result of checking one offer."""
 
     url: str
-    envelope: Envelope
-    size: int | None = None
-    problem: str = ""
+    envelope: Envelope  # the promised size and digest
+    size: int | None = None  # according to the server; None if it sent no size
+    problem: str = ""  # one line; "" if the offer is as promised
 
 
 def resolve(url: str, server: str | None) -> str:
@@ -470,11 +464,9 @@ def _lock(stream: BinaryIO, path: Path) -> bool:
 
 
 def _is_complete(target: Path, envelope: Envelope) -> bool:
-    if not target.exists():
-        return False
-    if not target.is_file():
+    if target.exists() and not target.is_file():
         raise ConfigError(f"{target}: exists and is not a regular file", hint="Name another file.")
-    if target.stat().st_size != envelope.size:
+    if not target.exists() or target.stat().st_size != envelope.size:
         return False
     with target.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest() == envelope.sha256

@@ -82,7 +82,7 @@ async def sources_of(
 
 
 def http_client() -> httpx2.AsyncClient:
-    """Return an HTTP client; raise `ConfigError` if the environment's proxy settings are invalid."""
+    """Return an HTTP client; invalid proxy settings of the environment raise `ConfigError`."""
     headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
     try:
         return httpx2.AsyncClient(
@@ -200,12 +200,13 @@ class _HttpSource:
 
     async def size(self, url: str, _wanted: int) -> int | None:
         """Return the size from a HEAD request, or else from a request for the first byte."""
-        async with self._answer("HEAD", url) as response:
+        async with http_response(self._client, "HEAD", url) as response:
             if response.status_code == 200 and (size := _whole_size(response)) is not None:
                 _refuse(url, response)
                 return size
         # Some servers refuse HEAD, or answer it without a size.
-        async with self._answer("GET", url, {"Range": "bytes=0-0"}) as response:
+        first_byte = {"Range": "bytes=0-0"}
+        async with http_response(self._client, "GET", url, first_byte) as response:
             if response.status_code == 416 and (size := _whole_size(response)) is not None:
                 return size
             _refuse(url, response)
@@ -219,7 +220,7 @@ class _HttpSource:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and tag is not None:
             headers["If-Range"] = tag.decode("ascii")
-        async with self._answer("GET", url, headers) as response:
+        async with http_response(self._client, "GET", url, headers) as response:
             if start and response.status_code == 416:
                 raise ChangedError
             _refuse(url, response)
@@ -234,15 +235,14 @@ class _HttpSource:
                 raise IntegrityError("answers with another range than was asked for", uri=url)
             yield Body(start, _whole_size(response), found, _chunks(url, response))
 
-    def _answer(
-        self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> contextlib.AbstractAsyncContextManager[httpx2.Response]:
-        return http_response(self._client, method, url, headers, _REDIRECTS)
-
 
 @contextlib.asynccontextmanager
 async def http_response(
-    client: httpx2.AsyncClient, method: str, url: str, headers: Mapping[str, str], redirects: int
+    client: httpx2.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    redirects: int = _REDIRECTS,
 ) -> AsyncIterator[httpx2.Response]:
     """Yield a response whose body is unread; a redirect, too, if `redirects` is 0."""
     with http_failures(url):

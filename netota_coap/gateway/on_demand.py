@@ -30,12 +30,9 @@ _LONGEST_RETRY_S = 300.0
 
 @attrs.frozen
 class RemoteFile:
-    """A file that other servers offer: an archive, with the offers of all archives of the file.
+    """A file that other servers offer: an archive, with the offers of all archives of the file."""
 
-    The label names the archive: `package/stream: archive`.
-    """
-
-    label: str
+    label: str  # names the archive: `package/stream: archive`
     archive: Archive
 
     def joined(self, archive: Archive) -> RemoteFile:
