@@ -81,7 +81,7 @@ class ChangedError(Exception):
 async def within(
     seconds: float, uri: str, problem: str = "no answer in"
 ) -> AsyncIterator[asyncio.Timeout]:
-    """Raise `TransferError` if the block takes longer, or does so once it is rescheduled."""
+    """Raise `TransferError` if the block takes longer; `reschedule` moves its deadline."""
     try:
         async with asyncio.timeout(seconds) as waiting:
             yield waiting
@@ -138,7 +138,7 @@ class Client:
         exponent: int = LARGEST_BLOCK,
         timing: ServerTiming | None = None,
     ) -> ReceivedBlock:
-        """Get one block of a resource, of 2^(exponent+4) bytes or of fewer if the server likes.
+        """Get one block of a resource, 2^(exponent+4) bytes; the server may choose fewer.
 
         The offset is a multiple of that size. Without `timing`, aiocoap retransmits, which has
         only one request in flight to each server.
@@ -280,7 +280,7 @@ class Client:
     async def changes(
         self, uri: str, *, poll_s: float | None = None
     ) -> AsyncGenerator[bytes | None, None]:
-        """Yield the ETag over everything that a server (`coap://HOST`) has, and each new one.
+        """Yield the ETag over everything on a server (`coap://HOST`), now and after each change.
 
         One observation serves all streams. The generator ends when `observe` would register
         again; the caller then calls it again. The ETag is None if the server sent none. Errors
