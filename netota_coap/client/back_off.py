@@ -14,15 +14,11 @@ def jittered(seconds: float, share: float = 0.5) -> float:
 
 @attrs.define
 class BackOff:
-    """The wait before a retry: `first_s` seconds, then twice as long each time up to `longest_s`.
-
-    Attributes:
-        wait_s: The next wait without its jitter, seconds.
-    """
+    """The wait before a retry: `first_s` seconds, then doubled each time up to `longest_s`."""
 
     first_s: float
     longest_s: float
-    wait_s: float = attrs.field(init=False)
+    wait_s: float = attrs.field(init=False)  # the next wait without its jitter
 
     def __attrs_post_init__(self) -> None:
         self.reset()

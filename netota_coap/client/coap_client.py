@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import aiocoap.error
@@ -23,7 +23,7 @@ from aiocoap.protocol import ClientObservation, Context, Request
 from netota_coap.client.back_off import BackOff, jittered
 from netota_coap.client.round_trip_time import ServerTiming
 from netota_coap.encoding.codecs import Format, load
-from netota_coap.encoding.content_formats import ContentFormat
+from netota_coap.encoding.content_formats import CODECS, ContentFormat
 from netota_coap.encoding.documents import decode, decode_list, decode_problem, selection_to_query
 from netota_coap.errors import (
     ConfigError,
@@ -53,13 +53,7 @@ _LARGEST_SIZE = 2**32 - 1  # RFC 7959, section 4
 
 @attrs.frozen
 class Fetched:
-    """A resource that arrived whole.
-
-    Attributes:
-        format: Content-Format number; None if the server sent none.
-        max_age_s: How long it is fresh, seconds.
-        etag: None if the server sent none.
-    """
+    """A resource that arrived whole; None stands for an option that the server did not send."""
 
     format: int | None
     payload: bytes
@@ -69,44 +63,43 @@ class Fetched:
 
 @attrs.frozen
 class ReceivedBlock:
-    """One block of a resource.
-
-    Attributes:
-        offset: Position of its first byte in the resource.
-        more: Whether blocks follow.
-        exponent: The size that the server wants: 2^(exponent+4) bytes.
-        etag: ETag of the resource; None if the server sent none.
-        size: Bytes of the whole resource; None if the server sent no Size2.
-    """
+    """One block of a resource; None stands for an option that the server did not send."""
 
     offset: int
     payload: bytes
     more: bool
-    exponent: int
+    exponent: int  # the server wants blocks of 2^(exponent+4) bytes
     etag: bytes | None
-    size: int | None
+    size: int | None  # of the whole resource
 
 
 class ChangedError(Exception):
     """The resource is no longer the one whose first bytes were received."""
 
 
+@contextlib.asynccontextmanager
+async def within(
+    seconds: float, uri: str, problem: str = "no answer in"
+) -> AsyncIterator[asyncio.Timeout]:
+    """Raise `TransferError` if the block takes longer; `reschedule` moves its deadline."""
+    try:
+        async with asyncio.timeout(seconds) as waiting:
+            yield waiting
+    except TimeoutError:
+        raise TransferError(f"{problem} {seconds:g} s", uri=uri) from None
+
+
 @attrs.define
 class Client:
     """A CoAP client for any number of `coap://` servers; use it as an async context manager.
 
-    It remembers the highest sequence of each stream and refuses a lower one.
-
-    Attributes:
-        timeout_s: How long to wait for one response, seconds.
-        transfer_s: How long to wait for all blocks of one resource, seconds.
-        retry_s: The first wait before an observation is retried, seconds; it doubles up to 60.
-        on_trouble: Called with each error after which an observation is retried.
+    It remembers the highest sequence of each stream and refuses a lower one. It calls `on_trouble`
+    with each error after which an observation is retried.
     """
 
-    timeout_s: float = 30.0
-    transfer_s: float = 300.0
-    retry_s: float = 1.0
+    timeout_s: float = 30.0  # for one response
+    transfer_s: float = 300.0  # for all blocks of one resource
+    retry_s: float = 1.0  # first wait before an observation is retried, which doubles up to 60
     on_trouble: Callable[[TransferError], object] = lambda _: None
     _context: Context | None = attrs.field(init=False, default=None)
     _sequences: dict[str, int] = attrs.field(init=False, factory=dict)
@@ -133,7 +126,7 @@ class Client:
             ConfigError: `uri` is not a `coap://` URI.
         """
         for _ in range(_ATTEMPTS):
-            first = await self._checked(uri, self._response(_get(uri, query, accept)))
+            first = await self._checked(uri, self._sent(_get(uri, query, accept)))
             with contextlib.suppress(ChangedError):
                 return await self._rest(uri, query, accept, first)
         raise IntegrityError("changed again and again while it was fetched", uri=uri)
@@ -145,15 +138,10 @@ class Client:
         exponent: int = LARGEST_BLOCK,
         timing: ServerTiming | None = None,
     ) -> ReceivedBlock:
-        """Get one block of a resource.
+        """Get one block of a resource, 2^(exponent+4) bytes; the server may choose fewer.
 
-        Args:
-            uri: Of the resource.
-            offset: A multiple of the block's size, bytes.
-            exponent: Of the block's size, 0 to 6: 2^(exponent+4) bytes. The server may choose a
-                smaller one.
-            timing: When to retransmit. None leaves that to aiocoap, which has only one request in
-                flight to each server.
+        The offset is a multiple of that size. Without `timing`, aiocoap retransmits, which has
+        only one request in flight to each server.
 
         Raises:
             IntegrityError: The server sent another block.
@@ -165,7 +153,7 @@ class Client:
         message = _get(uri)
         message.opt.block2 = (number, False, exponent)
         message.opt.size2 = 0  # asks for the size: RFC 7959, section 4
-        pending = self._retransmitted(message, timing) if timing else self._response(message)
+        pending = self._retransmitted(message, timing) if timing else self._sent(message)
         block = _block(uri, await self._checked(uri, pending), offset)
         if block.exponent > exponent:
             raise _another_block(uri)
@@ -181,7 +169,7 @@ class Client:
         servers can do no more. The caller compares ETags to notice a change of the resource.
 
         Args:
-            uri: Of the resource.
+            uri: Any `coap://` URI.
             offset: Where to begin: a multiple of 1,024 bytes.
             size: Expected size of the resource, bytes, if the server sends none; 0: unknown.
             in_flight: Blocks requested ahead of the one yielded last, 1 to 64.
@@ -221,16 +209,14 @@ class Client:
     async def get_plain(self, uri: str, query: Iterable[str], accept: ContentFormat) -> Any:
         """Get a resource as text (link-format) or plain data (the other formats).
 
-        Raises:
-            TransferError: As for `get`, or the response is malformed or in another format.
+        It raises as `get` does, and `IntegrityError` if the response is in another format.
         """
         fetched = await self.get(uri, query, accept)
         if fetched.format != accept:
             raise IntegrityError(f"is in format {fetched.format}, not {accept}", uri=uri)
         if accept is ContentFormat.LINK:
             return fetched.payload.decode(errors="replace")
-        fmt = Format.CBOR if accept is ContentFormat.CBOR else Format.JSON
-        return _decoded(uri, lambda: load(fetched.payload, fmt))
+        return _decoded(uri, lambda: load(fetched.payload, CODECS[accept]))
 
     async def packages(self, uri: str) -> dict[str, PackageEntry]:
         """Return the packages of a server (`coap://HOST`); raises as `get` does."""
@@ -243,14 +229,9 @@ class Client:
         return _decoded(uri, lambda: decode_list(StreamEntry, fetched.payload, Format.CBOR))
 
     async def stream(self, uri: str, selection: Selection = ANY_DEVICE) -> Stream:
-        """Return the whole state of a stream, with the archives that suit a device.
+        """Return the whole state of a stream (`coap://HOST/p/PACKAGE/s/STREAM`).
 
-        Args:
-            uri: `coap://HOST/p/PACKAGE/s/STREAM`.
-            selection: What the device says about itself.
-
-        Returns:
-            The state; its archives are sorted, the preferred one first.
+        It has the archives that suit a device, the preferred one first.
 
         Raises:
             IntegrityError: The response is malformed.
@@ -263,17 +244,11 @@ class Client:
     async def observe(
         self, uri: str, selection: Selection = ANY_DEVICE, *, poll_s: float | None = None
     ) -> AsyncGenerator[Stream, None]:
-        """Yield the state of a stream now and after each change.
+        """Yield the state of a stream, as `stream` returns it, now and after each change.
 
         A server that lost the observation is silent. So the client registers again when the
-        server was silent for longer than it promised (key 7, Max-Age), and, with back-off, while
-        the server is unreachable.
-
-        Args:
-            uri: As for `stream`.
-            selection: As for `stream`.
-            poll_s: Register again after at most so many seconds of silence; None: the server
-                decides.
+        server was silent for `poll_s` seconds, or for longer than it promised (key 7, Max-Age),
+        and, with back-off, while the server is unreachable.
 
         Raises:
             PeerError: The server refuses; the stream was removed, say.
@@ -295,10 +270,9 @@ class Client:
                         if state != last:
                             last = state
                             yield state
-            except (IntegrityError, RollbackError):
-                raise
             except TransferError as error:
-                if isinstance(error, PeerError) and not error.code.startswith("5."):
+                refused = isinstance(error, PeerError) and not error.code.startswith("5.")
+                if refused or isinstance(error, IntegrityError | RollbackError):
                     raise
                 self.on_trouble(error)
                 await asyncio.sleep(back_off.next_s())
@@ -306,17 +280,11 @@ class Client:
     async def changes(
         self, uri: str, *, poll_s: float | None = None
     ) -> AsyncGenerator[bytes | None, None]:
-        """Yield the ETag over everything that a server has, at once and after each change.
+        """Yield the ETag over everything on a server (`coap://HOST`), now and after each change.
 
-        One observation serves all streams. The generator ends when the server was silent for too
-        long; the caller then calls it again. The ETag is None if the server sent none.
-
-        Args:
-            uri: `coap://HOST`.
-            poll_s: As for `observe`.
-
-        Raises:
-            TransferError: As for `get`.
+        One observation serves all streams. The generator ends when `observe` would register
+        again; the caller then calls it again. The ETag is None if the server sent none. Errors
+        are those of `get`.
         """
         registered = self._registered(f"{uri.rstrip('/')}/p", [], poll_s)
         async with contextlib.aclosing(registered) as states:
@@ -330,7 +298,7 @@ class Client:
         message = _get(uri, query, ContentFormat.CBOR)
         message.opt.observe = 0
         request = self._send(message)
-        response = await self._checked(uri, self._response_to(request))
+        response = await self._checked(uri, self._response(request))
         registered = response.opt.observe is not None
         notifications = aiter(request.observation)
         poll_s = DEFAULT_POLL_S if poll_s is None else poll_s
@@ -341,9 +309,8 @@ class Client:
                     yield await self._rest(uri, query, ContentFormat.CBOR, response)
                 # `retry_s` bounds the rate if the server promises nothing, and jitter keeps all
                 # devices that heard of one publish from asking at one time.
-                silence_s = jittered(
-                    max(min(_max_age_s(response), poll_s), self.retry_s), share=0.1
-                )
+                promised_s = max(min(_max_age_s(response), poll_s), self.retry_s)
+                silence_s = jittered(promised_s, share=0.1)
                 try:
                     async with asyncio.timeout(silence_s):
                         with _failures(uri):
@@ -401,35 +368,32 @@ class Client:
         self, uri: str, query: Iterable[str], accept: ContentFormat | None, first: Message
     ) -> Fetched:
         """Fetch the blocks after the first; raise `ChangedError` if their ETags differ."""
-        try:
-            async with asyncio.timeout(self.transfer_s):
-                payload, response = bytearray(), first
-                while True:
-                    block = _block(uri, response, len(payload))
-                    payload += block.payload
-                    if len(payload) > LIMITS["document"].value:
-                        raise IntegrityError("is longer than a document may be", uri=uri)
-                    if not block.more:
-                        found = first.opt.content_format, bytes(payload), _max_age_s(first)
-                        return Fetched(*found, first.opt.etag)
-                    message = _get(uri, query, accept)
-                    number = len(payload) >> block.exponent + 4
-                    message.opt.block2 = (number, False, block.exponent)
-                    response = await self._checked(uri, self._response(message))
-                    if response.opt.etag != first.opt.etag:
-                        raise ChangedError
-        except TimeoutError:
-            raise TransferError(f"is incomplete after {self.transfer_s:g} s", uri=uri) from None
+        payload, response = bytearray(), first
+        async with within(self.transfer_s, uri, "is incomplete after"):
+            while True:
+                block = _block(uri, response, len(payload))
+                payload += block.payload
+                if len(payload) > LIMITS["document"].value:
+                    raise IntegrityError("is longer than a document may be", uri=uri)
+                if not block.more:
+                    found = first.opt.content_format, bytes(payload), _max_age_s(first)
+                    return Fetched(*found, first.opt.etag)
+                message = _get(uri, query, accept)
+                number = len(payload) >> block.exponent + 4
+                message.opt.block2 = (number, False, block.exponent)
+                response = await self._checked(uri, self._sent(message))
+                if response.opt.etag != first.opt.etag:
+                    raise ChangedError
 
     def _send(self, message: Message) -> Request:
         assert self._context is not None, "use the client as an async context manager"
         request: Request = self._context.request(message, handle_blockwise=False)
         return request
 
-    async def _response(self, message: Message) -> Message:
-        return await self._response_to(self._send(message))
+    async def _sent(self, message: Message) -> Message:
+        return await self._response(self._send(message))
 
-    async def _response_to(self, request: Request) -> Message:
+    async def _response(self, request: Request) -> Message:
         """Wait for the response to a request; notifications may follow it."""
         response = _future(request)
         try:
@@ -481,12 +445,9 @@ class Client:
 
     async def _checked(self, uri: str, pending: Awaitable[Message]) -> Message:
         """Wait for a response for at most `timeout_s`, and raise if it is an error."""
-        with _failures(uri):
-            try:
-                async with asyncio.timeout(self.timeout_s):
-                    response: Message = await pending
-            except TimeoutError:
-                raise TransferError(f"no answer in {self.timeout_s:g} s", uri=uri) from None
+        async with within(self.timeout_s, uri):
+            with _failures(uri):
+                response: Message = await pending
         _refuse_error(uri, response)
         return response
 

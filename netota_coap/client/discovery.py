@@ -11,6 +11,8 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import attrs
+
 from netota_coap.coap import options as coap
 from netota_coap.coap.protocol import DEFAULT_PORT, GROUPS, LEISURE_S, interface_index
 
@@ -29,14 +31,13 @@ _QUESTION = coap.encode(
 _AGAIN_S = 1.0  # until the question is sent once more: multicast is not retransmitted
 
 
+@attrs.frozen
 class _Answers(asyncio.DatagramProtocol):
     """Collects the URIs of the servers that answer."""
 
-    def __init__(self, found: asyncio.Queue[str]) -> None:
-        self._found = found
+    _found: asyncio.Queue[str]
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        """Take a response, and ignore everything else."""
         if len(data) > 4 and data[1] == _CONTENT and b'rt="netota.packages"' in data:
             self._found.put_nowait(_uri(addr))
 
@@ -49,10 +50,7 @@ async def discover(
 ) -> AsyncIterator[str]:
     """Yield the URI of each server of the network once, as soon as it answers.
 
-    Args:
-        interfaces: Names of the network interfaces to ask on; empty: all.
-        port: UDP port of the servers.
-        wait_s: How long to wait for answers, seconds.
+    Without `interfaces`, it asks on all network interfaces.
 
     Raises:
         ConfigError: There is no such interface.

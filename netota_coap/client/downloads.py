@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from netota_coap.client.back_off import jittered
-from netota_coap.client.coap_client import ChangedError
+from netota_coap.client.coap_client import ChangedError, within
 from netota_coap.client.transports import Source, source_for, sources_of
 from netota_coap.errors import (
     ConfigError,
@@ -51,13 +51,9 @@ download, except that after a `NetotaError` the next offer is tried."""
 
 @attrs.define
 class RateLimit:
-    """A `Pace` that bounds the total rate of all downloads that share it.
+    """A `Pace` that bounds the total rate of all downloads that share it."""
 
-    Attributes:
-        bytes_s: Bytes per second, above 0.
-    """
-
-    bytes_s: int
+    bytes_s: int  # above 0
     _due_s: float | None = attrs.field(init=False, default=None)
 
     async def __call__(self, count: int) -> None:
@@ -71,27 +67,16 @@ class RateLimit:
 
 @attrs.frozen
 class Report:
-    """The result of checking one offer.
-
-    Attributes:
-        url: Absolute.
-        envelope: The promised size and digest.
-        size: Bytes according to the server; None if it sent no size.
-        problem: One line; "" if the offer is as promised.
-    """
+    """The result of checking one offer."""
 
     url: str
-    envelope: Envelope
-    size: int | None = None
-    problem: str = ""
+    envelope: Envelope  # the promised size and digest
+    size: int | None = None  # according to the server; None if it sent no size
+    problem: str = ""  # one line; "" if the offer is as promised
 
 
 def resolve(url: str, server: str | None) -> str:
-    """Return the absolute form of an offer's URL.
-
-    Args:
-        url: Absolute, or a path on `server` (`/…`).
-        server: URI of the server; its path is ignored.
+    """Return the absolute form of an offer's URL, which may be a path on a server (`/…`).
 
     Raises:
         ConfigError: The URL is relative, and `server` is None or not a URI.
@@ -133,40 +118,33 @@ async def check_offers(
     Returns:
         One report per distinct pair, in the order given.
     """
-    distinct = list(dict.fromkeys(wanted))
-    reports: dict[int, Report] = {}
-    todo = enumerate(distinct)
+    distinct = dict.fromkeys(wanted)
+    slots = asyncio.Semaphore(concurrency)
 
     async def check(sources: Mapping[str, Source], url: str, envelope: Envelope) -> Report:
-        received = _Received(envelope, progress)
-        try:
-            source = source_for(sources, url)
-            if digest:
-                await _fetch(source, url, received, timeout_s, _Patience(0.0))
-            else:
-                try:
-                    async with asyncio.timeout(timeout_s):
+        received, problem = _Received(envelope, progress), ""
+        async with slots:
+            try:
+                source = source_for(sources, url)
+                if digest:
+                    await _fetch(source, url, received, _Patience(timeout_s, 0.0))
+                else:
+                    async with within(timeout_s, url):
                         received.sent_size = await source.size(url, envelope.size)
-                except TimeoutError:
-                    raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
-                _require_size(url, received)
-        except NetotaError as error:
-            return Report(url, envelope, received.sent_size, _reason(url, error))
-        return Report(url, envelope, received.sent_size)
-
-    async def work(sources: Mapping[str, Source]) -> None:
-        for index, (url, envelope) in todo:
-            reports[index] = await check(sources, url, envelope)
-            on_report(reports[index])
+                    _require_size(url, received)
+            except NetotaError as error:
+                problem = _reason(url, error)
+            report = Report(url, envelope, received.sent_size, problem)
+            on_report(report)
+            return report
 
     async with sources_of((url for url, _ in distinct), timeout_s) as sources:
-        workers = [asyncio.create_task(work(sources)) for _ in range(concurrency)]
+        checks = [asyncio.create_task(check(sources, *each)) for each in distinct]
         try:
-            await asyncio.gather(*workers)
+            return await asyncio.gather(*checks)
         finally:
-            for worker in workers:
-                worker.cancel()
-    return [reports[index] for index in range(len(distinct))]
+            for each in checks:
+                each.cancel()
 
 
 async def download(
@@ -201,8 +179,7 @@ async def download(
         pace: Delays further requests; None: unlimited.
         in_flight: Blocks requested at a time over CoAP, 1 to 64.
         patience_s: How long to wait in total for the server of one offer, seconds. None: a day
-            if it asks for waits of a minute at most, which means that it is fetching the file;
-            else 10 minutes.
+            if it asks for a minute at most, since it is fetching the file; else 10 minutes.
         on_trouble: Called with each response that causes a wait.
         idle: Waits for a server.
 
@@ -227,8 +204,8 @@ async def download(
             urls = [server or "", *(offer.url for offer in archive.offers)]
             paced = pace is not None
             async with sources_of(urls, timeout_s, paced=paced, in_flight=in_flight) as sources:
-                patience = _Patience(patience_s, on_trouble, idle)
-                offer = await _download(archive, part, server, sources, timeout_s, patience)
+                patience = _Patience(timeout_s, patience_s, on_trouble, idle)
+                offer = await _download(archive, part, server, sources, patience)
         await asyncio.to_thread(part.finish, target)
     return offer
 
@@ -257,28 +234,24 @@ async def _download(
     part: _Part,
     server: str | None,
     sources: Mapping[str, Source],
-    timeout_s: float,
     patience: _Patience,
 ) -> Offer:
     """Complete a partial download, and return the offer that did it."""
-    failed: list[NetotaError] = []
-    reasons: list[str] = []
+    failed: list[tuple[str, NetotaError]] = []
     for offer in sorted(archive.offers, key=lambda offer: offer.metric):
         url = offer.url
         try:
             url = resolve(url, server)
-            source, its_own = source_for(sources, url), attrs.evolve(patience)
-            await _fetch(source, url, part, timeout_s, its_own)
+            await _fetch(source_for(sources, url), url, part, attrs.evolve(patience))
         except NetotaError as error:
-            failed.append(error)
-            reasons.append(f"{url}: {_reason(url, error)}")
+            failed.append((url, error))
         else:
             return offer
-    wrong = any(isinstance(error, IntegrityError) for error in failed)
+    wrong = any(isinstance(error, IntegrityError) for _, error in failed)
     raise (IntegrityError if wrong else TransferError)(
-        "; ".join(reasons) or "has no offer",
+        "; ".join(f"{url}: {_reason(url, error)}" for url, error in failed) or "has no offer",
         uri=archive.name,
-        hint=next((error.hint for error in failed if error.hint), ""),
+        hint=next((error.hint for _, error in failed if error.hint), ""),
     )
 
 
@@ -288,8 +261,9 @@ def _reason(url: str, error: NetotaError) -> str:
 
 @attrs.define
 class _Patience:
-    """Waits for the server of one offer, within `patience_s` of `download`."""
+    """How long the server of one offer is waited for: `timeout_s`, `patience_s` of `download`."""
 
+    timeout_s: float
     bound_s: float | None
     on_wait: Callable[[TransferError], object] = lambda _: None
     idle: Idle = asyncio.sleep
@@ -311,26 +285,22 @@ class _Patience:
         await self.idle(wait_s)
 
 
-async def _fetch(
-    source: Source, url: str, received: _Received, timeout_s: float, patience: _Patience
-) -> None:
+async def _fetch(source: Source, url: str, received: _Received, patience: _Patience) -> None:
     """Receive and verify what is missing from one URL; restart if the file changes meanwhile."""
     received.tag = None
     for _ in range(_STARTS):
         with contextlib.suppress(ChangedError):
-            return await _complete(source, url, received, timeout_s, patience)
+            return await _complete(source, url, received, patience)
         received.restart()
     raise IntegrityError("changed again and again while it was downloaded", uri=url)
 
 
-async def _complete(
-    source: Source, url: str, received: _Received, timeout_s: float, patience: _Patience
-) -> None:
+async def _complete(source: Source, url: str, received: _Received, patience: _Patience) -> None:
     """Receive until nothing is missing; resume as long as each attempt makes progress."""
     furthest = received.size
     while True:
         try:
-            start = await _receive(source, url, received, timeout_s)
+            start = await _receive(source, url, received, patience.timeout_s)
         except PeerError as error:
             await patience.wait(error)
             if received.pace:
@@ -404,20 +374,14 @@ def _require_size(url: str, received: _Received) -> None:
 
 @attrs.define
 class _Received:
-    """Counts and hashes the bytes of one file.
-
-    Attributes:
-        size: Bytes received.
-        tag: Their ETag on the present server; None if unknown.
-        sent_size: Bytes of the whole file, as the server sent it last.
-    """
+    """Counts and hashes the bytes of one file."""
 
     envelope: Envelope
     progress: Progress
     pace: Pace | None = None
-    size: int = 0
-    tag: bytes | None = None
-    sent_size: int | None = None
+    size: int = 0  # bytes received
+    tag: bytes | None = None  # their ETag on the present server
+    sent_size: int | None = None  # of the whole file, as the server sent it last
     _hash: Any = attrs.field(factory=hashlib.sha256)
 
     def write(self, chunk: bytes) -> None:
@@ -430,8 +394,7 @@ class _Received:
         self.size, self.tag, self._hash = 0, None, hashlib.sha256()
 
     def digest(self) -> bytes:
-        digest: bytes = self._hash.digest()
-        return digest
+        return bytes(self._hash.digest())
 
     def is_right(self) -> bool:
         return self.size == self.envelope.size and self.digest() == self.envelope.sha256
@@ -501,11 +464,9 @@ def _lock(stream: BinaryIO, path: Path) -> bool:
 
 
 def _is_complete(target: Path, envelope: Envelope) -> bool:
-    if not target.exists():
-        return False
-    if not target.is_file():
+    if target.exists() and not target.is_file():
         raise ConfigError(f"{target}: exists and is not a regular file", hint="Name another file.")
-    if target.stat().st_size != envelope.size:
+    if not target.exists() or target.stat().st_size != envelope.size:
         return False
     with target.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest() == envelope.sha256

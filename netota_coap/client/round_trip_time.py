@@ -19,13 +19,9 @@ _SHORTEST_S = 0.2  # above the jitter of a network and the pauses of a server
 
 @attrs.define
 class ServerTiming:
-    """The retransmission timer of a server, for several requests in flight.
+    """The retransmission timer of a server, for several requests in flight."""
 
-    Attributes:
-        remote: aiocoap's endpoint that answered; None before the first response.
-    """
-
-    remote: Any = None
+    remote: Any = None  # aiocoap's endpoint that answered
     _round_trip: RoundTripTime = attrs.field(
         factory=lambda: RoundTripTime(TransportTuning.ACK_TIMEOUT, _SHORTEST_S)
     )

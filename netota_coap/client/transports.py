@@ -34,17 +34,11 @@ _LONGEST_CAUSE = 120  # characters shown of a library's error, which may quote a
 
 @attrs.frozen
 class Body:
-    """The bytes of a file from an offset on.
+    """The bytes of a file from an offset on."""
 
-    Attributes:
-        start: The requested offset, or 0.
-        size: Bytes of the whole file; None if the server did not send it.
-        tag: A strong ETag; None if the server sent none.
-    """
-
-    start: int
-    size: int | None
-    tag: bytes | None
+    start: int  # the requested offset, or 0
+    size: int | None  # of the whole file; None if the server did not send it
+    tag: bytes | None  # a strong ETag; None if the server sent none
     chunks: AsyncGenerator[bytes, None]
 
 
@@ -72,11 +66,8 @@ async def sources_of(
 ) -> AsyncIterator[Mapping[str, Source]]:
     """Make the sources that URLs need, by scheme.
 
-    Args:
-        urls: All URLs that will be opened.
-        timeout_s: For one response over CoAP; the caller bounds the time of HTTP.
-        paced: Whether a rate limit applies, so that receive buffers are kept small.
-        in_flight: Blocks requested at a time over CoAP, 1 to 64.
+    `timeout_s` holds for one response over CoAP; the caller bounds the time of HTTP. `paced` says
+    that a rate limit applies, which receive buffers must not undermine.
     """
     schemes = {_scheme(url) for url in urls}
     made: dict[str, Source] = {}
@@ -91,11 +82,7 @@ async def sources_of(
 
 
 def http_client() -> httpx2.AsyncClient:
-    """Return an HTTP client without time-outs of its own.
-
-    Raises:
-        ConfigError: The proxy settings of the environment are invalid.
-    """
+    """Return an HTTP client; invalid proxy settings of the environment raise `ConfigError`."""
     headers = {"User-Agent": f"netota-coap/{__version__}", "Accept-Encoding": "identity"}
     try:
         return httpx2.AsyncClient(
@@ -116,11 +103,7 @@ def _scheme(url: str) -> str:
 
 
 def source_for(sources: Mapping[str, Source], url: str) -> Source:
-    """Return the source for a URL.
-
-    Raises:
-        ConfigError: Its scheme is not supported.
-    """
+    """Return the source for a URL; raise `ConfigError` if its scheme is not supported."""
     source = sources.get(_scheme(url))
     if source is None:
         raise ConfigError(f"{url}: scheme {_scheme(url)} is not supported")
@@ -217,12 +200,13 @@ class _HttpSource:
 
     async def size(self, url: str, _wanted: int) -> int | None:
         """Return the size from a HEAD request, or else from a request for the first byte."""
-        async with self._answer("HEAD", url) as response:
+        async with http_response(self._client, "HEAD", url) as response:
             if response.status_code == 200 and (size := _whole_size(response)) is not None:
                 _refuse(url, response)
                 return size
         # Some servers refuse HEAD, or answer it without a size.
-        async with self._answer("GET", url, {"Range": "bytes=0-0"}) as response:
+        first_byte = {"Range": "bytes=0-0"}
+        async with http_response(self._client, "GET", url, first_byte) as response:
             if response.status_code == 416 and (size := _whole_size(response)) is not None:
                 return size
             _refuse(url, response)
@@ -236,7 +220,7 @@ class _HttpSource:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and tag is not None:
             headers["If-Range"] = tag.decode("ascii")
-        async with self._answer("GET", url, headers) as response:
+        async with http_response(self._client, "GET", url, headers) as response:
             if start and response.status_code == 416:
                 raise ChangedError
             _refuse(url, response)
@@ -251,30 +235,35 @@ class _HttpSource:
                 raise IntegrityError("answers with another range than was asked for", uri=url)
             yield Body(start, _whole_size(response), found, _chunks(url, response))
 
-    @contextlib.asynccontextmanager
-    async def _answer(
-        self, method: str, url: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> AsyncIterator[httpx2.Response]:
-        """Follow redirects, and yield a response whose body is unread."""
+
+@contextlib.asynccontextmanager
+async def http_response(
+    client: httpx2.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    redirects: int = _REDIRECTS,
+) -> AsyncIterator[httpx2.Response]:
+    """Yield a response whose body is unread; a redirect, too, if `redirects` is 0."""
+    with http_failures(url):
+        request = client.build_request(method, url, headers=headers)
+    for _ in range(1 + redirects):
         with http_failures(url):
-            request = self._client.build_request(method, url, headers=headers)
-        for _ in range(1 + _REDIRECTS):
-            with http_failures(url):
-                response = await self._client.send(request, stream=True)
-            try:
-                following = response.next_request
-                if following is None:
-                    if response.has_redirect_location:
-                        raise TransferError("redirects to an invalid URL", uri=url)
-                    yield response
-                    return
-            finally:
-                await response.aclose()
-            if request.url.scheme == "https" != following.url.scheme:
-                detail = f"redirects to {_shown(following)}, which is not encrypted"
-                raise TransferError(detail, uri=url)
-            request = following
-        raise TransferError(f"redirects more than {_REDIRECTS} times", uri=url)
+            response = await client.send(request, stream=True)
+        try:
+            following = response.next_request
+            if following is None or not redirects:
+                if redirects and response.has_redirect_location:
+                    raise TransferError("redirects to an invalid URL", uri=url)
+                yield response
+                return
+        finally:
+            await response.aclose()
+        if request.url.scheme == "https" != following.url.scheme:
+            detail = f"redirects to {_shown(following)}, which is not encrypted"
+            raise TransferError(detail, uri=url)
+        request = following
+    raise TransferError(f"redirects more than {redirects} times", uri=url)
 
 
 def _shrink_buffer(response: httpx2.Response) -> None:
@@ -289,14 +278,19 @@ async def _chunks(url: str, response: httpx2.Response) -> AsyncGenerator[bytes, 
             yield chunk
 
 
-def _refuse(url: str, response: httpx2.Response) -> None:
-    """Raise if a response is not the file as it is stored."""
+def refuse_status(url: str, response: httpx2.Response, expected: tuple[int, ...]) -> None:
+    """Raise `PeerError` if a response has another status."""
     status = response.status_code
-    if status not in (200, 206):
+    if status not in expected:
         detail = httpx2.codes.get_reason_phrase(status) or "Unknown"
         after_s = _retry_after_s(response) if status == 503 else None
         detail += f" at {_shown(response)}" if response.url != url else ""
         raise PeerError(detail, uri=url, code=str(status), retry_after_s=after_s)
+
+
+def _refuse(url: str, response: httpx2.Response) -> None:
+    """Raise if a response is not the file as it is stored."""
+    refuse_status(url, response, (200, 206))
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise IntegrityError(f"is sent with Content-Encoding {encoding[:20]}", uri=url)

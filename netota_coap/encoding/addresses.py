@@ -47,9 +47,6 @@ def author_of(origin: str) -> str:
 def canonical(uri: str) -> str:
     """Return an upstream's URI in a spelling that is the same for the same upstream.
 
-    Args:
-        uri: `coap://HOST`, or an HTTP URI, with the prefix if the upstream has one.
-
     Raises:
         InvalidDataError: The URI cannot be that of an upstream.
     """

@@ -5,7 +5,8 @@ Source: `spec/mirror.md`, rules M-10 to M-16 and M-20 to M-22.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import attrs
@@ -30,13 +31,7 @@ EVERYTHING = ("*",)
 
 @attrs.frozen
 class Choice:
-    """What of an upstream is mirrored.
-
-    Attributes:
-        packages: Shell patterns.
-        streams: Shell patterns.
-        devices: What the devices here say about themselves; only their blobs are fetched.
-    """
+    """What of an upstream is mirrored: names by shell patterns, blobs for the devices here."""
 
     packages: tuple[str, ...] = EVERYTHING
     streams: tuple[str, ...] = EVERYTHING
@@ -62,10 +57,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:
     """Return the state to write here; None if nothing changes.
 
-    Args:
-        local: The present state here, or the last one in the history; None if there is none.
-        offered: The state upstream.
-        origin: URI of the upstream.
+    `local` is the present state here, or the last one in the history; `origin` is the upstream.
 
     Raises:
         RollbackError: The sequence is lower than the local one.
@@ -106,35 +98,20 @@ def adopt(local: Stream | None, offered: Stream, origin: str) -> Stream | None:
 def _offers(archive: Archive, origin: str) -> tuple[Offer, ...]:
     """Return the offers with absolute URLs, the best first and no more than are allowed."""
     found: dict[str, Offer] = {}
-    for offer in sorted(_resolved(archive, origin), key=lambda offer: offer.metric):
-        found.setdefault(offer.url, offer)
+    for offer in sorted(archive.offers, key=lambda offer: offer.metric):
+        url = resolve(offer.url, origin)
+        with contextlib.suppress(InvalidDataError):  # the absolute URL may be too long
+            found.setdefault(url, attrs.evolve(offer, url=url))
     return tuple(found.values())[: LIMITS["offers"].value]
 
 
-def _resolved(archive: Archive, origin: str) -> Iterator[Offer]:
-    for offer in archive.offers:
-        try:
-            yield attrs.evolve(offer, url=resolve(offer.url, origin))
-        except InvalidDataError:
-            continue  # the absolute URL is too long
-
-
 def take_over(store: Store, name: StreamName, decide: Decide) -> Stream | None:
-    """Write a state of an upstream's stream under the sequence that it has there.
+    """Write a state of an upstream's stream under its sequence there; return it if it is new.
 
-    Args:
-        store: The repository.
-        name: The stream's; it need not exist.
-        decide: It is called again if the stream is changed meanwhile; what it raises stops the
-            change.
-
-    Returns:
-        What was written, if anything.
+    `decide` is called again if the stream is changed meanwhile. What it raises stops the change.
 
     Raises:
-        RepositoryError: It cannot be written; nothing changed.
-
-    Source: rules M-20 to M-22.
+        RepositoryError: The state cannot be written; nothing changed.
     """
 
     def plan(here: Snapshot) -> Change | None:

@@ -45,22 +45,14 @@ class BlobFetcher:
     """Downloads the files of all mirrors of a repository.
 
     A claim is an empty file in `blobs/.incoming` named by a digest: `blob gc` keeps that blob.
-
-    Attributes:
-        root: The directory of the repository.
-        limit_bytes_s: Limit for all downloads together, bytes per second; None: unlimited.
-        keep_free: Free space that is left on the disk, bytes.
-        size_cap: Size of all blobs above which unused ones are deleted, bytes; None: unlimited.
-        in_flight: Blocks requested at a time over CoAP, 1 to 64.
-        received: Bytes downloaded so far.
     """
 
     root: Path
-    limit_bytes_s: int | None = None
-    keep_free: int = 0
-    size_cap: int | None = None
-    in_flight: int = 1
-    received: int = attrs.field(init=False, default=0)
+    limit_bytes_s: int | None = None  # for all downloads together; None: unlimited
+    keep_free: int = 0  # bytes that stay free on the disk
+    size_cap: int | None = None  # bytes of blobs above which unused ones are deleted
+    in_flight: int = 1  # blocks requested at a time over CoAP, 1 to 64
+    received: int = attrs.field(init=False, default=0)  # bytes downloaded so far
     _limit: RateLimit | None = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(init=False)
     _begun: asyncio.Semaphore = attrs.field(init=False)
@@ -83,12 +75,7 @@ class BlobFetcher:
     ) -> AsyncIterator[None]:
         """Download missing blobs, and protect all of them from `blob gc` until the block ends.
 
-        Partial downloads are always kept.
-
-        Args:
-            archives: Those whose blobs are needed.
-            is_obsolete: Called again and again; once it returns True, the downloads end.
-            progress: As for `download`, for all archives together.
+        Partial downloads are kept. The downloads end once `is_obsolete` returns True.
 
         Raises:
             ObsoleteError: The blobs are no longer needed.
@@ -184,20 +171,20 @@ class BlobFetcher:
                     directory.mkdir(exist_ok=True)
                     if directory.is_symlink():
                         raise RepositoryError(f"{directory}: is a link, which is not followed")
-                for each in archives:
-                    self._claim(each.envelope.sha256)
+                for sha256 in (each.envelope.sha256 for each in archives):
+                    # An existing claim may be another process's, which removes it.
+                    with contextlib.suppress(FileExistsError):
+                        self._incoming(sha256).touch(exist_ok=False)
+                        self._claimed.add(sha256)
             missing = [each for each in archives if not self._is_stored(each.envelope)]
         return missing
 
-    def _claim(self, sha256: bytes) -> None:
-        # An existing claim may be another process's, which removes it when it is done.
-        with contextlib.suppress(FileExistsError):
-            (self.root / INCOMING / sha256.hex()).touch(exist_ok=False)
-            self._claimed.add(sha256)
+    def _incoming(self, sha256: bytes) -> Path:
+        return self.root / INCOMING / sha256.hex()
 
     def _target(self, envelope: Envelope) -> Path:
         """Return the path to download to, if there is room on the disk."""
-        target = self.root / INCOMING / envelope.sha256.hex()
+        target = self._incoming(envelope.sha256)
         with writing(self.root):
             there = sum(part.stat().st_size for part in target.parent.glob(f".{target.name}.*"))
             left = shutil.disk_usage(target.parent).free + there - self._pending
@@ -211,7 +198,7 @@ class BlobFetcher:
     def _unclaim(self, envelopes: Iterable[Envelope]) -> None:
         for envelope in envelopes:
             if envelope.sha256 in self._claimed:
-                target = self.root / INCOMING / envelope.sha256.hex()
+                target = self._incoming(envelope.sha256)
                 with writing(self.root), contextlib.suppress(FileNotFoundError):
                     if target.stat().st_size == 0 or self._is_stored(envelope):
                         target.unlink()

@@ -20,25 +20,17 @@ _REMOVE_STALE_S = 6 * 3_600.0
 
 @attrs.define(eq=False)
 class Gateway:
-    """All mirrors of one repository, and the fetching of files when devices ask for them.
-
-    Attributes:
-        on_demand: None if files are fetched ahead.
-    """
+    """All mirrors of one repository, and the fetching of files when devices ask for them."""
 
     fetcher: BlobFetcher
     mirrors: tuple[Mirror, ...] = ()
-    on_demand: OnDemand | None = None
+    on_demand: OnDemand | None = None  # None: files are fetched ahead
 
     @classmethod
     def of(
         cls, fetcher: BlobFetcher, upstreams: tuple[str, ...], choice: Choice, terms: Terms
     ) -> Gateway:
-        """Make a gateway that mirrors upstreams by their URIs.
-
-        Raises:
-            ConfigError: One of the URIs cannot be that of an upstream.
-        """
+        """Make a gateway; raise `ConfigError` if a URI cannot be that of an upstream."""
         mirrors = (Mirror(fetcher, uri, choice, terms) for uri in upstreams)
         return cls(fetcher, tuple(mirrors), None if terms.ahead else OnDemand(fetcher))
 
@@ -52,11 +44,7 @@ class Gateway:
         return tuple(mirror.status for mirror in self.mirrors)
 
     async def run(self) -> None:
-        """Follow the upstreams until cancelled; problems are logged and retried.
-
-        Raises:
-            ConfigError: The proxy settings of the environment are invalid.
-        """
+        """Follow the upstreams until cancelled; raises as `Mirror.run` does."""
         try:
             async with task_group() as group:
                 for mirror in self.mirrors:

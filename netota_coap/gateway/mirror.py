@@ -12,12 +12,11 @@ Invariants:
 * A kill leaves the old state or the new one, partial downloads, and names in `blobs/.incoming`
   that protect blobs from `blob gc`. The next run asks for every stream, and resumes.
 
-News: an observation (CoAP) or an event stream (HTTP) yields an ETag over everything upstream. The
-first ETag of each observation, if it is not new, starts a search for lost blobs; later ones that
-are unchanged do nothing. After a new ETag, or without any, the lists are read, every `retry_s` at
-most, and the streams whose entries were not processed are updated; all of them if there is none.
-One task updates a stream; news in between makes it start again, and ends downloads for a state
-that is no longer listed.
+News: an observation (CoAP) or an event stream (HTTP) yields an ETag over everything upstream.
+After a new ETag, or without any, the lists are read, every `retry_s` at most, and the streams
+whose entries were not processed are updated; all of them if there is none. If the first ETag of an
+observation is not new, lost blobs are searched. One task updates a stream; news in between makes
+it start again, and ends downloads for a state that is no longer listed.
 
 Retries: the wait for the upstream, and that for each stream, begins at `retry_s` and doubles up to
 5 minutes. It is reset by an observation that lasted as long as the wait; news wakes a stream.
@@ -30,7 +29,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -73,39 +72,21 @@ _TROUBLES = (TransferError, RepositoryError, InvalidDataError)
 
 @attrs.frozen(kw_only=True)
 class Terms:
-    """How an upstream is followed.
+    """How an upstream is followed."""
 
-    Attributes:
-        poll_s: Seconds of silence after which the upstream is asked anyway.
-        timeout_s: How long to wait for a response, seconds.
-        retry_s: The first wait before a retry, seconds, which doubles up to 5 minutes; also the
-            least time between two requests for the lists.
-        announce_at_once: Whether a state is written before its files were fetched.
-        ahead: Whether files are fetched before a device asks for them.
-    """
-
-    poll_s: float = UPSTREAM_POLL_S
-    timeout_s: float = 30.0
-    retry_s: float = 2.0
-    announce_at_once: bool = False
-    ahead: bool = True
-
-
-def _without_slash(uri: str) -> str:
-    return uri.rstrip("/")
+    poll_s: float = UPSTREAM_POLL_S  # the upstream is asked after so much silence
+    timeout_s: float = 30.0  # for one response
+    retry_s: float = 2.0  # first wait before a retry, and least time between readings of the lists
+    announce_at_once: bool = False  # whether a state is written before its files were fetched
+    ahead: bool = True  # whether files are fetched before a device asks for them
 
 
 @attrs.define
 class Mirror:
-    """Follows one upstream.
-
-    Attributes:
-        fetcher: One for all mirrors of a repository.
-        uri: `coap://HOST`, or an HTTP URI, with the prefix if the upstream has one.
-    """
+    """Follows one upstream; all mirrors of a repository share one fetcher."""
 
     fetcher: BlobFetcher
-    uri: str = attrs.field(converter=_without_slash)
+    uri: str
     choice: Choice = Choice()
     terms: Terms = Terms()
     _requests: asyncio.Semaphore = attrs.field(init=False)
@@ -120,6 +101,7 @@ class Mirror:
     _loader: loading.Loader = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.uri = self.uri.rstrip("/")
         self._requests = asyncio.Semaphore(_REQUESTS_IN_FLIGHT)
         self._loader = loading.Loader(self.root)
         try:
@@ -197,9 +179,6 @@ class Mirror:
     def _back_off(self) -> BackOff:
         return BackOff(self.terms.retry_s, _LONGEST_RETRY_S)
 
-    # ------------------------------------------------------------------------------------------
-    # All streams
-
     async def _outdated(
         self, upstream: Upstream, tag: bytes | None, begun: bool
     ) -> list[StreamName]:
@@ -216,17 +195,19 @@ class Mirror:
     def _streams_with_missing_blobs(self) -> list[StreamName]:
         """Return streams that have lost blobs, to the quarantine of damaged ones, say."""
         lost = []
-        for package_name, package in self._loader.load().packages.items():
-            for stream_name, stream in package.streams.items():
-                name, archives = (package_name, stream_name), self.choice.archives(stream)
-                if self.terms.ahead and name in self._listed and self._is_ours(stream):
-                    digests = {archive.envelope.sha256 for archive in archives}
-                    if digests - Blobs(self.root).held(each.envelope for each in archives):
-                        lost.append(name)
+        for name, stream in self._own_streams():
+            if self.terms.ahead and name in self._listed:
+                envelopes = [archive.envelope for archive in self.choice.archives(stream)]
+                if {each.sha256 for each in envelopes} - Blobs(self.root).held(envelopes):
+                    lost.append(name)
         return lost
 
-    def _is_ours(self, stream: Stream) -> bool:
-        return stream.author == author_of(self.uri)
+    def _own_streams(self) -> Iterator[tuple[StreamName, Stream]]:
+        """Yield the streams here that belong to this upstream."""
+        for package_name, package in self._loader.load().packages.items():
+            for stream_name, stream in package.streams.items():
+                if stream.author == author_of(self.uri):
+                    yield (package_name, stream_name), stream
 
     async def _list(self, upstream: Upstream) -> list[StreamName]:
         """Read the upstream's lists, remove vanished streams, and return the outdated ones.
@@ -261,16 +242,11 @@ class Mirror:
         return listed
 
     def _drop_vanished(self, listed: Collection[StreamName]) -> None:
-        for package_name, package in self._loader.load().packages.items():
-            for stream_name, stream in package.streams.items():
-                name = (package_name, stream_name)
-                if self._is_ours(stream) and name not in listed:
-                    self.store.drop(name)
-                    _log.info("%s: removed %s/%s, which is gone upstream", self.uri, *name)
-                    self.fetcher.release(stream)
-
-    # ------------------------------------------------------------------------------------------
-    # One stream
+        for name, stream in self._own_streams():
+            if name not in listed:
+                self.store.drop(name)
+                _log.info("%s: removed %s/%s, which is gone upstream", self.uri, *name)
+                self.fetcher.release(stream)
 
     def _start_update(
         self, upstream: Upstream, name: StreamName, group: asyncio.TaskGroup
@@ -359,9 +335,6 @@ class Mirror:
             _log.info("%s: adopted %s %s, sequence %d", self.uri, *what)
         if before:
             self.fetcher.release(before)
-
-    # ------------------------------------------------------------------------------------------
-    # Problems
 
     def _refuse(self, label: str, error: NetotaError) -> None:
         self._refused += 1

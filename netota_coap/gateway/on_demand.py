@@ -30,14 +30,9 @@ _LONGEST_RETRY_S = 300.0
 
 @attrs.frozen
 class RemoteFile:
-    """A file that other servers offer.
+    """A file that other servers offer: an archive, with the offers of all archives of the file."""
 
-    Attributes:
-        label: Names one of its archives: `package/stream: archive`.
-        archive: That archive, with the offers of all archives of the file.
-    """
-
-    label: str
+    label: str  # names the archive: `package/stream: archive`
     archive: Archive
 
     def joined(self, archive: Archive) -> RemoteFile:
@@ -49,17 +44,12 @@ class RemoteFile:
 
 @attrs.define
 class _Fetch:
-    """A download that devices wait for.
-
-    Attributes:
-        arrived: Bytes.
-        begun: How many of them an earlier download had left, and when this one resumed.
-    """
+    """A download that devices wait for."""
 
     task: asyncio.Task[None]
     size: int = 0
-    arrived: int = 0
-    begun: tuple[int, float] | None = None
+    arrived: int = 0  # bytes
+    begun: tuple[int, float] | None = None  # bytes from an earlier download; when this resumed
 
     def begin(self, size: int) -> None:
         self.size, self.arrived, self.begun = size, 0, None

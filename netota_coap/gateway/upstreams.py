@@ -10,27 +10,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import attrs
 import httpx2
 
-from netota_coap.client.coap_client import Client
-from netota_coap.client.transports import http_client, http_failures
+from netota_coap.client.coap_client import Client, within
+from netota_coap.client.transports import (
+    http_client,
+    http_failures,
+    http_response,
+    refuse_status,
+)
 from netota_coap.encoding.codecs import Format
 from netota_coap.encoding.content_formats import ContentFormat
 from netota_coap.encoding.documents import decode, decode_list
-from netota_coap.errors import (
-    IntegrityError,
-    InvalidDataError,
-    PeerError,
-    TransferError,
-    printable,
-)
-from netota_coap.model.values import LIMITS, PackageEntry, Stream, StreamEntry, StreamName, Value
+from netota_coap.errors import IntegrityError, InvalidDataError, printable
+from netota_coap.model.values import LIMITS, PackageEntry, Stream, StreamEntry, StreamName
 
 T = TypeVar("T")
-V = TypeVar("V", bound=Value)
 
 _CBOR = "application/cbor"
 _EVENTS = "text/event-stream"
@@ -48,25 +46,28 @@ def reason_of(detail: str) -> str:
     return shown if len(shown) <= _LONGEST_REASON else f"{shown[: _LONGEST_REASON - 1]}…"
 
 
-class Upstream(Protocol):
-    """A server that is mirrored."""
+@attrs.frozen
+class Upstream:
+    """A server that is mirrored.
+
+    Its methods raise `TransferError` if it is unreachable, refuses, or sends malformed data.
+    """
+
+    uri: str
+    _state_query: ClassVar[str] = ""
 
     async def packages(self) -> Mapping[str, PackageEntry]:
-        """Return its packages.
-
-        Raises:
-            TransferError: The server is unreachable, refuses, or sends malformed data. The same
-                holds for the other methods.
-        """
-        ...
+        """Return its packages."""
+        return await self._read("p", _LONGEST_LIST, partial(decode_list, PackageEntry))
 
     async def streams(self, package: str) -> Mapping[str, StreamEntry]:
         """Return the streams of a package."""
-        ...
+        return await self._read(f"p/{package}", _LONGEST_LIST, partial(decode_list, StreamEntry))
 
     async def stream(self, name: StreamName) -> Stream:
         """Return the whole state of a stream."""
-        ...
+        path = f"p/{name[0]}/s/{name[1]}{self._state_query}"
+        return await self._read(path, _LONGEST_STATE, partial(decode, Stream))
 
     def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
         """Yield the ETag over everything upstream, at once and with each sign of life.
@@ -74,42 +75,7 @@ class Upstream(Protocol):
         It is unchanged for a keep-alive, and None if the server sent none. The generator ends
         after `poll_s` seconds of silence at the latest; the caller then calls it again.
         """
-        ...
-
-
-@contextlib.asynccontextmanager
-async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
-    """Make the upstream that a URI names.
-
-    Args:
-        uri: One that `addresses.canonical` accepts, without a slash at its end.
-        timeout_s: How long to wait for a response, seconds.
-
-    Raises:
-        ConfigError: The proxy settings of the environment are invalid.
-    """
-    if uri.startswith("coap:"):
-        async with Client(timeout_s=timeout_s) as client:
-            yield _CoapUpstream(uri, client)
-    else:
-        async with http_client() as client:
-            yield _HttpUpstream(uri, client, timeout_s)
-
-
-@attrs.frozen
-class _Upstream:
-    """The part that is the same over CoAP and HTTP."""
-
-    uri: str
-
-    async def packages(self) -> Mapping[str, PackageEntry]:
-        return await self._list(PackageEntry, "p")
-
-    async def streams(self, package: str) -> Mapping[str, StreamEntry]:
-        return await self._list(StreamEntry, f"p/{package}")
-
-    async def _list(self, cls: type[V], path: str) -> Mapping[str, V]:
-        return await self._read(path, _LONGEST_LIST, partial(decode_list, cls))
+        raise NotImplementedError
 
     async def _read(self, path: str, longest: int, decoding: Callable[[bytes, Format], T]) -> T:
         url = f"{self.uri}/{path}"
@@ -130,12 +96,9 @@ class _Upstream:
 
 
 @attrs.frozen
-class _CoapUpstream(_Upstream):
+class _CoapUpstream(Upstream):
     client: Client
-
-    async def stream(self, name: StreamName) -> Stream:
-        path = f"p/{name[0]}/s/{name[1]}?full"
-        return await self._read(path, _LONGEST_STATE, partial(decode, Stream))
+    _state_query = "?full"
 
     def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
         return self.client.changes(self.uri, poll_s=poll_s)
@@ -149,85 +112,82 @@ class _CoapUpstream(_Upstream):
 
 
 @attrs.frozen
-class _HttpUpstream(_Upstream):
+class _HttpUpstream(Upstream):
     client: httpx2.AsyncClient
     timeout_s: float
 
-    async def stream(self, name: StreamName) -> Stream:
-        path = f"p/{name[0]}/s/{name[1]}"
-        return await self._read(path, _LONGEST_STATE, partial(decode, Stream))
-
     async def changes(self, poll_s: float) -> AsyncGenerator[bytes | None, None]:
-        url, tag, heard = f"{self.uri}/p", None, False
+        url, tag, tail, heard = f"{self.uri}/p", None, b"", False
         now = asyncio.get_running_loop().time
         end = now() + poll_s
-        async with self._answer(url, _EVENTS, self.timeout_s) as response:
-            chunks, tail = response.aiter_raw(), b""
-            async with contextlib.aclosing(chunks):
-                while now() < end:
-                    try:
-                        async with asyncio.timeout(min(_SILENCE_S, end - now())):
-                            with http_failures(url):
-                                chunk = await anext(chunks, b"")
-                    except TimeoutError:
-                        if now() >= end:
-                            return
-                        detail = f"no sign of life in {_SILENCE_S:g} s"
-                        raise TransferError(detail, uri=url) from None
-                    except TransferError:
-                        if heard:
-                            return  # proxies close connections that are quiet or old
-                        raise
-                    if not chunk:
-                        return  # the server stops
-                    *events, tail = (tail + chunk).split(b"\n\n")
-                    _require_short(url, tail, _LONGEST_EVENT)
-                    changed = [event for event in events if b"data:" in event]
-                    if changed:
-                        end, tag = now() + poll_s, _id_of(changed[-1])
-                    if events:
-                        heard = True
-                        yield tag
+        async with (
+            self._answer(url, _EVENTS) as response,
+            contextlib.aclosing(response.aiter_raw()) as chunks,
+        ):
+            while now() < end:
+                try:
+                    async with (
+                        asyncio.timeout_at(end),
+                        within(_SILENCE_S, url, "no sign of life in"),
+                    ):
+                        chunk = await anext(chunks, b"")
+                except TimeoutError:
+                    return
+                except httpx2.HTTPError:
+                    if heard:
+                        return  # proxies close connections that are quiet or old
+                    raise
+                if not chunk:
+                    return  # the server stops
+                *events, tail = (tail + chunk).split(b"\n\n")
+                _require_short(url, tail, _LONGEST_EVENT)
+                changed = [event for event in events if b"data:" in event]
+                if changed:
+                    end, tag = now() + poll_s, _id_of(changed[-1])
+                if events:
+                    heard = True
+                    yield tag
 
     async def _payload(self, url: str, longest: int) -> bytes:
         data, now = bytearray(), asyncio.get_running_loop().time
-        end = now() + _TRANSFER_S
-        async with self._answer(url, _CBOR, self.timeout_s) as response:
-            try:
-                async with asyncio.timeout(self.timeout_s) as patience:
-                    with http_failures(url):
-                        async for chunk in response.aiter_raw():
-                            data += chunk
-                            _require_short(url, data, longest)
-                            patience.reschedule(min(now() + self.timeout_s, end))
-            except TimeoutError:
-                stalled = f"no progress in {self.timeout_s:g} s"
-                detail = stalled if now() < end else f"is incomplete after {_TRANSFER_S:g} s"
-                raise TransferError(detail, uri=url) from None
+        async with (
+            within(_TRANSFER_S, url, "is incomplete after"),
+            self._answer(url, _CBOR) as response,
+            within(self.timeout_s, url, "no progress in") as waiting,
+        ):
+            async for chunk in response.aiter_raw():
+                data += chunk
+                _require_short(url, data, longest)
+                waiting.reschedule(now() + self.timeout_s)
         return bytes(data)
 
     @contextlib.asynccontextmanager
-    async def _answer(
-        self, url: str, media_type: str, timeout_s: float
-    ) -> AsyncIterator[httpx2.Response]:
-        with http_failures(url):
-            request = self.client.build_request("GET", url, headers={"Accept": media_type})
-            try:
-                async with asyncio.timeout(timeout_s):
-                    response = await self.client.send(request, stream=True)
-            except TimeoutError:
-                raise TransferError(f"no answer in {timeout_s:g} s", uri=url) from None
-        try:
-            if response.status_code != httpx2.codes.OK:
-                status = str(response.status_code)
-                detail = httpx2.codes.get_reason_phrase(response.status_code) or "Unknown"
-                raise PeerError(detail, uri=url, code=status)
+    async def _answer(self, url: str, media_type: str) -> AsyncIterator[httpx2.Response]:
+        """Yield a response; `http_failures` holds for what is done with it, too."""
+        answer = http_response(self.client, "GET", url, {"Accept": media_type}, redirects=0)
+        async with contextlib.AsyncExitStack() as stack:
+            async with within(self.timeout_s, url):
+                response = await stack.enter_async_context(answer)
+            refuse_status(url, response, (200,))
             found = response.headers.get("Content-Type", "").partition(";")[0]
             if found != media_type:
                 raise IntegrityError(f"is {found[:40]!r}, not {media_type}", uri=url)
-            yield response
-        finally:
-            await response.aclose()
+            with http_failures(url):
+                yield response
+
+
+@contextlib.asynccontextmanager
+async def upstream_of(uri: str, timeout_s: float) -> AsyncIterator[Upstream]:
+    """Make the upstream that a URI names, which has no slash at its end.
+
+    It raises `ConfigError` if the proxy settings of the environment are invalid.
+    """
+    if uri.startswith("coap:"):
+        async with Client(timeout_s=timeout_s) as client:
+            yield _CoapUpstream(uri, client)
+    else:
+        async with http_client() as client:
+            yield _HttpUpstream(uri, client, timeout_s)
 
 
 def _id_of(event: bytes) -> bytes | None:
