@@ -18,6 +18,7 @@ import attrs
 
 _FEWEST = 200_000  # objects; a full collection of them takes about 20 ms
 _SWITCH_S = 0.0005
+_BEFORE_S = sys.getswitchinterval()
 
 
 @attrs.define
@@ -40,7 +41,7 @@ class _Freezer:
 @contextlib.contextmanager
 def short_pauses() -> Iterator[None]:
     """Make full collections short, and threads switch often, until the block ends."""
-    freezer, before_s = _Freezer(), sys.getswitchinterval()
+    freezer = _Freezer()
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
@@ -51,4 +52,5 @@ def short_pauses() -> Iterator[None]:
     finally:
         gc.callbacks.remove(freezer)
         gc.unfreeze()
-        sys.setswitchinterval(before_s)
+        # Not what it was at the beginning: several services may end in any order.
+        sys.setswitchinterval(_BEFORE_S)

@@ -25,6 +25,7 @@ class Relay:
         delay_s: Of each datagram each way, seconds.
         loss: What part of the datagrams gets lost, 0 to 1.
         requests: Datagrams that came from the client.
+        asked: What they asked for, each once: a busy machine makes clients repeat a request.
         lost: Datagrams that got lost, of both ways.
         rounds: Round trips so far of which each waited for the one before it.
     """
@@ -35,6 +36,7 @@ class Relay:
     delay_s: float
     loss: float
     requests: int = 0
+    asked: set[bytes] = attrs.field(factory=set)
     lost: int = 0
     rounds: int = 0
     _begun: dict[bytes, int] = attrs.field(factory=dict)  # by message ID, the round of a request
@@ -48,6 +50,7 @@ class Relay:
     def take_request(self) -> None:
         data, self._client = self.near.recvfrom(2_000)
         self.requests += 1
+        self.asked.add(data[4 + (data[0] & 15) :])
         self._begun[data[2:4]] = self.rounds + 1
         self._later(self.far, data, self.server)
 
