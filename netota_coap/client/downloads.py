@@ -35,7 +35,7 @@ from netota_coap.model.values import Archive, Envelope, Offer
 DEFAULT_TIMEOUT_S = 30.0
 _PATIENCE_S = 600.0  # in total, with the server of one offer
 _FETCHING_S = 60.0  # a server that asks for at most this wait is fetching the file: M-41
-_PATIENCE_FETCHING_S = 86_400.0  # with such a server
+PATIENCE_FETCHING_S = 86_400.0  # with such a server
 _PROGRESS = 1024  # bytes that count as progress: with fewer at a time it might never end
 _SHORTEST_WAIT_S = 1.0  # even if a server says less
 _CREDIT_S = 0.5  # idle time that a rate limit makes up for: a server's response time
@@ -276,7 +276,7 @@ class _Patience:
         wait_s = max(error.retry_after_s, _SHORTEST_WAIT_S)
         bound_s = self.bound_s
         if bound_s is None:
-            bound_s = _PATIENCE_FETCHING_S if wait_s <= _FETCHING_S else _PATIENCE_S
+            bound_s = PATIENCE_FETCHING_S if wait_s <= _FETCHING_S else _PATIENCE_S
         if self._waited_s + wait_s > bound_s:
             raise error
         wait_s = jittered(wait_s, share=0.1)

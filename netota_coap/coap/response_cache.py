@@ -12,8 +12,8 @@ from netota_coap.coap.protocol import ACK, CON
 from netota_coap.coap.responder import Responder
 from netota_coap.monitoring import Tally
 
-_MOST_ENTRIES = 16_384
-_MOST_BYTES = 16 * 2**20
+MOST_ENTRIES = 16_384
+MOST_BYTES = 16 * 2**20
 _ENTRY_BYTES = 300  # overhead of an entry besides its key and tail
 
 CachedResponse = tuple[Mapping[int, bytes], bytes, Tally]
@@ -58,6 +58,6 @@ class ResponseCache:
             return
         self._table[key] = (HEADS[code], tail, tally)
         self._bytes += len(key) + len(tail) + _ENTRY_BYTES
-        while len(self._table) > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
+        while len(self._table) > MOST_ENTRIES or self._bytes > MOST_BYTES:
             evicted, (_, its_tail, _) = self._table.popitem(last=False)
             self._bytes -= len(evicted) + len(its_tail) + _ENTRY_BYTES

@@ -13,7 +13,7 @@ from netota_coap.errors import AddressError
 
 _log = logging.getLogger("netota_coap.coap")
 
-_BUFFER = 4 * 2**20  # bytes: 4,000 datagrams, as the kernel counts them
+BUFFER = 4 * 2**20  # bytes: 4,000 datagrams, as the kernel counts them
 _BUFFERS = {
     "receive": (socket.SO_RCVBUF, "net.core.rmem_max"),
     "send": (socket.SO_SNDBUF, "net.core.wmem_max"),
@@ -67,7 +67,7 @@ def _open(kind: int, host: object, port: int, scope: object) -> socket.socket:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
             for option, _ in _BUFFERS.values():
-                opened.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+                opened.setsockopt(socket.SOL_SOCKET, option, BUFFER)
         opened.bind((host, port, 0, scope))
     except OSError:
         opened.close()
@@ -80,9 +80,9 @@ def log_small_buffers(opened: socket.socket) -> None:
     for what, (option, sysctl) in _BUFFERS.items():
         # Linux doubles what is asked for.
         granted = opened.getsockopt(socket.SOL_SOCKET, option) // 2
-        if granted < _BUFFER:
+        if granted < BUFFER:
             wanted = "%s buffer: %d bytes instead of %d: sysctl -w %s=%d"
-            _log.info(wanted, what, granted, _BUFFER, sysctl, _BUFFER)
+            _log.info(wanted, what, granted, BUFFER, sysctl, BUFFER)
 
 
 def _address_error(bind: str, error: OSError) -> AddressError:

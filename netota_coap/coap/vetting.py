@@ -100,9 +100,9 @@ def _refusal(found: Sequence[coap.Option]) -> str | None:
     )
 
 
-_MOST_REMEMBERED = 16_384  # requests, which aiocoap keeps for 247 s each
+MOST_REMEMBERED = 16_384  # requests, which aiocoap keeps for 247 s each
 _BUSY_S = 10  # Max-Age of a refusal for the whole server
-_MOST_OF_SOURCE = 1_024  # requests in a period
+MOST_OF_SOURCE = 1_024  # requests in a period
 _PERIOD_S = 60.0
 
 
@@ -130,13 +130,13 @@ class RequestLimiter:
 
         Source: rule C-54.
         """
-        if remembered >= _MOST_REMEMBERED:
+        if remembered >= MOST_REMEMBERED:
             return Code.SERVICE_UNAVAILABLE, _BUSY_S
         if now - self._since_s >= _PERIOD_S:
             self._counts.clear()
             self._since_s = now
         source = address[:8] if address[0] >> 5 == 1 else address
-        if self._counts[source] >= _MOST_OF_SOURCE:
+        if self._counts[source] >= MOST_OF_SOURCE:
             return Code.TOO_MANY_REQUESTS, math.ceil(self._since_s + _PERIOD_S - now)
         self._counts[source] += 1
         return None

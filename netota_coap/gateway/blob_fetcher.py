@@ -28,10 +28,10 @@ from netota_coap.repository.lock import require_repository
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 2
-_MOST_BEGUN = 64  # each has sockets and a file open, even while it waits for its server
+MOST_BEGUN = 64  # each has sockets and a file open, even while it waits for its server
 _TIMEOUT_S = 30.0
 _PATIENCE_S = 3_600.0
-_CHECK_S = 1.0  # how often a wait checks whether it is obsolete
+CHECK_S = 1.0  # how often a wait checks whether it is obsolete
 _STALE_S = 7 * 86_400.0
 _STALE_CLAIM_S = 86_400.0
 
@@ -63,7 +63,7 @@ class BlobFetcher:
 
     def __attrs_post_init__(self) -> None:
         self._limit = RateLimit(self.limit_bytes_s) if self.limit_bytes_s else None
-        self._slots, self._begun = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_MOST_BEGUN)
+        self._slots, self._begun = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(MOST_BEGUN)
         self._locks = weakref.WeakValueDictionary()
 
     @contextlib.asynccontextmanager
@@ -115,8 +115,8 @@ class BlobFetcher:
             while seconds > 0:
                 if is_obsolete():
                     raise ObsoleteError
-                await asyncio.sleep(min(seconds, _CHECK_S))
-                seconds -= _CHECK_S
+                await asyncio.sleep(min(seconds, CHECK_S))
+                seconds -= CHECK_S
             await slot.enter_async_context(self._slots)
 
         # Several streams may have the same file.

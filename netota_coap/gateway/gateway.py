@@ -15,7 +15,7 @@ from netota_coap.model.values import Repository
 from netota_coap.monitoring import UpstreamStatus
 from netota_coap.repository.blobs import Key
 
-_REMOVE_STALE_S = 6 * 3_600.0
+REMOVE_STALE_S = 6 * 3_600.0
 
 
 @attrs.define(eq=False)
@@ -51,7 +51,7 @@ class Gateway:
                     group.create_task(mirror.run())
                 while True:
                     await asyncio.to_thread(self.fetcher.remove_stale)
-                    await asyncio.sleep(_REMOVE_STALE_S)
+                    await asyncio.sleep(REMOVE_STALE_S)
         finally:
             if self.on_demand:
                 await self.on_demand.close()

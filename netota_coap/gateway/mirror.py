@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 300.0
 _REQUESTS_IN_FLIGHT = 4
-_MOST_STREAMS = 10_000
+MOST_STREAMS = 10_000
 _NOT_FOUND = ("4.04", "404")
 _REFUSED = (IntegrityError, RollbackError, RepositoryConflictError)
 """Errors of an offered state, which a retry does not mend."""
@@ -235,8 +235,8 @@ class Mirror:
             for stream, entry in (await upstream.streams(package)).items():
                 if self.choice.has((package, stream)):
                     listed[package, stream] = entry
-            if len(listed) > _MOST_STREAMS:
-                detail = f"has more than {_MOST_STREAMS} streams that are chosen here"
+            if len(listed) > MOST_STREAMS:
+                detail = f"has more than {MOST_STREAMS} streams that are chosen here"
                 hint = "Choose fewer by patterns of packages and streams."
                 raise IntegrityError(detail, uri=self.uri, hint=hint)
         return listed

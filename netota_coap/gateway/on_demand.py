@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _SCHEMES = ("coap://", "http://", "https://")
 FIRST_S = 1  # until the rate of the download is known
 _LONGEST_S = 60
-_RETRY_S = 10.0
+RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
 
 
@@ -152,7 +152,7 @@ class OnDemand:
         if before is None or before.reason != reason:
             hint = f" ({error.hint})" if error.hint else ""
             _log.warning("%s: could not be fetched: %s%s", file.label, reason, hint)
-        wait_s = min(before.wait_s * 2, _LONGEST_RETRY_S) if before else _RETRY_S
+        wait_s = min(before.wait_s * 2, _LONGEST_RETRY_S) if before else RETRY_S
         self._failures[sha256] = _Failure(reason, wait_s, time.monotonic() + wait_s)
 
     async def close(self) -> None:

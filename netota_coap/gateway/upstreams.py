@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 _CBOR = "application/cbor"
 _EVENTS = "text/event-stream"
-_SILENCE_S = 45.0  # three signs of life of an event stream (H-34)
-_TRANSFER_S = 300.0  # the same as over CoAP
-_LONGEST_LIST = 256 * 1024  # bytes
-_LONGEST_EVENT = 4 * _LONGEST_LIST  # it contains a list as JSON
+SILENCE_S = 45.0  # three signs of life of an event stream (H-34)
+TRANSFER_S = 300.0  # the same as over CoAP
+LONGEST_LIST = 256 * 1024  # bytes
+_LONGEST_EVENT = 4 * LONGEST_LIST  # it contains a list as JSON
 _LONGEST_STATE = LIMITS["document"].value
 _LONGEST_REASON = 300  # characters
 
@@ -58,11 +58,11 @@ class Upstream:
 
     async def packages(self) -> Mapping[str, PackageEntry]:
         """Return its packages."""
-        return await self._read("p", _LONGEST_LIST, partial(decode_list, PackageEntry))
+        return await self._read("p", LONGEST_LIST, partial(decode_list, PackageEntry))
 
     async def streams(self, package: str) -> Mapping[str, StreamEntry]:
         """Return the streams of a package."""
-        return await self._read(f"p/{package}", _LONGEST_LIST, partial(decode_list, StreamEntry))
+        return await self._read(f"p/{package}", LONGEST_LIST, partial(decode_list, StreamEntry))
 
     async def stream(self, name: StreamName) -> Stream:
         """Return the whole state of a stream."""
@@ -128,7 +128,7 @@ class _HttpUpstream(Upstream):
                 try:
                     async with (
                         asyncio.timeout_at(end),
-                        within(_SILENCE_S, url, "no sign of life in"),
+                        within(SILENCE_S, url, "no sign of life in"),
                     ):
                         chunk = await anext(chunks, b"")
                 except TimeoutError:
@@ -151,7 +151,7 @@ class _HttpUpstream(Upstream):
     async def _payload(self, url: str, longest: int) -> bytes:
         data, now = bytearray(), asyncio.get_running_loop().time
         async with (
-            within(_TRANSFER_S, url, "is incomplete after"),
+            within(TRANSFER_S, url, "is incomplete after"),
             self._answer(url, _CBOR) as response,
             within(self.timeout_s, url, "no progress in") as waiting,
         ):

@@ -49,7 +49,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp")
 _DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last two: a link in its place
-_STALE_S = 60.0
+STALE_S = 60.0
 
 
 def blob_name(sha256: bytes) -> str:
@@ -345,7 +345,7 @@ class Blobs:
         """Remove the temporary files of killed writers."""
         for shard in self._shards():
             for name, status in self._files(shard, _TEMPORARY):
-                if status.st_ctime <= time.time() - _STALE_S:
+                if status.st_ctime <= time.time() - STALE_S:
                     self._remove(shard, name, unless_locked=True)
 
     def _remove(self, place: str, name: str, *, unless_locked: bool = False) -> None:

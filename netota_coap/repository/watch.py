@@ -26,7 +26,7 @@ _ENTRIES = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO
 _ALL_CHANGES = _ENTRIES | Mask.CLOSE_WRITE | Mask.MODIFY | Mask.ATTRIB
 
 _LOCK_POLL_S = 0.002
-_WARN_AFTER_S = 10.0
+WARN_AFTER_S = 10.0
 _LONGEST_CHAIN = 40  # symbolic links, the kernel's limit
 
 
@@ -128,7 +128,7 @@ class Watcher:
             self._reading.result()
         loop = asyncio.get_running_loop()
         first = loop.time()
-        patience = first + _WARN_AFTER_S
+        patience = first + WARN_AFTER_S
         while not self._poked.is_set():
             left = min(self._last + self.settle_s, first + self.longest_s) - loop.time()
             if left <= 0:

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-_FEWEST = 200_000  # objects; a full collection of them takes about 20 ms
+FEWEST = 200_000  # objects; a full collection of them takes about 20 ms
 _SWITCH_S = 0.0005
 _BEFORE_S = sys.getswitchinterval()
 
@@ -25,7 +25,7 @@ _BEFORE_S = sys.getswitchinterval()
 class _Freezer:
     """Freezes the survivors of each full collection (a callback of `gc`)."""
 
-    most: int = _FEWEST  # frozen objects; with more, the next collection looks at all
+    most: int = FEWEST  # frozen objects; with more, the next collection looks at all
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
         if phase != "stop" or info["generation"] != 2:
@@ -35,7 +35,7 @@ class _Freezer:
             self.most *= 2
         else:
             gc.freeze()
-            self.most = max(_FEWEST, min(self.most, 2 * gc.get_freeze_count()))
+            self.most = max(FEWEST, min(self.most, 2 * gc.get_freeze_count()))
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def short_pauses() -> Iterator[None]:
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
-    freezer.most = max(_FEWEST, 2 * gc.get_freeze_count())
+    freezer.most = max(FEWEST, 2 * gc.get_freeze_count())
     gc.callbacks.append(freezer)
     try:
         yield

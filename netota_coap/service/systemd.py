@@ -106,7 +106,7 @@ def _line(status: str) -> str:
     return data[:_LONGEST_STATUS].decode(errors="ignore") + "…"
 
 
-_HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 _SYSTEM_ONLY = re.compile(r"# From here .*?\n(?=\n)", re.DOTALL)
 
 
@@ -165,7 +165,7 @@ _BY_HAND = "To run the service by other means, see its command in: netota-coap s
 def _check_place() -> None:
     """Refuse a Python in a home directory, which the unit hides from the service."""
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):
-        if any(path.is_relative_to(home) for home in _HOMES):
+        if any(path.is_relative_to(home) for home in HOMES):
             raise ConfigError(
                 f"{path}: is in a home directory, which a system service cannot see",
                 hint="Install into /opt: python3 -m venv /opt/netota-coap; or use --user.",

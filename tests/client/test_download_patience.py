@@ -140,7 +140,7 @@ async def test_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who says nothing, or makes one wait for too long in all, is left for the next offer."""
-    monkeypatch.setattr("netota_coap.client.downloads._PATIENCE_FETCHING_S", 720.0)
+    monkeypatch.setattr("netota_coap.client.downloads.PATIENCE_FETCHING_S", 720.0)
     server = Fetching(1_000, after_s)
     waited: list[float] = []
 

@@ -157,7 +157,7 @@ def comparable(answers: list[bytes]) -> list[bytes]:
 @pytest.mark.parametrize("seed", range(2))
 async def test_door_and_resource_answer_alike(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of requests, each answered by both; many twice, as when an answer is lost."""
-    monkeypatch.setattr(vetting, "_MOST_OF_SOURCE", 2 * REQUESTS)
+    monkeypatch.setattr(vetting, "MOST_OF_SOURCE", 2 * REQUESTS)
     rng = random.Random(seed)
     repository = Loader(Path(FIXTURES) / "repositories" / "typical").load()
     responder = Responder(Catalog.of(repository))

@@ -316,19 +316,19 @@ def test_ready_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = Responder(Catalog.of(EMPTY)), Responder(Catalog.of(EMPTY))
     ready = ResponseCache()
     table = ready.of(before)
-    monkeypatch.setattr(response_cache, "_MOST_ENTRIES", 3)
+    monkeypatch.setattr(response_cache, "MOST_ENTRIES", 3)
     for number in range(3):
         ready.put(bytes((number,)), Code.CONTENT, b"tail", Tally(4))
     table.move_to_end(b"\0")
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
     assert list(table) == [b"\2", b"\0", b"\3"]
     ready.put(b"\3", Code.VALID, b"tail", Tally(4))
-    monkeypatch.setattr(response_cache, "_MOST_BYTES", 2 * (300 + 1 + 4))
+    monkeypatch.setattr(response_cache, "MOST_BYTES", 2 * (300 + 1 + 4))
     ready.put(b"\4", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\3", b"\4"]
     assert ready.of(before) is table
     assert list(ready.of(after)) == []
-    monkeypatch.setattr(response_cache, "_MOST_BYTES", 305)
+    monkeypatch.setattr(response_cache, "MOST_BYTES", 305)
     ready.put(b"\5", Code.CONTENT, b"tail", Tally(4))
     assert list(table) == [b"\5"]
 
@@ -398,7 +398,7 @@ async def test_what_aiocoap_would_have_to_remember_is_bounded(
     sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over the limit, who asks for more than an answer shall come again; others are served."""
-    monkeypatch.setattr(vetting, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(vetting, "MOST_REMEMBERED", 2)
     async with serving(sample) as (uri,), device(uri) as it:
         wants = [(258, b"")]  # No-Response
         for _ in range(2):
@@ -412,7 +412,7 @@ async def test_one_source_cannot_fill_what_is_remembered_for_all(
     sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over its own limit, one source is told when to come again."""
-    monkeypatch.setattr(vetting, "_MOST_OF_SOURCE", 2)
+    monkeypatch.setattr(vetting, "MOST_OF_SOURCE", 2)
     async with serving(sample) as (uri,), device(uri) as it:
         wants = [(258, b"")]  # No-Response
         for _ in range(2):

@@ -60,7 +60,7 @@ def test_buffers_that_were_not_granted_are_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says how to get them."""
-    monkeypatch.setattr(sockets, "_BUFFER", 2**40)
+    monkeypatch.setattr(sockets, "BUFFER", 2**40)
     opened = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with opened, caplog.at_level("INFO"):
         sockets.log_small_buffers(opened)

@@ -297,7 +297,7 @@ async def test_what_cannot_be_had(
     path = f"/2.0/{BOARD}"
     upstream.refuse[path] = lambda _: response
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_demand, "_RETRY_S", 1.0)
+        patch.setattr(on_demand, "RETRY_S", 1.0)
         async with slowly(upstream) as (here, archive), Client() as client:
 
             async def code() -> str:

@@ -82,7 +82,7 @@ async def test_what_waits_is_given_up(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A newer state is not kept waiting by the server of an older one."""
-    monkeypatch.setattr(blob_fetcher, "_CHECK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "CHECK_S", 0.05)
     upstream.publish("2.0")
     upstream.refuse[f"/2.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(it := mirror(root, uris["coap"])):
@@ -118,8 +118,8 @@ async def test_not_all_are_begun(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is waited for holds files and sockets, so that there is a bound."""
-    monkeypatch.setattr(blob_fetcher, "_MOST_BEGUN", 1)
-    monkeypatch.setattr(blob_fetcher, "_CHECK_S", 0.05)
+    monkeypatch.setattr(blob_fetcher, "MOST_BEGUN", 1)
+    monkeypatch.setattr(blob_fetcher, "CHECK_S", 0.05)
     upstream.refuse[f"/1.0/{BOARD}"] = _later
     async with offered(upstream.root) as uris, running(mirror(root, uris["coap"])):
         await until(lambda: upstream.asked("1.0"))
@@ -230,7 +230,7 @@ async def test_too_many_streams(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An upstream with more streams than anybody could want is refused; fewer can be chosen."""
-    monkeypatch.setattr(mirrors, "_MOST_STREAMS", 1)
+    monkeypatch.setattr(mirrors, "MOST_STREAMS", 1)
     upstream.publish("2.0", ("other", "stable"))
     async with offered(upstream.root) as uris:
         with pytest.raises(IntegrityError, match="has more than 1 streams") as caught:
@@ -245,7 +245,7 @@ async def test_long_lists(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     """A list that is longer than any should be is refused."""
-    monkeypatch.setattr(upstreams, "_LONGEST_LIST", 10)
+    monkeypatch.setattr(upstreams, "LONGEST_LIST", 10)
     async with offered(upstream.root) as uris:
         with pytest.raises(IntegrityError, match="/p: is longer than 10 bytes"):
             await mirror(root, uris[scheme]).once()
@@ -345,7 +345,7 @@ async def test_what_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
         upstreams.upstream_of(uri, 0.4) as it,
     ):
         assert await it.packages() == names
-        monkeypatch.setattr(upstreams, "_TRANSFER_S", 0.2)
+        monkeypatch.setattr(upstreams, "TRANSFER_S", 0.2)
         with pytest.raises(TransferError, match=r"is incomplete after 0\.2 s"):
             await it.packages()
 
@@ -515,7 +515,7 @@ async def test_tidies_up_now_and_then(
     upstream: Origin, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a long life leaves behind goes while it lasts."""
-    monkeypatch.setattr(gateway, "_REMOVE_STALE_S", 0.02)
+    monkeypatch.setattr(gateway, "REMOVE_STALE_S", 0.02)
     scaffold.init(root)
     old = root / INCOMING / f".{'a' * 64}.{'a' * 16}.part"
     old.parent.mkdir(parents=True)

@@ -538,7 +538,7 @@ async def test_silence(
     root: Path, monkeypatch: pytest.MonkeyPatch, head: str, reason: str
 ) -> None:
     """An upstream that says nothing more over HTTP is away."""
-    monkeypatch.setattr(upstreams, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(upstreams, "SILENCE_S", 0.1)
     raw = f"HTTP/1.1 200 OK\r\nContent-Type: {head}\r\n\r\n".encode() if head else b"HTTP"
 
     def reply(_request: Request) -> Response:

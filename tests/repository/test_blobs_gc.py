@@ -183,7 +183,7 @@ def test_gc_removes_what_the_dead_left(
         fcntl.flock(stream, fcntl.LOCK_SH)
         blobs.gc(0, grace_s=0)
         assert {stale, alive, other} == set(temporaries(blobs.root))
-        monkeypatch.setattr(module, "_STALE_S", 0)
+        monkeypatch.setattr(module, "STALE_S", 0)
         blobs.gc(0)
         assert {alive, other} == set(temporaries(blobs.root))
 

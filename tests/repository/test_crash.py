@@ -155,7 +155,7 @@ def test_killed_at_every_step(
     What is left has no errors and no lock, a long-lived reader takes it, and the next publish
     works, with a sequence that was never in effect.
     """
-    monkeypatch.setattr("netota_coap.repository.blobs._STALE_S", 0)
+    monkeypatch.setattr("netota_coap.repository.blobs.STALE_S", 0)
     name, expected_steps = SCENARIOS[scenario]
     if scenario == "store" and can_clone(tmp_path):
         expected_steps = list(expected_steps)

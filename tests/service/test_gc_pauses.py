@@ -26,7 +26,7 @@ def test_survivors_are_set_aside() -> None:
 
 def test_all_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """When enough was set aside, so that what died there is found."""
-    monkeypatch.setattr(gc_pauses, "_FEWEST", 0)
+    monkeypatch.setattr(gc_pauses, "FEWEST", 0)
     with short_pauses():
         look = gc.callbacks[-1]
         look.most = 1  # type: ignore[attr-defined]

@@ -340,7 +340,7 @@ async def test_a_stuck_writer_is_named(
     sample: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock that stays is said once, with what to do."""
-    monkeypatch.setattr("netota_coap.repository.watch._WARN_AFTER_S", 0.05)
+    monkeypatch.setattr("netota_coap.repository.watch.WARN_AFTER_S", 0.05)
     async with Watcher(sample) as watcher:
         settled = asyncio.create_task(watcher.settled())
         with lock.locked(sample):

@@ -321,7 +321,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin")
     # The Python of the tests may be at home.
-    monkeypatch.setattr(systemd, "_HOMES", (Path("/home/ada"),))
+    monkeypatch.setattr(systemd, "HOMES", (Path("/home/ada"),))
     return called
 
 

@@ -37,10 +37,10 @@ _VERSION = 1
 _MAGIC = b"\xc5\x0a"
 _HEAD = struct.Struct(">2sHI")  # magic, length of the body, CRC-32 of the body
 _BODY = struct.Struct(">BIHB")  # kind, number, message ID, length of the first part
-_WRITE_S = 0.05  # records are collected for as long before they are written
-_RETRY_S = 1.0  # after a failure
-_SMALLEST = 64 * 1_024  # bytes; a smaller file is never rewritten
-_MOST_WAITING = 4 * 2**20  # bytes of records while the disk is full
+WRITE_S = 0.05  # records are collected for as long before they are written
+RETRY_S = 1.0  # after a failure
+SMALLEST = 64 * 1_024  # bytes; a smaller file is never rewritten
+MOST_WAITING = 4 * 2**20  # bytes of records while the disk is full
 # These may pass while the service runs; other errors at its start are mistakes of the operator.
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -295,7 +295,7 @@ class Journal:
         """
         self._waiting.insert(len(self._waiting) if at is None else at, data)
         self._bytes += len(data)
-        if self._bytes > _MOST_WAITING:
+        if self._bytes > MOST_WAITING:
             gap = Record(RecordKind.GAP).encode()
             self._waiting[:] = [gap]
             self._bytes = len(gap)
@@ -423,7 +423,7 @@ class JournalFile:
             await self._due.wait()
             self._due.clear()
             closing = self._closing.is_set()
-            await asyncio.sleep(0 if closing else _WRITE_S)
+            await asyncio.sleep(0 if closing else WRITE_S)
             data = self.journal.take()
             failed = await asyncio.to_thread(self._try, data)
             if failed:
@@ -433,7 +433,7 @@ class JournalFile:
                         "%s: cannot be written, will be tried again: %s", self._path, failed
                     )
                 self.trouble = f"{self._path}: cannot be written: {failed}"
-                await asyncio.sleep(0 if closing else _RETRY_S)
+                await asyncio.sleep(0 if closing else RETRY_S)
                 self._due.set()
             elif self.trouble:
                 self.trouble = ""
@@ -463,7 +463,7 @@ class JournalFile:
         except OSError as error:
             return error.strerror or str(error)
         self._size += len(data)
-        if self._size > _SMALLEST and self.journal.obsolete > self._size / 2:
+        if self._size > SMALLEST and self.journal.obsolete > self._size / 2:
             # Without room for both files, the long one is as good.
             with contextlib.suppress(OSError):
                 self._rewrite(self._path.read_bytes())

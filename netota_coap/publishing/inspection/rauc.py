@@ -22,7 +22,7 @@ from netota_coap.publishing.inspection.filesystems import HEAD, superblock
 
 # IANA has no media type for bundles; this is the one in use.
 _MEDIA_TYPE = "application/vnd.rauc.bundle"
-_TIMEOUT_S = 30
+TIMEOUT_S = 30
 _LONGEST_ANSWER = 1 << 20
 _LONGEST_SIGNATURE = 1 << 20
 
@@ -123,10 +123,10 @@ def _ask(file: File, program: str) -> Any:
                 stderr=err,
                 pass_fds=(number,),
                 env=os.environ | {"LC_ALL": "C.UTF-8"},
-                timeout=_TIMEOUT_S,
+                timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise file.wrong(f"rauc did not answer in {_TIMEOUT_S} s") from error
+            raise file.wrong(f"rauc did not answer in {TIMEOUT_S} s") from error
         except OSError as error:
             raise file.wrong(f"{program} cannot be run: {error.strerror}") from error
         out.seek(0)

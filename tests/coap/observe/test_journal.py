@@ -210,8 +210,8 @@ async def test_rewritten_when_most_is_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file stays small however often its observers are told."""
-    monkeypatch.setattr(journal_module, "_SMALLEST", 2_000)
-    monkeypatch.setattr(journal_module, "_WRITE_S", 0.0)
+    monkeypatch.setattr(journal_module, "SMALLEST", 2_000)
+    monkeypatch.setattr(journal_module, "WRITE_S", 0.0)
     async with open_journal(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))
@@ -230,7 +230,7 @@ async def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be written is said once, and written later; of too much, that it is missing."""
-    monkeypatch.setattr(journal_module, "_RETRY_S", 0.0)
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.0)
     full, fsync = True, os.fsync
     tries = 0
 
@@ -251,7 +251,7 @@ async def test_a_full_disk(
         kept, _ = replay((tmp_path / FILE).read_bytes())
         assert summary(kept) == summary(replay(written(*SAID))[0])
         full = True
-        monkeypatch.setattr(journal_module, "_MOST_WAITING", 100)
+        monkeypatch.setattr(journal_module, "MOST_WAITING", 100)
         for _ in range(10):
             keeper.journal.append(RecordKind.ACKNOWLEDGED, 0, 0x8002, E1, b"t")
         await until(lambda: tries > 5)
@@ -331,7 +331,7 @@ async def test_writing_does_not_hold_up_the_loop(tmp_path: Path) -> None:
 
 def test_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for the disk is bounded."""
-    monkeypatch.setattr(journal_module, "_MOST_WAITING", 200)
+    monkeypatch.setattr(journal_module, "MOST_WAITING", 200)
     journal = Journal(lambda: None)
     for _ in range(1_000):
         journal.append(RecordKind.ACKNOWLEDGED, 0, 1, E1, b"t")
@@ -368,7 +368,7 @@ async def test_removed(gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 async def test_removed_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where another server has made itself at home meanwhile, its state is left alone."""
-    monkeypatch.setattr(journal_module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.01)
     directory, away = tmp_path / "state", tmp_path / "away"
     async with open_journal(directory) as keeper:
         directory.rename(away)
@@ -394,7 +394,7 @@ def refusing(number: int) -> Callable[[Path, bytes], None]:
 
 async def test_a_full_disk_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was there is used, and is there still when there is room again."""
-    monkeypatch.setattr(journal_module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.01)
     (tmp_path / FILE).write_bytes(written(*SAID[:-1]))
     write = files.write
     monkeypatch.setattr(journal_module, "write", refusing(errno.ENOSPC))
@@ -419,7 +419,7 @@ def test_a_place_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 async def test_no_room_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a shorter file cannot be written beside the long one, the long one is written on."""
-    monkeypatch.setattr(journal_module, "_SMALLEST", 100)
+    monkeypatch.setattr(journal_module, "SMALLEST", 100)
     async with open_journal(tmp_path) as keeper:
         for record in SAID[1:]:
             keeper.journal.append(*attrs.astuple(record))

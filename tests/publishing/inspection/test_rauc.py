@@ -161,7 +161,7 @@ def test_rauc_that_fails(
 ) -> None:
     """Whatever rauc does, an error comes of it, in bounded time and memory."""
     with_rauc(monkeypatch, tmp_path, script)
-    monkeypatch.setattr(rauc, "_TIMEOUT_S", 0.2 if "sleep" in script else 30)
+    monkeypatch.setattr(rauc, "TIMEOUT_S", 0.2 if "sleep" in script else 30)
     with pytest.raises(InvalidDataError, match=reason):
         inspection.read(bundle)
 
