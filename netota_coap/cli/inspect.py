@@ -37,12 +37,12 @@ from netota_coap.repository.store import DirectoryStore
 def check(directory: Path, online: bool, digest: bool, server: str | None, as_json: bool) -> int:
     """The check covers the files, the history, and what devices would get.
 
-    Exit code 1: there are errors, with which a server would refuse it, or an offer is bad.
+    Exit code 1: a server would refuse the repository because of errors, or an offer is bad.
     """
     findings = checks.check(directory)
     reports = []
     if findings.repository and (online or digest):
-        # 0.2 s: HTTP, CoAP and asyncio, which a repository on disk does not need.
+        # Importing HTTP, CoAP and asyncio takes 0.2 s; a repository on disk does not need them.
         from netota_coap.cli.download import ask_offers
 
         reports = ask_offers(findings.repository, server, digest=digest)
@@ -60,7 +60,7 @@ def check(directory: Path, online: bool, digest: bool, server: str | None, as_js
 def list_(source: str, as_json: bool) -> None:
     """Give the directory of a repository, or the URI of a server, as coap://HOST."""
     if "://" in source:
-        from netota_coap.cli.remote import list_rows  # 0.1 s: CoAP and asyncio
+        from netota_coap.cli.remote import list_rows  # takes 0.1 s, for CoAP
 
         rows = list_rows(source)
     else:
@@ -86,7 +86,7 @@ def show(source: str, name: StreamName | None, at: int | None, as_json: bool) ->
     if "://" in source:
         if at is not None:
             raise click.UsageError("--at needs a repository: a server has no history")
-        from netota_coap.cli.remote import get_stream  # 0.1 s: CoAP and asyncio
+        from netota_coap.cli.remote import get_stream  # takes 0.1 s, for CoAP
 
         stream = get_stream(source, name)
     elif name is None:

@@ -20,7 +20,7 @@ from netota_coap.publishing.inspection.artefact import Artefact
 from netota_coap.repository.blobs import Blob, blob_name
 from netota_coap.repository.check import Findings
 
-if TYPE_CHECKING:  # 0.2 s, which most commands do without
+if TYPE_CHECKING:  # importing these takes 0.2 s
     from netota_coap.client.downloads import Report
     from netota_coap.service.config import Effective
 

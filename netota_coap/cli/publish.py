@@ -93,10 +93,10 @@ def _changing(*, builds: bool) -> Callable[[Function], Callable[..., int]]:
             store = DirectoryStore(directory)
             change = function(store, edit=edit, **given)
             if not (as_json or dry_run):
-                # Now, for the change is done even if the rest fails.
+                # It is printed first, because the change is done even if the rest fails.
                 click.echo(text_output.summary(change))
             held = held_after(store, change)
-            if given.get("store_files"):  # which a dry run has not stored
+            if given.get("store_files"):  # a dry run has not stored them
                 held |= {archive.envelope.sha256 for archive in change.after.archives or ()}
             found = Difference.of(change, held=held)
             if as_json:

@@ -140,8 +140,8 @@ class Client:
     ) -> ReceivedBlock:
         """Get one block of a resource, 2^(exponent+4) bytes; the server may choose fewer.
 
-        The offset is a multiple of that size. Without `timing`, aiocoap retransmits, which has
-        only one request in flight to each server.
+        The offset is a multiple of that size. Without `timing`, aiocoap retransmits; it has only
+        one request in flight to each server.
 
         Raises:
             IntegrityError: The server sent another block.

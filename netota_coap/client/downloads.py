@@ -35,8 +35,8 @@ from netota_coap.model.values import Archive, Envelope, Offer
 DEFAULT_TIMEOUT_S = 30.0
 _PATIENCE_S = 600.0  # in total, with the server of one offer
 _FETCHING_S = 60.0  # a server that asks for at most this wait is fetching the file: M-41
-PATIENCE_FETCHING_S = 86_400.0  # with such a server
-_PROGRESS = 1024  # bytes that count as progress: with fewer at a time it might never end
+PATIENCE_FETCHING_S = 86_400.0  # in total, with such a server
+_PROGRESS = 1024  # bytes that count as progress; with fewer a download might never end
 _SHORTEST_WAIT_S = 1.0  # even if a server says less
 _CREDIT_S = 0.5  # idle time that a rate limit makes up for: a server's response time
 _STARTS = 3  # of the download of a file that changes meanwhile
@@ -57,7 +57,7 @@ class RateLimit:
     _due_s: float | None = attrs.field(init=False, default=None)
 
     async def __call__(self, count: int) -> None:
-        """Wait as long as the rate with these bytes would be too high."""
+        """Count received bytes, and wait until the rate is below the limit."""
         now = asyncio.get_running_loop().time()
         before_s = now if self._due_s is None else max(self._due_s, now - _CREDIT_S)
         self._due_s = before_s + count / self.bytes_s
@@ -167,7 +167,7 @@ async def download(
     after its size and SHA-256 were verified.
 
     A server that says when it will have the file (5.03 with Max-Age, 503 with Retry-After) is
-    waited for, because it is fetching the file: another offer would have it sent twice.
+    waited for, because it is fetching the file, which another offer would transfer once more.
 
     Args:
         archive: Its offers are tried in the order of their metric.
@@ -316,7 +316,7 @@ async def _complete(source: Source, url: str, received: _Received, patience: _Pa
 
 
 def _verify(url: str, received: _Received, start: int) -> None:
-    """Raise if the file is wrong, which was received from offset `start` on."""
+    """Raise if the file, received from offset `start` on, is wrong."""
     if received.is_right():
         return
     if start > 0:

@@ -66,7 +66,7 @@ async def sources_of(
 ) -> AsyncIterator[Mapping[str, Source]]:
     """Make the sources that URLs need, by scheme.
 
-    `timeout_s` holds for one response over CoAP; the caller bounds the time of HTTP. `paced` says
+    `timeout_s` applies to one response over CoAP; the caller bounds the time of HTTP. `paced` says
     that a rate limit applies, which receive buffers must not undermine.
     """
     schemes = {_scheme(url) for url in urls}
@@ -87,7 +87,7 @@ def http_client() -> httpx2.AsyncClient:
     try:
         return httpx2.AsyncClient(
             headers=headers,
-            timeout=None,  # the callers have time-outs that hold for all protocols
+            timeout=None,  # the callers have time-outs that apply to all protocols
             verify=ssl.create_default_context(),  # the system's authorities, not httpx2's
         )
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
@@ -216,7 +216,7 @@ class _HttpSource:
     async def open(
         self, url: str, start: int, tag: bytes | None, _wanted: int
     ) -> AsyncIterator[Body]:
-        """Open with Range, and with If-Range so that another file is sent from its start."""
+        """Open with Range, and with If-Range so that a changed file is sent from its start."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and tag is not None:
             headers["If-Range"] = tag.decode("ascii")

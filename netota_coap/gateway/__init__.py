@@ -1,4 +1,4 @@
-"""The gateway: follows upstreams into a local repository, and fetches the files devices need.
+"""The gateway: copies streams of upstreams to a repository, and fetches files for devices.
 
 `service` and `cli` import its modules.
 """

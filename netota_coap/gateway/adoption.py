@@ -24,14 +24,14 @@ from netota_coap.model.values import LIMITS, Archive, Offer, Stream, StreamName
 from netota_coap.repository.store import Change, Snapshot, Store, update
 
 Decide = Callable[[Stream | None], Stream | None]
-"""From the last state that a stream had here to the one to be written; None: nothing changes."""
+"""Takes the last state of a stream here, and returns the one to write; None: nothing changes."""
 
 EVERYTHING = ("*",)
 
 
 @attrs.frozen
 class Choice:
-    """What of an upstream is mirrored: names by shell patterns, blobs for the devices here."""
+    """What is mirrored of an upstream: names by shell patterns, blobs by the devices."""
 
     packages: tuple[str, ...] = EVERYTHING
     streams: tuple[str, ...] = EVERYTHING
@@ -106,7 +106,7 @@ def _offers(archive: Archive, origin: str) -> tuple[Offer, ...]:
 
 
 def take_over(store: Store, name: StreamName, decide: Decide) -> Stream | None:
-    """Write a state of an upstream's stream under its sequence there; return it if it is new.
+    """Write a state of an upstream's stream, with its sequence; return it if anything changed.
 
     `decide` is called again if the stream is changed meanwhile. What it raises stops the change.
 

@@ -58,7 +58,7 @@ class BlobFetcher:
     _begun: asyncio.Semaphore = attrs.field(init=False)
     _locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = attrs.field(init=False)
     _needed: Counter[bytes] = attrs.field(init=False, factory=Counter)
-    _claimed: set[bytes] = attrs.field(init=False, factory=set)  # not by other processes
+    _claimed: set[bytes] = attrs.field(init=False, factory=set)  # by this process
     _pending: int = attrs.field(init=False, default=0)  # bytes of all downloads that have begun
 
     def __attrs_post_init__(self) -> None:
@@ -216,7 +216,7 @@ class BlobFetcher:
             Blobs(self.root).shrink(self.size_cap, tuple(self._needed))
 
     def remove_stale(self) -> None:
-        """Remove what nobody touched for 7 days, or, if its blob is stored, for a day."""
+        """Remove incoming files untouched for 7 days, or for a day if their blob is stored."""
         if any(directory.is_symlink() for directory in self._directories):
             return
         needed = {sha256.hex() for sha256 in tuple(self._needed)}

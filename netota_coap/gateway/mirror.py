@@ -6,7 +6,7 @@ Invariants:
 * Files come first: a state is written once all files that it needs are blobs. It is written
   before its files if the stream is closed, and with `announce_at_once` or without `ahead`.
 * The author `mirror of URI` owns a stream. Only streams of this upstream are changed or removed.
-* Refused are states that are malformed, incomplete, of another author's stream, below the last
+* A state is refused if it is malformed, incomplete, of another author's stream, below the last
   sequence, or different under the same one. The old state stays. A refusal counts as processed,
   so the state is requested again only after news.
 * A kill leaves the old state or the new one, partial downloads, and names in `blobs/.incoming`
@@ -14,9 +14,9 @@ Invariants:
 
 News: an observation (CoAP) or an event stream (HTTP) yields an ETag over everything upstream.
 After a new ETag, or without any, the lists are read, every `retry_s` at most, and the streams
-whose entries were not processed are updated; all of them if there is none. If the first ETag of an
-observation is not new, lost blobs are searched. One task updates a stream; news in between makes
-it start again, and ends downloads for a state that is no longer listed.
+whose entries were not processed are updated; all streams if there is no such entry. If the first
+ETag of an observation is not new, only missing blobs are looked for. One task updates a stream;
+news makes it start again, and ends downloads for a state that is no longer listed.
 
 Retries: the wait for the upstream, and that for each stream, begins at `retry_s` and doubles up to
 5 minutes. It is reset by an observation that lasted as long as the wait; news wakes a stream.
@@ -182,7 +182,7 @@ class Mirror:
     async def _outdated(
         self, upstream: Upstream, tag: bytes | None, begun: bool
     ) -> list[StreamName]:
-        """Return the streams to update after a tag; `begun` is whether it is not the first."""
+        """Return the streams to update after a tag; `begun`: it is not the observation's first."""
         if tag is None or tag != self._last_tag:
             now = asyncio.get_running_loop().time
             await asyncio.sleep(self._listed_s + self.terms.retry_s - now())
@@ -272,7 +272,7 @@ class Mirror:
                     async with asyncio.timeout(back_off.next_s()):
                         await news.wait()
         finally:
-            # No `await` since the last look at `news`, or some of it would be lost.
+            # There must be no `await` after the last look at `news`, or some of it would be lost.
             del self._updating[name]
 
     async def _update(self, upstream: Upstream, name: StreamName) -> bool:

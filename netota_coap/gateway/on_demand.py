@@ -49,7 +49,7 @@ class _Fetch:
     task: asyncio.Task[None]
     size: int = 0
     arrived: int = 0  # bytes
-    begun: tuple[int, float] | None = None  # bytes from an earlier download; when this resumed
+    begun: tuple[int, float] | None = None  # bytes that were here before; time of resuming
 
     def begin(self, size: int) -> None:
         self.size, self.arrived, self.begun = size, 0, None
@@ -80,7 +80,7 @@ class _Failure:
 
 @attrs.define(eq=False)
 class OnDemand:
-    """The downloads that devices caused, and the files for which they may."""
+    """The files that are downloaded when devices ask for them, and the running downloads."""
 
     fetcher: BlobFetcher
     _files: Mapping[bytes, Sequence[RemoteFile]] = attrs.field(init=False, factory=dict)

@@ -163,7 +163,7 @@ class _HttpUpstream(Upstream):
 
     @contextlib.asynccontextmanager
     async def _answer(self, url: str, media_type: str) -> AsyncIterator[httpx2.Response]:
-        """Yield a response; `http_failures` holds for what is done with it, too."""
+        """Yield a response; `http_failures` applies to what is done with it, too."""
         answer = http_response(self.client, "GET", url, {"Accept": media_type}, redirects=0)
         async with contextlib.AsyncExitStack() as stack:
             async with within(self.timeout_s, url):

@@ -1,4 +1,4 @@
-"""Serves the catalog over HTTP: to programs, to reverse proxies, and as a page to people.
+"""Serves the catalog over HTTP: to programs, to reverse proxies, and as pages to people.
 
-Only `service` imports it, `server` from it; it imports the catalog and what lies below that.
+Only `service` imports this package, and only its module `server`.
 """

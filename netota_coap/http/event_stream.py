@@ -43,7 +43,7 @@ class Event:
 @attrs.define(eq=False)
 class _Client:
     wake: asyncio.Event = attrs.field(factory=asyncio.Event)
-    heartbeat: bool = False  # whether one is due
+    heartbeat: bool = False  # whether a sign of life is due
 
 
 @attrs.define(eq=False)

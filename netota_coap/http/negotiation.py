@@ -14,7 +14,7 @@ from starlette.requests import Request
 from netota_coap.catalog.resources import ResourcePath
 from netota_coap.errors import InvalidDataError, Issue, NotFoundError
 
-_MOST_PARAMETERS = 64  # the number of options that CoAP accepts
+_MOST_PARAMETERS = 64  # CoAP accepts as many options
 
 _QUALITY = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?")
 _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)

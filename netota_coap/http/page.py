@@ -42,7 +42,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept",
 }
-# Pages refer to a static file by a URL with its ETag, so a URL never has other bytes.
+# Pages refer to a static file by a URL with its ETag, so the bytes at a URL never change.
 _STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable"}
 _MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 

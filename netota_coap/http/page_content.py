@@ -32,7 +32,7 @@ _SIZES = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def shown(value: object) -> object:
-    """Escape what would rewrite a line, as marks of direction do."""
+    """Escape characters that would rewrite a line, such as direction marks."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))
@@ -81,10 +81,10 @@ def host_of(header: str) -> str:
 
 @attrs.frozen
 class DeviceKind:
-    """What devices that say the same about themselves get."""
+    """What devices with the same attributes get."""
 
-    label: str  # what they say, as `arch=arm machine=nrf9160dk`
-    archives: tuple[str, ...]  # names of those that suit them, the preferred first
+    label: str  # their attributes, as `arch=arm machine=nrf9160dk`
+    archives: tuple[str, ...]  # names of the archives that suit them, the preferred first
     size: int  # of the payload, bytes
     more: bool  # whether the payload leaves something out to fit one datagram
     notation: str  # the payload in diagnostic notation (RFC 8949, section 8)
@@ -99,7 +99,7 @@ def columns(archives: Iterable[Archive]) -> tuple[str, ...]:
 
 
 def kinds(resource: StreamResource, host: str) -> list[DeviceKind]:
-    """Return one kind for each distinct content, at most `MOST_KINDS`; `host` is for commands."""
+    """Return one kind for each distinct content, at most `MOST_KINDS`; commands name `host`."""
     said = {Selection.of(a.content.all()): a.content.all() for a in archives_of(resource.stream)}
     return [
         _kind(resource, selection, describe(content), f"coap://{host}/{'/'.join(resource.path)}")

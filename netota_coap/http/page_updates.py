@@ -1,4 +1,4 @@
-"""Updates of open pages: numbers of observers and notifications, and that the page changed.
+"""Sends open pages the numbers of observers and notifications, and whether the page changed.
 
 One timer serves all open pages, four times a second; while no page is open, there is none.
 """
@@ -53,7 +53,7 @@ class PageUpdates:
     _numbers: Iterator[int] = attrs.field(init=False, factory=lambda: count(time.time_ns()))
 
     def mark(self, path: ResourcePath, troubles: tuple[str, ...]) -> str:
-        """Return a tag of a page, () for all packages; counts and ages do not change it."""
+        """Return a tag of a page, () for the start page, that ignores counts and ages."""
         resources = self.site.catalog.resources
         resource = resources.get(path or ("p",))
         if resource is None:

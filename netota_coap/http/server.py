@@ -295,18 +295,18 @@ async def serving(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=logging.CRITICAL,  # it logs hostile requests; `application` logs bugs
+        log_level=logging.CRITICAL,  # uvicorn logs hostile requests; `application` logs bugs
         access_log=False,
-        date_header=False,  # it takes ten wake-ups a second; `_send` sets it
+        date_header=False,  # uvicorn's takes ten wake-ups a second; `_send` sets it
         forwarded_allow_ips=_TRUSTED,
         h11_max_incomplete_event_size=_LONGEST_HEAD,
         limit_concurrency=bounds.connections + 1,  # else uvicorn answers 503 at the limit
-        timeout_keep_alive=bounds.request_s,  # type: ignore[arg-type]  # call_later's
+        timeout_keep_alive=bounds.request_s,  # type: ignore[arg-type]  # for `call_later`
     )
     config.load()
     server = Server(config)
     server.lifespan = config.lifespan_class(config)
-    # Not `serve`: it takes over the signals, and polls ten times a second.
+    # `Server.serve` would take over the signals, and poll ten times a second.
     await server.startup(sockets)
     try:
         yield tuple(uri_of(each, "http") for each in sockets)

@@ -66,7 +66,7 @@ def _details(status: HTTPStatus, detail: str, **more: object) -> bytes:
     return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# A quoted attribute, which stays as it is; or the start of a target.
+# It matches a quoted attribute, which is kept as it is, or the start of a link's target.
 _TARGET = re.compile(rb'("(?:[^"\\]|\\.)*")|<')
 
 

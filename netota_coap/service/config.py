@@ -73,7 +73,7 @@ class Setting:
 
     name: str  # of the attribute of `Config`
     kind: Kind
-    help: str  # sentences for operators, also of its option
+    help: str  # sentences for operators, in documents and `--help`
     example: str | tuple[str, ...] = ""  # for documents, if there is no default value
     serve: str = ""  # its option in `netota-coap serve`, or the metavar of its argument
     mirror: str = ""  # its option in `netota-coap mirror`
@@ -96,7 +96,7 @@ class Setting:
 
     @property
     def default(self) -> Any:
-        """The default as a TOML value; None if there is none, or it means that none is set."""
+        """The default as a TOML value; None if there is an example instead."""
         return None if self.example else self.plain(Config())
 
     def plain(self, config: Config) -> Any:

@@ -29,11 +29,11 @@ from netota_coap.repository.store import DirectoryStore
 from netota_coap.service.service import Service
 
 POLL_S = 0.5
-"""Between two looks at a build; one that did not change between them is complete."""
+"""Seconds between two looks at a build; a build that did not change meanwhile is complete."""
 
 _KEPT = 500  # lines, more than a screen shows
 _NO_VERSION = "0.0.0"
-_STATES = 5  # of the history, whose files are kept
+_STATES = 5  # earlier states of a stream whose files are kept
 
 _Files = tuple[tuple[Path, int, int], ...]  # with size and time of the last change, ns
 

@@ -1,9 +1,9 @@
 """Keeps Python's garbage collector and its interpreter lock from delaying responses.
 
 A full collection looks at all objects: with 50,000 observers it stops the event loop for 50 ms,
-each time a quarter was added. Here objects that survive one are frozen, so that the next looks at
-new objects only, until twice as many are frozen. And a thread that computes, as in a reload, makes
-the loop wait after each system call: for 0.5 ms instead of the default 5 ms.
+each time a quarter was added. Here the survivors of each collection are frozen: the next one looks
+at new objects only, until twice as many are frozen. And a thread that computes, as in a reload,
+makes the loop wait after each system call: here for 0.5 ms, by Python's default for 5 ms.
 """
 
 from __future__ import annotations

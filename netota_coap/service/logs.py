@@ -99,7 +99,7 @@ def configure(level: str, form: str, environment: Mapping[str, str]) -> None:
     handler.setFormatter(Formatter(chosen))
     logging.basicConfig(handlers=[handler], force=True)
     set_level(level)
-    # They log each hostile datagram or each request, which does not concern an operator.
+    # These libraries log each hostile datagram or request, which does not concern an operator.
     for name in ("netota_coap.aiocoap", "asyncio", "httpx2"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

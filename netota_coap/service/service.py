@@ -187,7 +187,7 @@ class Service:
             stack.push_async_callback(door.close)
             uris = door.uris
             if self.config.http_bind:
-                # In a thread, since CoAP requests are answered meanwhile.
+                # Importing takes long, and CoAP requests are answered meanwhile.
                 await asyncio.to_thread(_import_http)
                 self._http, opening = _http_site(self, catalog)
                 uris += await stack.enter_async_context(opening)

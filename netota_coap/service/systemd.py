@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 UNIT = "netota-coapd.service"
 
-_SEND_TIMEOUT_S = 1.0  # its queue is short, and may be full while the machine boots
+_SEND_TIMEOUT_S = 1.0  # the manager's queue may be full while the machine boots
 _LONGEST_STATUS = 1_000  # bytes; `systemctl status` shows one line
 
 
@@ -75,7 +75,7 @@ class Manager:
         An idle service has no other wake-ups, so this also reports what changes by itself.
         """
         while True:
-            # In a message of its own, which no status can spoil.
+            # It is a message of its own, so that no status can spoil it.
             self._tell("WATCHDOG=1")
             self.status(status())
             await asyncio.sleep(self.watchdog_s / 2)
@@ -111,7 +111,7 @@ _SYSTEM_ONLY = re.compile(r"# From here .*?\n(?=\n)", re.DOTALL)
 
 
 def unit(*, user: bool = False) -> str:
-    """Return the unit for this installation, or its part that a user's manager can do."""
+    """Return the unit for this installation, or the part of it that a user's manager supports."""
     template = (importlib.resources.files("netota_coap") / UNIT).read_text(encoding="utf-8")
     if user:
         template = _SYSTEM_ONLY.sub("", template)
