@@ -1,4 +1,4 @@
-"""cli.py: the commands, run as their users run them."""
+"""cli/: the commands, run as their users run them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.py: one table drives the file, the environment, the options and the documents."""
+"""service/config.py: one table drives the file, the environment, the options and the documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dev.py and its command: publishes what is built, and shows what devices do."""
+"""service/dev.py and its command: publishes what is built, and shows what devices do."""
 
 from __future__ import annotations
 

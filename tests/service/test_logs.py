@@ -1,4 +1,4 @@
-"""logs.py: lines for people, for the journal, for machines."""
+"""service/logs.py: lines for people, for the journal, for machines."""
 
 from __future__ import annotations
 

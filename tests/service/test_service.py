@@ -1,4 +1,4 @@
-"""service.py and watch.py: reload, signals, settling, with real files, git and sockets."""
+"""service/service.py: reload, signals, settling, with real files, git and sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""systemd.py: what the service manager is told by the real command, and systemd's own tools."""
+"""service/systemd.py: what the real command tells the service manager, and systemd's own tools."""
 
 from __future__ import annotations
 
