@@ -1,7 +1,7 @@
 """Errors, named by what went wrong.
 
-Each adapter (CLI, CoAP, …) owns one table from these classes to its own codes, looked up along
-the class hierarchy. This module imports nothing and knows no protocol.
+Each adapter (CLI, CoAP, …) has one table from these classes to its own codes; a class without an
+entry has the code of its base. This module imports nothing of the package and knows no protocol.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NetotaError(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape characters that would rewrite a terminal or a log, or that it cannot show."""
+    """Escape characters that could rewrite a terminal or a log, or that cannot be shown."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
@@ -37,7 +37,7 @@ class Issue:
     """A broken rule.
 
     Attributes:
-        place: Path of the field from the root of the datum, as `archives[0].envelope.sha256`;
+        place: Path of the field from the root of the datum, such as `archives[0].envelope.sha256`;
             "" for the datum as a whole.
         file: The datum's file, relative to the repository, or "".
     """
@@ -47,7 +47,7 @@ class Issue:
     file: str = ""
 
     def inside(self, place: str) -> Issue:
-        """Return the issue with the place that it has in the datum around this one."""
+        """Return the issue as seen from an enclosing datum, in which this one is at `place`."""
         joint = "." if place and self.place and not self.place.startswith("[") else ""
         return attrs.evolve(self, place=f"{place}{joint}{self.place}")
 
@@ -56,7 +56,7 @@ class Issue:
 
 
 class InvalidDataError(NetotaError, ValueError):
-    """A datum breaks rules; all broken ones are listed."""
+    """A datum breaks rules; `issues` has one entry for each."""
 
     def __init__(self, issues: Iterable[Issue], *, hint: str = "") -> None:
         self.issues = tuple(issues)
@@ -72,7 +72,7 @@ class DamagedError(NotFoundError):
 
 
 class NotYetError(NetotaError):
-    """The file is being fetched; ask again later."""
+    """The file is being fetched; ask again after `after_s` seconds."""
 
     def __init__(self, detail: str, *, after_s: int) -> None:
         super().__init__(detail)
@@ -107,7 +107,7 @@ class PeerError(TransferError):
     """The peer answered with an error.
 
     Attributes:
-        code: Response code, as `4.04` for CoAP and `404` for HTTP.
+        code: Response code, such as `4.04` for CoAP or `404` for HTTP.
         retry_after_s: Seconds after which the peer says to ask again, or None.
     """
 

@@ -1,4 +1,4 @@
-"""Files that survive a crash once they are written, and that are opened without blocking."""
+"""Writes files so that they survive a crash, and opens files without blocking on pipes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, the
 
 
 def open_nonblocking(path: str, flags: int) -> int:
-    """Opener for `open`: a pipe in the file's place does not block."""
+    """Open a file for `open(opener=…)` without blocking if it is a pipe."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def open_nofollow(path: str, flags: int) -> int:
-    """Opener for `open`: no link is followed, for it could lead to any file of the user."""
+    """Open like `open_nonblocking`, but refuse a link: it could lead to any file of the user."""
     return open_nonblocking(path, flags | os.O_NOFOLLOW)
 
 
@@ -113,29 +113,29 @@ class File:
         return data
 
     def require(self, end: int, what: str) -> None:
-        """Raise an `InvalidDataError` if the file has fewer than `end` bytes."""
+        """Raise an `InvalidDataError` if the file ends before `end`, where `what` is."""
         if end > self.size:
             raise self.wrong(f"is truncated: {what} at byte {end}, the file at {self.size}")
 
     def wrong(self, reason: str, *, hint: str = "") -> InvalidDataError:
-        """Return the error that names this file."""
+        """Return an error about this file, which it names."""
         return InvalidDataError([Issue("", reason, str(self.path))], hint=hint)
 
     def padding_end(self, start: int) -> int:
-        """Return where padding from `start` on ends: zeros, or 0xff as in erased flash."""
+        """Return where the padding from `start` on ends: zeros, or 0xff as in erased flash."""
         for offset in range(start, self.size, CHUNK):
             if rest := self.at(offset, CHUNK).lstrip(b"\0\xff"):
                 return min(offset + CHUNK, self.size) - len(rest)
         return self.size
 
     def envelope(self, media_type: str, *sinks: Sink) -> Envelope:
-        """Read the whole file once, as `hashed` does."""
+        """Return the envelope, for which the whole file is read once; see `hashed`."""
         return self.hashed(media_type, "sha256", 0, *sinks)[0]
 
     def hashed(
         self, media_type: str, algorithm: str, end: int, *sinks: Sink
     ) -> tuple[Envelope, bytes]:
-        """Read the whole file once, into the sinks, too.
+        """Read the whole file once, and pass its bytes to the sinks, too.
 
         Returns:
             The envelope, and the digest of the first `end` bytes by an `algorithm` of `hashlib`.
@@ -147,7 +147,7 @@ class File:
         first = whole if algorithm == "sha256" else hashlib.new(algorithm)
         view = memoryview(bytearray(CHUNK))
         size, digest = 0, b""
-        # A byte past the size shows that the file has grown.
+        # Reading one byte past the size reveals that the file has grown.
         for stop, takers in ((end, {first, whole, *sinks}), (self.size + 1, {whole, *sinks})):
             while size < stop and (count := os.readv(self.descriptor, [view[: stop - size]])):
                 for taker in takers:

@@ -1,4 +1,4 @@
-"""What a server counts and its status, as plain numbers that any adapter can show.
+"""Counts what a server does, and describes its status, for any adapter to show.
 
 `METRICS` is the one table of metrics; HTTP's `/metrics` and `spec/operation.md` are made from it.
 """
@@ -20,7 +20,7 @@ Sample = tuple["Metric", tuple[str, ...], float]
 
 @attrs.frozen
 class Metric:
-    """One row of the table of metrics; all names are those of Prometheus."""
+    """A row of `METRICS`; its fields mean what they mean in Prometheus."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -243,12 +243,12 @@ class UpstreamStatus:
 
 @attrs.frozen
 class Status:
-    """What a service does now.
+    """The present state of a service.
 
     Attributes:
         reloaded: When the served repository was loaded.
         issues: The first reasons why the repository on disk is not served; empty: it is served.
-        troubles: Other problems, as a state directory that is read-only; for people.
+        troubles: Other problems, such as a read-only state directory; for people.
         fetched_bytes: Bytes of files downloaded from other hosts; None: the service fetches none.
     """
 

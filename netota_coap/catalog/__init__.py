@@ -1,4 +1,5 @@
 """The repository rendered for serving: path, selection and format → ready bytes.
 
-The servers (coap, http) and service import it; it knows no transport.
+It imports `repository.blobs` and what lies below, and knows no transport. The servers (coap, http)
+and `service` import it.
 """

@@ -102,7 +102,7 @@ class Catalog:
         return (each for each in self.resources.values() if isinstance(each, StreamResource))
 
     def forget_previous(self, before_s: float) -> tuple[bool, float | None]:
-        """Drop previous representations that were replaced at a time of the clock or before.
+        """Drop previous representations that were replaced at `before_s` (monotonic) or earlier.
 
         Returns:
             Whether any was dropped, and when the oldest of those that remain was replaced.

@@ -83,10 +83,10 @@ class OpenBlobs:
         return part, more
 
     def refresh(self, expected: Iterable[Key]) -> None:
-        """Open all blobs anew from now on.
+        """Close all blobs, so that each is opened and checked anew when it is read next.
 
         Args:
-            expected: Sizes that the blobs must have; of several for one blob, any.
+            expected: Sizes that blobs must have; if one blob has several, any of them.
         """
         sizes: dict[bytes, set[int]] = {}
         for sha256, size in expected:
@@ -133,7 +133,7 @@ class LocalBlobs:
     def add_offer(self, archive: Archive) -> Archive:
         """Add the server's own offer to an archive whose file it offers.
 
-        If the archive has all the offers that it can have, the one of the highest metric goes.
+        If the archive has as many offers as it can have, that of the highest metric is left out.
         Source: rule C-87.
         """
         if key_of(archive) not in self.offered:

@@ -112,7 +112,7 @@ class Resource:
         Args:
             query: Its parameters.
             fmt: One of `formats`.
-            scheme: Scheme of the request, which offers that are paths have.
+            scheme: Scheme of the request; offers that are paths have it, too.
 
         Raises:
             NotFoundError: The state that the query continues is gone.
@@ -121,7 +121,7 @@ class Resource:
         raise NotImplementedError
 
     def entry(self) -> Value:
-        """Return what the list that has this resource as a member says about it."""
+        """Return this resource's entry in the list of which it is a member."""
         raise NotImplementedError
 
     def link(self) -> str:
@@ -149,7 +149,7 @@ def own_offers(source: Stream, blobs: LocalBlobs) -> OwnOffers:
 
 @attrs.define(eq=False)
 class StreamResource(Resource):
-    """A stream.
+    """A stream, which is narrowed and rendered for each distinct query.
 
     Attributes:
         source: The stream in the repository.
@@ -159,7 +159,7 @@ class StreamResource(Resource):
         fingerprint: ETag over everything that a client can learn of the stream.
         previous: Previous representation of this sequence; running `?full` transfers continue
             from it.
-        replaced_s: When it was replaced, on the clock of `time.monotonic`.
+        replaced_s: When `previous` was replaced, on the clock of `time.monotonic`.
     """
 
     source: Stream = attrs.field(kw_only=True)
@@ -224,7 +224,7 @@ class StreamResource(Resource):
         if scheme not in self._indexes:
             self._indexes[scheme] = Index.of(self.stream.archives or (), scheme)
         index = self._indexes[scheme]
-        # Words beyond the vocabulary make no difference, and there is no end to them.
+        # Values that no archive has make no difference, and clients can make up any number.
         selection = query.selection.within(index.vocabulary)
 
         def render() -> Representation:
@@ -296,7 +296,7 @@ class CollectionResource(Resource):
     """The list of packages, or of the streams of one package.
 
     Attributes:
-        salt: Goes into the ETag besides the payload.
+        salt: Other data than the payload whose change changes the ETag.
     """
 
     members: tuple[Resource, ...] = attrs.field(kw_only=True)

@@ -19,7 +19,7 @@ class StreamQuery:
         head: Leave out the archives.
         full: Leave out nothing, even if the response takes several datagrams.
         sequence: The state that a full transfer continues, or None.
-        prefix: Where clients see the server's root behind a proxy; for its own offers.
+        prefix: Path of the server's root behind a reverse proxy; put before its own offers.
     """
 
     selection: Selection = Selection()

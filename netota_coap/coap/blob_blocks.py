@@ -27,7 +27,7 @@ _MOST_BLOBS = 1_024
 
 @attrs.define(eq=False)
 class BlobBlocks:
-    """Responses to plain GETs of any block but the first, byte for byte the responder's."""
+    """Answers plain GETs of any block but the first, byte for byte as the responder would."""
 
     _blobs: dict[bytes, tuple[bytes, bytes]] = attrs.field(init=False, factory=dict)
 
@@ -40,7 +40,7 @@ class BlobBlocks:
 
         Returns:
             None if the responder has to answer: the request is for something else, for a block
-            past the end, or for a blob that is not here.
+            past the end, or for a blob that is not stored.
         """
         size = len(key) - _END - 1  # of the value of Block2
         if not 0 < size < 4 or key[_END] != _REQUESTED | size or files is None:

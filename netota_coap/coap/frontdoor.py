@@ -26,7 +26,7 @@ from netota_coap.coap.sockets import log_small_buffers, open_sockets, uri_of
 from netota_coap.coap.udp import Interface
 from netota_coap.coap.vetting import RequestLimiter
 
-_ACK_BYTES = 832  # of the receive buffer for an ACK, as Linux counts
+_ACK_BYTES = 832  # that an ACK takes of the receive buffer, as Linux counts
 
 
 def _separate_message_ids(manager: Any) -> None:
@@ -63,7 +63,7 @@ class FrontDoor:
             leisure_s: Longest delay of a response to multicast, seconds.
 
         Raises:
-            AddressError: The server cannot listen on one of them; all are closed again.
+            AddressError: The server cannot listen on an address; all sockets are closed again.
             ConfigError: An address or an interface is malformed or unknown.
         """
         sockets: list[socket.socket] = []
@@ -110,7 +110,7 @@ class FrontDoor:
         return cls(uris, context, interfaces, scheduler, leisure)
 
     async def close(self) -> None:
-        """Close the sockets; observers are not notified, so that they stay."""
+        """Close the sockets; observers are not notified, so that they survive a restart."""
         self._scheduler.stop()
         self._leisure.close()
         for interface in self._interfaces:

@@ -70,11 +70,7 @@ def unspecified(pktinfo: bytes) -> bytes:
 
 @attrs.define(eq=False)
 class Leisure:
-    """Delays responses, so that not all nodes of a network answer at once (RFC 7252, 8.2).
-
-    Attributes:
-        longest_s: Longest delay, seconds.
-    """
+    """Delays responses, so that not all nodes of a network answer at once (RFC 7252, 8.2)."""
 
     longest_s: float = LEISURE_S
     _delayed: set[asyncio.TimerHandle] = attrs.field(init=False, factory=set)
@@ -93,6 +89,6 @@ class Leisure:
         self._delayed.add(timer)
 
     def close(self) -> None:
-        """Drop all that are delayed."""
+        """Drop the delayed calls."""
         for timer in self._delayed:
             timer.cancel()

@@ -1,4 +1,4 @@
-"""What CoAP lays down for clients and servers alike.
+"""Constants and estimates of CoAP that clients and servers share.
 
 Clients import this module and `options`, and nothing else of `netota_coap.coap`.
 Source: RFC 7252, sections 3, 4.8, 8 and 12.8; RFC 6298.
@@ -52,7 +52,7 @@ class Timing:
 
 @attrs.define(eq=False)
 class RoundTripTime:
-    """Estimates by RFC 6298, section 2, how long an answer may take.
+    """Estimates how long a response may take (RFC 6298, section 2).
 
     Attributes:
         timeout_s: The estimate, seconds; before the first measurement, the initial value.
@@ -67,7 +67,7 @@ class RoundTripTime:
     _variation_s: float = attrs.field(init=False, default=0.0)
 
     def measured(self, took_s: float) -> None:
-        """Take in a measurement: of a message that was sent once, since the ACK names no other."""
+        """Learn from a message that was sent once: an ACK does not say which copy it is for."""
         if self._smoothed_s is None:
             self._smoothed_s, self._variation_s = took_s, took_s / 2
         else:

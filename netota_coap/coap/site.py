@@ -27,7 +27,7 @@ from netota_coap.model.values import STATUS_READERS
 from netota_coap.monitoring import Metrics, Status, resource_class
 
 STATUS_PATH = ("status",)
-_STATUS_S = 1.0  # a status stays the same for as long, so that all its blocks can be fetched
+_STATUS_S = 1.0  # for which a status stays the same, so that all its blocks can be fetched
 
 
 @attrs.define(eq=False)
@@ -100,7 +100,7 @@ class CoapSite:
         assert request.remote
         start_ns = time.perf_counter_ns()
         path = request.opt.uri_path
-        # Sockets register observers themselves: a request that gets here registers none.
+        # `udp` registers observers itself: a request that gets here registers none.
         options = tuple(
             (int(option.number), option.encode())
             for option in request.opt.option_list()

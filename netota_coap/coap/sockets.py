@@ -1,4 +1,4 @@
-"""Opens the sockets of both servers, CoAP's and HTTP's: nothing else here binds or listens."""
+"""Opens the sockets of both servers, CoAP's and HTTP's; no other module binds sockets."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Interface(MessageInterfaceUDP6):
             except (BlockingIOError, InterruptedError):
                 return
             try:
-                # All but cached confirmable GETs fail in one of these.
+                # All but confirmable GETs of cached responses and blob blocks fail here.
                 end = _GETS[data[:2]]
                 key = data[end:]
                 if key in table:

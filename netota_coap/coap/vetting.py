@@ -1,4 +1,4 @@
-"""What reaches aiocoap: well-formed datagrams (`vet`), and not too many (`RequestLimiter`)."""
+"""Lets only well-formed datagrams (`vet`), and not too many (`RequestLimiter`), reach aiocoap."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Values to TOML, CBOR and JSON and back. Everything above `model` may import it."""
+"""Converts values to TOML, CBOR and JSON and back, and reads addresses.
+
+It imports `model` and `errors`; every package above it imports it.
+"""

@@ -1,4 +1,4 @@
-"""Bytes to plain data and back, strictly. No other module calls the libraries of the formats."""
+"""Converts bytes to plain data and back, strictly. Only this module imports cbor2 and tomli."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from netota_coap.model.values import LIMITS
 
 
 class Format(enum.Enum):
-    """A format, named as in its errors."""
+    """A format; its value is its name in errors."""
 
     TOML = "TOML"
     CBOR = "CBOR"
     JSON = "JSON"
 
-    # Enum's own is written in Python, and each field is looked up by format.
+    # Enum's own hash is written in Python: too slow for a look-up by format for each field.
     __hash__ = object.__hash__
 
 
@@ -33,7 +33,7 @@ def refuse(reason: str) -> InvalidDataError:
 
 
 class TaggedItem:
-    """Replaces an item with a tag; no field of ours has one."""
+    """Stands in for a tagged CBOR item, which every field refuses."""
 
     def __repr__(self) -> str:
         return "(an item with a tag)"

@@ -42,7 +42,7 @@ def fit(stream: Stream, whole: bytes) -> bytes:
         )
         return encode(attrs.evolve(stream, archives=fewer, more=True), Format.CBOR)
 
-    # The smallest goes first: most streams that are too long do not even fit then.
+    # The smallest is tried first: most streams that are too long do not fit even so.
     if spare and len(smallest := with_spare(0)) <= bound:
         counts = range(len(spare) - 1, 0, -1)
         return next((p for count in counts if len(p := with_spare(count)) <= bound), smallest)

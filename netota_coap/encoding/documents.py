@@ -1,4 +1,4 @@
-"""Values of the model in TOML for the disk, CBOR for the wire and JSON for people.
+"""Converts values of the model to TOML for the disk, CBOR for the wire and JSON for people.
 
 One table of fields per class drives all formats in both directions. Rules for editors of this
 file: a field is a row of `TABLES`; how a value looks in each format is a `Form`, whose docstring
@@ -261,7 +261,7 @@ class StreamEncoder:
         return {id(a): _ARCHIVE.to_plain(a, Format.CBOR) for a in self.stream.archives or ()}
 
     def encode(self, archives: Iterable[Archive]) -> bytes:
-        """Encode the stream with these archives; its own ones are quick."""
+        """Encode the stream with these archives; its own ones were converted in advance."""
         known = self._archives
         plain = [known.get(id(a)) or _ARCHIVE.to_plain(a, Format.CBOR) for a in archives]
         return dump({**self._plain, _ARCHIVES_KEY: plain}, Format.CBOR)

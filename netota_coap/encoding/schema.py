@@ -18,7 +18,7 @@ V = TypeVar("V", bound=Value)
 
 
 class Form:
-    """How a value looks in each format; the base class: the same in all."""
+    """Converts a value to each format and back; this base class leaves it as it is."""
 
     def encode(self, value: Any, _format: Format) -> Any:
         """Return plain data for a value of the model."""

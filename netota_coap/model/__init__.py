@@ -1,1 +1,4 @@
-"""The domain: values that check themselves, and selections; pure. Everybody may import it."""
+"""The domain, without I/O: values that check themselves, and selections.
+
+It imports `errors` only; every package imports it.
+"""

@@ -19,7 +19,7 @@ SelectionValue = AttributeValue | Iterable[AttributeValue]
 
 
 def text_form(value: AttributeValue) -> str:
-    """Return an attribute's value as the text that it is compared by, as `true` or `512`."""
+    """Return an attribute's value as the text that it is compared by, such as `true` or `512`."""
     return str(value).lower() if type(value) is bool else str(value)
 
 
@@ -28,7 +28,7 @@ class Selection:
     """What a device says about itself to narrow a stream; made by `Selection.of`.
 
     Attributes:
-        attributes: Pairs of an attribute and the text forms that suit, first preferred; in the
+        attributes: Pairs of an attribute and the text forms that suit, preferred first; in the
             order of narrowing: `CONTENT_ATTRIBUTES`, then free ones by name.
         schemes: Schemes that the device can download by, lower case; empty: any.
     """
@@ -37,14 +37,14 @@ class Selection:
     schemes: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        # Values of other shapes would select nothing and tell nobody.
+        # Values of other shapes would silently select nothing.
         if not _are_sound(self.attributes, self.schemes):
             hint = "use Selection.of, as in Selection.of({'machine': 'nrf52840dk'})"
             raise TypeError(f"Selection() takes tuples of tuples of text; {hint}")
 
     @classmethod
     def of(cls, wanted: Mapping[str, SelectionValue]) -> Selection:
-        """Make a selection from attribute to one value or several, first preferred.
+        """Make a selection from a map of attributes to one value or several, preferred first.
 
         Args:
             wanted: The key `scheme` has the schemes of offers; `name`, `sequence`, `head` and
@@ -77,10 +77,10 @@ class Selection:
         return tuple(archive for _, archive in ranked)
 
     def within(self, vocabulary: Mapping[str, Collection[str]]) -> Selection:
-        """Leave out what no archive says, so that selections that narrow alike are equal.
+        """Drop values that no archive has, so that selections that narrow alike are equal.
 
         Args:
-            vocabulary: From attribute or `scheme` to all of its texts in the archives.
+            vocabulary: Maps each attribute, and `scheme`, to its text forms in the archives.
         """
         attributes = tuple(
             (attribute, tuple(text for text in texts if text in vocabulary[attribute]))
@@ -116,8 +116,8 @@ class Index:
     """An index for narrowing the same archives many times.
 
     Attributes:
-        vocabulary: From attribute, or `scheme`, to text to the archives that say it, a bit each.
-        saying: From attribute, or `scheme`, to the archives that say any of its texts.
+        vocabulary: Maps each attribute, and `scheme`, to its text forms, and these to archives.
+        saying: Maps each attribute, and `scheme`, to the archives that have it; a bit for each.
     """
 
     archives: tuple[Archive, ...]
@@ -127,7 +127,7 @@ class Index:
 
     @classmethod
     def of(cls, archives: tuple[Archive, ...], request_scheme: str) -> Index:
-        """Index archives."""
+        """Index archives; an offer that is a path has the scheme of the request."""
         vocabulary: dict[str, dict[str, int]] = {}
         saying: dict[str, int] = {}
 

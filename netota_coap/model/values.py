@@ -1,6 +1,6 @@
 """The domain's values, their limits and their rules.
 
-Every value checks itself when it is made, so that what exists is valid. Nothing here knows a
+Every value checks itself when it is made, so that all that exist are valid. Nothing here knows a
 file, a format or a protocol. Rules for editors of this file: a limit is a row of `LIMITS`; a rule
 of one field is the `rule` of that field; a rule over several fields is in `_cross_rules`.
 """
@@ -65,7 +65,7 @@ FORMAT = 1
 FEATURES: frozenset[str] = frozenset()
 """The features that this program can serve if a repository requires them."""
 
-# Defaults of settings, which servers also have without a configuration:
+# Defaults of settings, which also hold for servers without a configuration:
 DEFAULT_MAX_AGE_S = 60
 DEFAULT_POLL_S = 86_400
 OBSERVERS_IN_TOTAL = 200_000
@@ -88,7 +88,7 @@ Rule = Callable[[Any], "str | None"]
 
 _RULE = "netota_coap.rule"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# `//host/path` would be another server.
+# `//host/path` would name another server.
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:|/(?!/))[!-~]+")
 # C0, DEL, C1, line and paragraph separators would let a title rewrite a terminal or a log.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -436,7 +436,7 @@ class Stream(Value):
         changed: When this state was made, if not by publishing; on disk only.
         archives: None where the sender left them out (`?head`, or `more`).
         replacement: The stream that a closed stream recommends.
-        removed: Whether the stream was removed; only a state in the history can be.
+        removed: Whether the stream was removed; True only for states in the history.
         poll_s: Seconds until the device should ask again.
         more: Whether the sender left out something that `?full` has.
     """
@@ -480,11 +480,11 @@ class Stream(Value):
 
 @attrs.frozen(kw_only=True)
 class Package(Value):
-    """A name, good for people and for branding, with streams by their names.
+    """What people are to know of a package, and its streams by their names.
 
     Attributes:
         poll_s: Default for its streams, seconds.
-        offers: Templates for publishing.
+        offers: Templates of the offers of archives that are published.
     """
 
     title: str | None = ruled(optional(text("title")), default=None)

@@ -1,4 +1,5 @@
 """What a release engineer does to a stream, and what a change means for devices.
 
-Commands and `service/dev.py` import it; servers do not, except the page for `diff`.
+It imports `repository.store` and what lies below. `cli`, `service/dev.py` and, for `diff`, the
+page of `http` import it; other parts of servers do not.
 """

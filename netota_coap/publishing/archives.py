@@ -1,4 +1,4 @@
-"""Describes files, and what a publisher says about them, as the archives of one version.
+"""Makes the archives of one version from files and what a publisher says about them.
 
 Source: `spec/publishing.md`.
 """
@@ -37,10 +37,10 @@ from netota_coap.publishing.inspection.artefact import Artefact
 
 @attrs.frozen
 class ArchiveSource:
-    """A file to be published, and what the publisher says about it, which wins over the file.
+    """A file to be published, and what the publisher says about it, which overrides the file.
 
     Attributes:
-        name: A template, as in offers; None: rule P-23.
+        name: A template, as in offers; None: chosen by rule P-23.
         media_type: None: as the file tells.
         offers: Templates, instead of those for all archives.
     """

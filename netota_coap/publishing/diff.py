@@ -24,7 +24,7 @@ USABLE_SCHEMES = frozenset(
 )
 """Schemes that some device can be expected to speak."""
 
-_REQUEST_SCHEME = "coap"  # relative offers count as this
+_REQUEST_SCHEME = "coap"  # offers that are paths count as offers of this scheme
 
 
 @attrs.frozen
@@ -44,7 +44,7 @@ class ArchiveChange:
 
 @attrs.frozen
 class Got:
-    """What a kind of device gets of a state.
+    """What a kind of device gets from a state of the stream.
 
     Attributes:
         archive: The preferred one; None if nothing suits.

@@ -120,7 +120,7 @@ def publish(
         offers: Templates for each archive that has no offers of its own; none: the package's.
         edit: How the change is made.
         store_files: Whether the files are stored in the repository, too.
-        force: Whether `sources` may contradict the files, and nothing need be new.
+        force: Whether `sources` may contradict the files, and the same be published again.
         progress: Called with each number of bytes read.
 
     Raises:

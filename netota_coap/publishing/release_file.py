@@ -43,7 +43,7 @@ _DRAFT_HEAD = """\
 
 @attrs.frozen(kw_only=True)
 class ReleaseArchive(Value):
-    """One or more archives of a release; as in `ArchiveSource`, but for the file.
+    """One or more archives of a release; all fields but `file` are as in `ArchiveSource`.
 
     Attributes:
         file: Path or glob, relative to the release file.
@@ -121,9 +121,7 @@ def version_of(release: Release, given: str | None, *, force: bool = False) -> s
 def sources(release: Release, file: Path) -> list[ArchiveSource]:
     """Find the files of a release, in its order, those of a glob by path.
 
-    Args:
-        release: The release.
-        file: The release file; globs start from its directory.
+    Paths and globs start at the directory of `file`, the release file.
 
     Raises:
         InvalidDataError: There is no archive, or a glob matches nothing.
@@ -161,7 +159,7 @@ def _found(directory: Path, pattern: str) -> Iterator[Path]:
 
 
 def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: None) -> str:
-    """Return the text of a release file for builds: each file with what it tells.
+    """Return the text of a release file for builds: each file, with what it says about itself.
 
     Args:
         builds: Directories with Zephyr builds or RAUC bundles in them, or files.
@@ -186,7 +184,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
 
 
 def found(builds: Iterable[Path]) -> list[Path]:
-    """Return the MCUboot images of Zephyr and the RAUC bundles in builds, of each at least one."""
+    """Return the files themselves, and the Zephyr images and RAUC bundles in directories."""
     return [path for build in builds for path in _made(build)]
 
 

@@ -1,4 +1,5 @@
-"""A repository on disk: loading, changing, watching, checking it, and its stored files.
+"""A repository on disk: loading, changing, watching and checking it, and its stored files.
 
-`store` is for whatever changes one; servers and commands read by `loading` and `history`.
+It imports `encoding`, `model` and `files`. All packages above except `client` import it: `store`
+to change a repository, `loading` and `history` to read it, `blobs` for stored files.
 """

@@ -1,4 +1,4 @@
-"""Files of the blob store, accessed by the descriptors of their directories."""
+"""Reads and writes the files of the blob store, by the descriptors of their directories."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def write_blob(shard: int, source: File, promised: Envelope, *, link: bool) -> N
         descriptor = os.open(temporary, flags, 0o600, dir_fd=shard)
         try:
             with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # in use: R-47
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # marks it as in use: R-47
             if linked or _cloned(source.descriptor, descriptor):
                 found = envelope_of(descriptor, source.path, source.progress)
             else:

@@ -111,7 +111,7 @@ class Blob:
 class Blobs:
     """The blobs of a repository.
 
-    What writes raises a `RepositoryError` if there is no repository, or it cannot be written.
+    Methods that write raise a `RepositoryError` if the repository is missing or cannot be written.
     """
 
     root: Path
@@ -151,7 +151,7 @@ class Blobs:
         return frozenset(sha256 for sha256, _ in self._held(envelopes))
 
     def present(self, state: Repository) -> frozenset[Key]:
-        """Return those archives' files of a repository that a server can offer itself."""
+        """Return those files of a repository's archives that are stored, in the promised size."""
         return self._held(envelopes_of(state))
 
     def _held(self, envelopes: Iterable[Envelope]) -> frozenset[Key]:
@@ -159,7 +159,7 @@ class Blobs:
         return frozenset(promised & self._sizes({each for each, _ in promised}).items())
 
     def _sizes(self, digests: Iterable[bytes]) -> dict[bytes, int]:
-        """Return the sizes of the stored ones, without listing directories."""
+        """Return the sizes of those blobs that are stored, without listing directories."""
         found: dict[bytes, int] = {}
         shards: dict[str, list[bytes]] = {}
         for sha256 in digests:
@@ -174,7 +174,7 @@ class Blobs:
         return found
 
     def issues(self, state: Repository) -> Iterator[Issue]:
-        """Report what would not be served, as far as that shows without reading blobs."""
+        """Report what would not be served, as far as can be told without reading blobs."""
         shards = self._shards()
         for place in (_PLACE, _SHARDS, _QUARANTINE, *shards):
             with contextlib.suppress(OSError):
@@ -336,8 +336,8 @@ class Blobs:
     def _awaited(self) -> frozenset[bytes]:
         """Return the blobs of states that are still to be written. Source: rule R-47.
 
-        Call it under the lock and after listing the blobs: a name in `INCOMING` exists before its
-        blob, and until the state is written.
+        Call it under the lock and after listing the blobs: a name is in `INCOMING` before its blob
+        exists, and until the state is written.
         """
         return frozenset(map(bytes.fromhex, filter(_DIGEST.fullmatch, self._names(INCOMING))))
 
@@ -419,7 +419,7 @@ class Blobs:
 
 
 def _named(root: Path, keep: int) -> frozenset[bytes]:
-    """Return the files of all streams' present states and of `keep` states before each."""
+    """Return the SHA-256 of the files of each stream's present state and `keep` before it."""
     state = loading.Loader(root).load()
     names = {(name, own) for name, package in state.packages.items() for own in package.streams}
     # Removed streams can be rolled back.
@@ -427,7 +427,7 @@ def _named(root: Path, keep: int) -> frozenset[bytes]:
     names |= {name for name in recorded if not any(map(name_rule, name))}
     named: set[bytes] = set()
     for name in names:
-        with contextlib.suppress(NotFoundError):  # no history file is valid by its name
+        with contextlib.suppress(NotFoundError):  # no history file has a valid name
             for held in history.history(root, name, 1 + keep):
                 named.update(archive.envelope.sha256 for archive in held.archives or ())
     return frozenset(named)

@@ -11,7 +11,7 @@ from netota_coap.errors import printable
 from netota_coap.model.values import LIMITS
 
 _TIMEOUT_S = 60.0
-# These undo a user's configuration that would change the output.
+# These override a user's configuration that would change the output.
 _SETTINGS = (
     "core.quotePath=false",
     "log.diffMerges=separate",

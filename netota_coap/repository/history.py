@@ -1,4 +1,4 @@
-"""The states that a stream had, read from its history files."""
+"""Reads the states that a stream had from its history files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def interrupted(
 ) -> list[int]:
     """Return the sequences whose changes were interrupted. Source: rule R-11.
 
-    Without a stream file these follow a removal; where there was no removal, the stream file was
-    deleted by hand (decision 0003).
+    Without a stream file, these are the ones after the last removal. Without a removal there are
+    none: the stream file was deleted by hand (decision 0003).
     """
     if present:
         return [each for each in sequences if each > present.sequence]

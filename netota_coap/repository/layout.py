@@ -1,4 +1,4 @@
-"""Where the files of a repository are, and how they are read and listed.
+"""Locates, reads and lists the files of a repository.
 
 Source: `spec/repository.md`, rules R-2 to R-6.
 """
@@ -77,7 +77,7 @@ def read_file(cls: type[V], path: Path, file: str) -> tuple[Signature | None, V]
             status = os.fstat(stream.fileno())
             data = stream.read(LIMITS["document"].value + 1)
         if data is None:
-            raise InvalidDataError([Issue("", "cannot be read: nothing comes", file)])
+            raise InvalidDataError([Issue("", "cannot be read without waiting", file)])
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The lock of a repository: a `flock`, which the kernel releases when its process ends.
+"""Locks a repository by `flock`, which the kernel releases when the process ends.
 
 The file names the writer for others to read; the text that a dead process left blocks nobody.
 Source: rules R-20 and R-31.

@@ -27,7 +27,7 @@ directory and tells devices of each change. A package has streams, and a stream 
 
 - `packages/<package>/streams/<stream>.toml`: what the stream holds now;
 - `packages/<package>/history/<stream>/<sequence>.toml`: every state that it ever held;
-- `blobs/`: the files themselves, as far as they are held here. Not in git.
+- `blobs/`: the files themselves, as far as they are stored here. Not in git.
 
 ## Day by day
 
@@ -40,7 +40,7 @@ git add --all && git commit
 ```
 
 With `--dry-run`, publish and rollback only say what would change, and for which devices. Check
-before each push. `netota-coap spec publishing` tells the rest.
+before each push. `netota-coap spec publishing` describes the rest.
 
 ## History is write-once
 

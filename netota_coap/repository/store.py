@@ -31,7 +31,7 @@ from netota_coap.repository.loading import read
 from netota_coap.repository.lock import locked, require_repository
 
 Files = Sequence[tuple[Path, Envelope]]
-"""Files to be stored, and what each of them has to be."""
+"""Files to be stored, each with the envelope that it must match."""
 
 
 @attrs.frozen
@@ -81,9 +81,9 @@ class Snapshot:
 
 
 class Store(Protocol):
-    """A repository that can be changed; `str()` of it is what commands call it.
+    """A repository that can be changed; its `str()` names it in messages and commands.
 
-    What writes raises a `RepositoryError` if it cannot write, and then nothing changed.
+    Methods that write raise a `RepositoryError` if they cannot, and then nothing changed.
     """
 
     def read(self, name: StreamName) -> Snapshot:

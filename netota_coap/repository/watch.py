@@ -1,6 +1,6 @@
 """Waits until the files of a repository have changed and settled.
 
-What changed is found by loading. Without inotify only `poke` (SIGHUP) ends the wait.
+Loading finds out what changed. Without inotify only `poke` (SIGHUP) ends the wait.
 Source: rules R-30 to R-33.
 """
 
@@ -63,7 +63,7 @@ class Watcher:
             return self
         self.refresh()
         self._reading = asyncio.create_task(self._read(self._inotify))
-        # `settled` raises what ended it.
+        # `settled` raises the error that ended it.
         self._reading.add_done_callback(lambda _: self._changed.set())
         return self
 
@@ -154,7 +154,7 @@ class Watcher:
             # os.path never raises, whoever owns the directories above.
             if os.path.exists(git):  # noqa: PTH110
                 lock = _git_directory(git) / "index.lock"
-                return f"{lock} to go" if os.path.exists(lock) else None  # noqa: PTH110
+                return f"{lock} to be removed" if os.path.exists(lock) else None  # noqa: PTH110
         return None
 
     async def _read(self, inotify: Inotify) -> None:

@@ -1,4 +1,4 @@
-"""What is served: one datagram, views, ETags, collections, discovery, taking over, advice."""
+"""What is served: one datagram, queries, ETags, collections, discovery, taking over, advice."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The door and aiocoap's resource answer alike, byte for byte.
+"""`udp.Interface` and aiocoap answer alike, byte for byte.
 
 Two servers of the same state get the same requests: one answers what it can by itself, the other
 hands everything that was vetted, and has no Observe option, to aiocoap. Two differences are meant,
-and left out here: a NON that comes again (aiocoap is silent, the door answers, which costs nobody
+and left out here: a NON that comes again (aiocoap is silent, ours answers, which costs nobody
 anything: RFC 7252, section 4.5), and a request that comes again after a swap (aiocoap repeats its
-old answer, the door has the new one).
+old answer, ours has the new one).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Peer:
 
 
 def _hand_on(interface: Interface) -> None:
-    """Let the door hand all requests without Observe to aiocoap."""
+    """Let `udp.Interface` hand all requests without Observe to aiocoap."""
     decode = interface._decode
 
     def decode_observing(vetted: bytes) -> object:
@@ -132,7 +132,7 @@ def _hand_on(interface: Interface) -> None:
 
 @contextlib.asynccontextmanager
 async def peer(responder: Responder, *, alone: bool) -> AsyncIterator[Peer]:
-    """Serve, and connect; `alone`: let the door answer nothing by itself."""
+    """Serve, and connect; `alone`: let aiocoap answer all."""
     door = await FrontDoor.open(CoapSite(responder), ["127.0.0.1:0"])
     if not alone:
         for manager in door._context.request_interfaces:

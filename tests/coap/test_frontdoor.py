@@ -58,7 +58,7 @@ def test_private_names() -> None:
     ]
     assert callable(MessageManager._next_message_id)
     assert "self._recent_messages" in inspect.getsource(MessageManager.__init__)
-    # The door takes the reader away that this one adds, and reads itself.
+    # `Interface.listen` replaces the reader that this one adds.
     assert "loop.add_reader" in inspect.getsource(RecvmsgSelectorDatagramTransport.__init__)
     for name in ("send", "error_received"):
         assert callable(getattr(MessageInterfaceUDP6, name))

@@ -1,4 +1,4 @@
-"""coap/multicast.py and discovery.py: two hosts on a network of their own find each other."""
+"""coap/multicast.py, client/discovery.py: two hosts on a network of their own find each other."""
 
 from __future__ import annotations
 

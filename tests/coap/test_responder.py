@@ -1,4 +1,4 @@
-"""coap/server.py: what is answered, without a socket."""
+"""coap/responder.py: what is answered, without a socket."""
 
 from __future__ import annotations
 

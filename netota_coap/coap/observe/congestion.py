@@ -14,7 +14,7 @@ from netota_coap.coap.observe.entries import NotificationExchange
 from netota_coap.coap.protocol import RoundTripTime, Timing
 
 MOST_IN_FLIGHT = 128
-"""As many ACKs fit half of a receive buffer of 208 KiB, Linux's default."""
+"""As many ACKs fit into half of a receive buffer of 208 KiB, Linux's default."""
 
 _SMALLEST = 16
 _INITIAL = 64
@@ -73,7 +73,7 @@ class CongestionWindow:
         self.in_flight += 1
 
     def remove(self, exchange: NotificationExchange) -> None:
-        """Count an exchange no more; it may be removed already."""
+        """Stop counting an exchange; it may have been removed already."""
         self.in_flight -= exchange.in_flight
         exchange.in_flight = False
 

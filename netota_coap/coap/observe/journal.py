@@ -46,7 +46,7 @@ _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFB
 
 
 class RecordKind(enum.IntEnum):
-    """The kinds of records, and the meaning of their fields number; message_id; first, second."""
+    """The kinds of records; comments name the fields in use: number; message_id; first, second."""
 
     VERSION = 0  # version of the format
     SUBJECT = 1  # subject; digest of its response, request

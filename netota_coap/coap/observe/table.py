@@ -1,4 +1,4 @@
-"""The table of observers: who observes what, and sending notifications.
+"""The table of observers: it knows who observes what, and sends notifications.
 
 What always holds:
 * A datagram costs constant time, and a change of a resource constant time for each observer of

@@ -1,7 +1,7 @@
 """Inspects the files to be published: what they are, as envelope, content and facts.
 
 A file is read once and in constant memory, whatever its format. Publishing, `cli` and `service`
-import `read` and `Artefact` from here.
+import `read` from here, publishing `versions_differ`, too.
 """
 
 from __future__ import annotations
@@ -34,10 +34,6 @@ _FORMATS: tuple[Callable[[File], Artefact | None], ...] = (
 def read(path: Path, progress: Progress = lambda _: None) -> Artefact:
     """Inspect a regular file, and the Zephyr build directory around it if there is one.
 
-    Args:
-        path: The file.
-        progress: Called with the number of bytes of each step.
-
     Raises:
         InvalidDataError: The file cannot be read, is truncated or damaged.
     """
@@ -48,5 +44,5 @@ def read(path: Path, progress: Progress = lambda _: None) -> Artefact:
 
 
 def versions_differ(a: str, b: str) -> bool:
-    """Compare versions as texts, but take 1.2.3 and 1.2.3+0 for the same as MCUboot does."""
+    """Tell whether versions differ as texts; 1.2.3 and 1.2.3+0 are the same, as for MCUboot."""
     return mcuboot.plain(a) != mcuboot.plain(b)

@@ -1,4 +1,4 @@
-"""Compressed files (gzip, xz, zstd) and tar archives.
+"""Inspects compressed files (gzip, xz, zstd) and tar archives.
 
 Source: POSIX (ustar), RFC 1952, the .xz file format.
 """
@@ -125,7 +125,7 @@ def _read_xz(file: File, media_type: str) -> tuple[Envelope, bytes]:
     try:
         head = unpacker.decompress(file.at(0, _PEEK), filesystems.HEAD)
     except lzma.LZMAError as error:
-        # Only the message tells this from a damaged file.
+        # Only the message tells a lack of memory from a damaged file.
         if "limit exceeded" not in str(error):
             raise file.wrong(f"is not sound xz: {error}") from error
         head = b""

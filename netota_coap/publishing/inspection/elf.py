@@ -1,4 +1,4 @@
-"""ELF files: their machine and whether they have debug information.
+"""Inspects ELF files: their machine, and whether they have debug information.
 
 Source: the System V ABI, "Object Files".
 """

@@ -1,4 +1,4 @@
-"""File systems: SquashFS, ext2, ext3 and ext4, by their superblocks.
+"""Inspects file systems by their superblocks: SquashFS, ext2, ext3 and ext4.
 
 Source: the Linux kernel's documentation of SquashFS and ext4.
 """

@@ -1,4 +1,4 @@
-"""MCUboot images: header, body, protected TLVs, TLVs.
+"""Inspects MCUboot images, which consist of header, body, protected TLVs and TLVs.
 
 Source: MCUboot's design document, "Image format"; for newer TLVs, imgtool's source.
 """

@@ -1,4 +1,4 @@
-"""RAUC bundles: a SquashFS, encrypted or not, with a CMS signature at its end.
+"""Inspects RAUC bundles: a SquashFS, encrypted or not, with a CMS signature at its end.
 
 The manifest is read by `rauc info`, if rauc is installed. Source: RAUC's reference, "Bundle
 Formats"; RFC 5652.
@@ -99,7 +99,7 @@ def _format(signature: bytes, encrypted: bool) -> str:
 
 
 def _told(file: File, program: str) -> Iterator[tuple[str, Any]]:
-    """Return what the manifest says, by rauc."""
+    """Yield what the manifest says, as rauc reads it."""
     answer = _object(_ask(file, program))
     for key in ("compatible", "version", "description", "build"):
         if isinstance(value := answer.get(key), str) and value:

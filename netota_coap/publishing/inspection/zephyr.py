@@ -1,4 +1,4 @@
-"""Zephyr build directories: the board, CPU, debugging and version of the files in them.
+"""Reads Zephyr build directories: board, CPU, debugging and version of the files in them.
 
 Source: Zephyr's `.config` of Kconfig, and `scripts/schemas/build-schema.yml` for `build_info.yml`.
 """

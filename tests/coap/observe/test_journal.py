@@ -1,4 +1,4 @@
-"""coap/persistence.py: records, damage, rewriting, and the file."""
+"""coap/observe/journal.py: records, damage, rewriting, and the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""coap/observers.py: the table by itself, with a clock and a network of the test's own."""
+"""coap/observe/table.py: the table by itself, with a clock and a network of the test's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""coap/observers.py: a network that loses, repeats and reorders, and devices on it.
+"""coap/observe/table.py: a network that loses, repeats and reorders, and devices on it.
 
 Whatever happens, in the end everybody who still observes has the last state, and nobody was told
 again what he was known to have.
