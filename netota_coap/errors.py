@@ -56,7 +56,7 @@ class Issue:
 
 
 class InvalidDataError(NetotaError, ValueError):
-    """A datum breaks rules; `issues` has one entry for each."""
+    """A datum breaks rules; all broken ones are listed."""
 
     def __init__(self, issues: Iterable[Issue], *, hint: str = "") -> None:
         self.issues = tuple(issues)
@@ -72,7 +72,7 @@ class DamagedError(NotFoundError):
 
 
 class NotYetError(NetotaError):
-    """The file is being fetched; ask again after `after_s` seconds."""
+    """The file is being fetched; ask again later."""
 
     def __init__(self, detail: str, *, after_s: int) -> None:
         super().__init__(detail)

@@ -116,8 +116,8 @@ class Index:
     """An index for narrowing the same archives many times.
 
     Attributes:
-        vocabulary: Maps each attribute, and `scheme`, to its text forms, and these to archives.
-        saying: Maps each attribute, and `scheme`, to the archives that have it; a bit for each.
+        vocabulary: Maps attributes, and `scheme`, to their texts, and these to archives, as bits.
+        saying: Maps attributes, and `scheme`, to the archives that have them; bit n is archive n.
     """
 
     archives: tuple[Archive, ...]

@@ -480,7 +480,7 @@ class Stream(Value):
 
 @attrs.frozen(kw_only=True)
 class Package(Value):
-    """What people are to know of a package, and its streams by their names.
+    """Texts and defaults of a package, and its streams by their names.
 
     Attributes:
         poll_s: Default for its streams, seconds.

@@ -184,7 +184,7 @@ def draft(builds: Iterable[Path], file: Path, progress: Progress = lambda _: Non
 
 
 def found(builds: Iterable[Path]) -> list[Path]:
-    """Return the files themselves, and the Zephyr images and RAUC bundles in directories."""
+    """Return the builds that are files, and the Zephyr images and RAUC bundles in the others."""
     return [path for build in builds for path in _made(build)]
 
 

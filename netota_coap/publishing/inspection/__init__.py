@@ -1,7 +1,7 @@
 """Inspects the files to be published: what they are, as envelope, content and facts.
 
 A file is read once and in constant memory, whatever its format. Publishing, `cli` and `service`
-import `read` from here, publishing `versions_differ`, too.
+import `read` from here; publishing imports `versions_differ`, too.
 """
 
 from __future__ import annotations
