@@ -65,7 +65,7 @@ class ArchiveSource:
         for setting in settings:
             key, equals, value = setting.partition("=")
             if not equals or key in given:
-                reason = "is there twice" if equals else "must be KEY=VALUE"
+                reason = "appears twice" if equals else "must be KEY=VALUE"
                 hint = "" if equals else "A path with a comma in it goes into a release file."
                 raise InvalidDataError([Issue(setting, reason, file)], hint=hint)
             given[key] = value

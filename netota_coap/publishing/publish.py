@@ -293,7 +293,7 @@ def existing(store: Store, name: StreamName) -> Stream:
 def _no_stream(store: Store, name: StreamName) -> NotFoundError:
     return NotFoundError(
         f"{store}: there is no stream {'/'.join(name)}",
-        hint=f"See what there is: netota-coap list {store}",
+        hint=f"List the streams: netota-coap list {store}",
     )
 
 

@@ -68,7 +68,7 @@ def digest_of(name: str) -> bytes:
         # The decoder skips invalid characters and ignores unused bits.
         if sha256 and blob_name(sha256) == name:
             return sha256
-    raise NotFoundError("no blob can be called so: a name is a SHA-256 in base64url")
+    raise NotFoundError("invalid name of a blob: it is a SHA-256 in base64url")
 
 
 def path_of(sha256: bytes) -> str:

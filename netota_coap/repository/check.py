@@ -107,7 +107,7 @@ def _git_issues(root: Path, committed: _Blobs, sequence: int, file: str) -> Iter
     if highest > sequence:
         yield sequence_issue(highest, "which a commit before this one has", file)
     elif _are_different(root, committed.get(sequence, set())):
-        yield sequence_issue(sequence, "which commits have as different states", file)
+        yield sequence_issue(sequence, "which different states have in the commits", file)
 
 
 def _are_different(root: Path, blobs: set[str]) -> bool:
@@ -153,7 +153,7 @@ def _ignored(root: Path) -> Iterator[Issue]:
         for name in sorted(files):
             file = (Path(directory) / name).relative_to(root).as_posix()
             if not name.startswith(".") and not counts.fullmatch(file):
-                yield Issue("", "is ignored: it stands at no place that counts", file)
+                yield Issue("", "is ignored: it is no file of a repository", file)
 
 
 def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
@@ -164,7 +164,7 @@ def _unavailable(root: Path, repository: Repository) -> Iterator[Issue]:
             elsewhere = any(not offer.url.startswith(BLOBS_PATH) for offer in archive.offers)
             if not elsewhere and key_of(archive) not in held:
                 has = f"only offers of {BLOBS_PATH}" if archive.offers else "no offer"
-                reason = f"has {has}, and its file is not held here: nobody can download it"
+                reason = f"has {has}, and its file is not stored here: nobody can download it"
                 yield Issue(f"archives[{index}]", reason, file)
 
 

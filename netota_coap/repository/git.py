@@ -67,7 +67,7 @@ def doubt(root: Path) -> str:
         return (
             "is a shallow clone: what was published before it is not seen (git fetch --unshallow)"
         )
-    return "is kept in git, which cannot be asked: git status says why"
+    return "is kept in git, but git fails here: git status says why"
 
 
 def committed(root: Path, pattern: str) -> dict[str, set[str]]:

@@ -56,7 +56,7 @@ def _sequences(root: Path, name: StreamName) -> tuple[Stream | None, list[int]]:
     if not present and not found:
         raise NotFoundError(
             f"{root}: there is no stream {'/'.join(name)}, and never was",
-            hint=f"See what there is: netota-coap list {root}",
+            hint=f"List the streams: netota-coap list {root}",
         )
     left_out = [*interrupted(root, name, present, found), present.sequence if present else 0]
     return present, [each for each in reversed(found) if each not in left_out]
@@ -113,6 +113,6 @@ def state_at(root: Path, name: StreamName, sequence: int) -> Stream:
     if sequence not in past:
         raise NotFoundError(
             f"{root}: the history of {'/'.join(name)} has no sequence {sequence}",
-            hint=f"See what it has: netota-coap log {root} {'/'.join(name)}",
+            hint=f"Show its history: netota-coap log {root} {'/'.join(name)}",
         )
     return recorded_state(root, name, sequence)

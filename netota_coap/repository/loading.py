@@ -158,7 +158,7 @@ def sequence_issue(lowest: int, why: str, file: str) -> Issue:
 def sequence_issues(seen: Stream, stream: Stream, file: str) -> Iterator[Issue]:
     """Find a change of a stream without a higher sequence. Source: rule R-9."""
     if stream.sequence <= seen.sequence and stream.essence() != seen.essence():
-        yield sequence_issue(seen.sequence, "which stood for another state", file)
+        yield sequence_issue(seen.sequence, "the sequence of another state", file)
 
 
 def _removed_issues(stream: Stream, file: str) -> list[Issue]:

@@ -52,7 +52,7 @@ def locked(root: Path, timeout_s: float = 10.0) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     who = _holder(root)
                     raise RepositoryLockedError(
-                        f"{root}: {who} has been writing, also after {timeout_s:g} s of waiting",
+                        f"{root}: {who} is still writing after {timeout_s:g} s of waiting",
                         hint="Try again when the other publisher is done.",
                     ) from None
                 time.sleep(_RETRY_S)

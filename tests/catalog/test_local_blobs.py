@@ -240,7 +240,7 @@ def test_other_requests_are_no_pieces(options: list[coap.Option]) -> None:
     ("bind", "hosts", "ready"),
     [
         ("127.0.0.1:0", ("127.0.0.1",), 3),
-        # At an address of its own that it is asked at for the first time, the door is slow.
+        # At an address of its own that it is asked at for the first time, the front door is slow.
         ("0.0.0.0:0", ("127.0.0.1", "127.0.0.2"), 4),
     ],
 )

@@ -162,7 +162,7 @@ MISTAKES = [
     (["list", "{root}/nix"], 3, "error: {root}/nix: is not a directory\n"),
     (["show", "{root}"], 2, "name one as PKG/STREAM"),
     (["show", "{root}", "sensor-node"], 2, "must be PACKAGE/STREAM"),
-    (["show", "{root}", "sensor-node/nix"], 3, "hint: See what there is: netota-coap list"),
+    (["show", "{root}", "sensor-node/nix"], 3, "hint: List the streams: netota-coap list"),
     (["show", "{root}", "no/body"], 3, "there is no stream no/body"),
     (["init", "{root}"], 3, "there is a repository already"),
     (["close", "{root}", "sensor-node/nix"], 3, "there is no stream sensor-node/nix"),
@@ -236,8 +236,8 @@ async def test_check_finds(sample: Path) -> None:
     assert code == 1
     file = "packages/sensor-node/streams/stable.toml"
     assert out.splitlines()[:2] == [
-        f"error: {file}: sequence: must be above 1, which stood for another state",
-        "warning: notes.txt: is ignored: it stands at no place that counts",
+        f"error: {file}: sequence: must be above 1, the sequence of another state",
+        "warning: notes.txt: is ignored: it is no file of a repository",
     ]
     assert out.splitlines()[-1] == "1 errors, 1 warnings"
     assert (plain["errors"][0]["place"], len(plain["warnings"])) == ("sequence", 1)
@@ -260,7 +260,7 @@ async def test_locked(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _, err = await process.communicate()
 
     assert process.returncode == 3
-    assert b"somebody else has been writing, also after 0.1 s of waiting" in err
+    assert b"somebody else is still writing after 0.1 s of waiting" in err
 
 
 async def test_spec() -> None:

@@ -141,7 +141,11 @@ async def test_a_release_file(sample: Path, tmp_path: Path, images: list[str]) -
         (["release", "{root}"], 3, "there is nothing to publish"),
         (["promote", "{root}", NAME, NAME], 3, "cannot be promoted to itself"),
         (["rollback", "{root}", NAME], 3, "never held anything else"),
-        (["rollback", "{root}", NAME, "--to", "7"], 3, "has no sequence 7\nhint: See what it has"),
+        (
+            ["rollback", "{root}", NAME, "--to", "7"],
+            3,
+            "has no sequence 7\nhint: Show its",
+        ),
         (["remove", "{root}", "sensor-node/nix"], 3, "there is no stream sensor-node/nix"),
         (["close", "{root}", NAME, "-m", ""], 3, "message: must not be empty"),
         (["log", "{root}", "sensor-node/nix"], 3, "and never was"),

@@ -63,7 +63,7 @@ async def test_asking_on_an_unknown_interface() -> None:
 
 
 async def test_leisure_is_bounded() -> None:
-    """At most 64 answers wait; when the door closes, none is sent."""
+    """At most 64 answers wait; when the front door closes, none is sent."""
     sent = []
     leisure = Leisure(0.01)
     for number in range(70):

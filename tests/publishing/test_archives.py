@@ -70,7 +70,7 @@ def test_source_is_read(text: str, expected: ArchiveSource) -> None:
     [
         ("a,debug", ["a: debug: must be KEY=VALUE"]),
         ("a,", ["a: must be KEY=VALUE"]),
-        ("a,x=1,x=2", ["a: x=2: is there twice"]),
+        ("a,x=1,x=2", ["a: x=2: appears twice"]),
         ("a,debug=1", ["a: debug: must be a boolean, not text"]),
         ("a,head=1", ["a: head: is reserved"]),
         ("a,scheme=coap", ["a: scheme: is reserved"]),

@@ -345,7 +345,7 @@ def test_publisher_gives_up_at_last(
     short = functools.partial(lock.locked, timeout_s=0.05)
     with lock.locked(repository_dir):
         monkeypatch.setattr(store, "locked", short)
-        with pytest.raises(RepositoryLockedError, match="has been writing"):
+        with pytest.raises(RepositoryLockedError, match="is still writing"):
             release("2.5.0")
     assert served(repository_dir).sequence == 17
     assert release("2.5.0", now=NOW + timedelta(days=1)).sequence == 18

@@ -78,7 +78,7 @@ GOOD = blob_name(SHA256)
 )
 def test_a_digest_has_one_name(name: str) -> None:
     """Every other spelling is the name of nothing."""
-    with pytest.raises(NotFoundError, match="no blob can be called so"):
+    with pytest.raises(NotFoundError, match="invalid name of a blob"):
         digest_of(name)
 
 
@@ -372,7 +372,7 @@ def test_what_is_at_no_place_that_counts(blobs: Blobs, image: Path) -> None:
         (blobs.root / stray).parent.mkdir(exist_ok=True)
         (blobs.root / stray).write_bytes(b"")
     assert digests(blobs.all()) == [(SHA256, False)]
-    reason = "is ignored: it stands at no place that counts"
+    reason = "is ignored: it is no file of a repository"
     assert {Issue("", reason, stray) for stray in strays} == set(check(blobs.root).warnings)
     blobs.gc(0, grace_s=0)
     assert all((blobs.root / stray).exists() for stray in strays)

@@ -39,7 +39,7 @@ from tests.support.storing import (
 
 OUT_OF_REACH = Issue(
     "archives[0]",
-    "has no offer, and its file is not held here: nobody can download it",
+    "has no offer, and its file is not stored here: nobody can download it",
     "packages/sensor-node/streams/stable.toml",
 )
 

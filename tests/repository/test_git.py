@@ -142,7 +142,7 @@ def test_one_side_is_not_enough(fleet: Path, ours: Step, theirs: Step, side: str
     run(fleet, "git", "checkout", side, "--", "packages")
     commit(fleet, "merge")
     findings = check(fleet)
-    reason = "must be above 3, which commits have as different states"
+    reason = "must be above 3, which different states have in the commits"
     assert [f"{FILE}: sequence: {reason}"] == errors(findings)
     assert findings.hint.startswith("Devices ignore a sequence that they have seen.")
 
@@ -194,7 +194,7 @@ def test_a_removal_merged(fleet: Path, theirs: Step) -> None:
     run(fleet, "git", "checkout", "--theirs", "--", "packages")
     commit(fleet, "merge")
     assert [issue.reason for issue in check(fleet).errors] == [
-        "must be above 3, which commits have as different states"
+        "must be above 3, which different states have in the commits"
     ]
     run(fleet, "git", "reset", "--hard", "main^1")
     run(fleet, "git", "merge", "--strategy", "ours", "theirs")
@@ -252,7 +252,7 @@ def test_the_revert_of_a_first_publish(fleet: Path) -> None:
     assert released("2", BETA)(fleet).sequence == 1
     commit(fleet)
     assert [issue.reason for issue in check(fleet).errors] == [
-        "must be above 1, which commits have as different states"
+        "must be above 1, which different states have in the commits"
     ]
     released("3", BETA)(fleet)
     assert clean(fleet)["beta"].version == "3"
@@ -303,7 +303,7 @@ def test_without_git(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where git is not installed, a repository works all the same; a check has its doubts."""
     monkeypatch.setenv("PATH", str(fleet))
     assert (git.committed(fleet, "**"), git.author(fleet)) == ({}, None)
-    reason = "is kept in git, which cannot be asked: git status says why"
+    reason = "is kept in git, but git fails here: git status says why"
     findings = check(fleet)
     assert ((), [f"{fleet}: {reason}"]) == (findings.errors, list(map(str, findings.warnings)))
 

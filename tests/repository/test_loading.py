@@ -145,7 +145,7 @@ def test_change_without_higher_sequence_is_refused(repository_dir: Path, change:
     path = repository_dir / STABLE
     path.write_text(change(path.read_text()))
     error = refusal(loader)
-    expected = Issue("sequence", "must be above 17, which stood for another state", STABLE)
+    expected = Issue("sequence", "must be above 17, the sequence of another state", STABLE)
     assert (expected,) == error.issues
     assert error.hint.startswith("Devices ignore a sequence that they have seen")
 
@@ -340,7 +340,7 @@ def test_file_names_are_shown_printably(repository_dir: Path, file: bytes, shown
     assert all(line.isprintable() for line in told)
     shutil.rmtree(streams.parent)
     (repository_dir / os.fsdecode(file)).write_text("")
-    assert [f"{shown}: is ignored: it stands at no place that counts"] == [
+    assert [f"{shown}: is ignored: it is no file of a repository"] == [
         str(issue) for issue in check(repository_dir).warnings
     ]
 

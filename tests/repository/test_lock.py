@@ -37,7 +37,7 @@ def test_lock_is_seen_and_waited_for(repository_dir: Path) -> None:
     assert not lock.is_locked(repository_dir)
     with hold(repository_dir) as holder:
         assert lock.is_locked(repository_dir)
-        message = rf"process {holder.pid} of \w+ on \S+, since {SINCE}, has been writing"
+        message = rf"process {holder.pid} of \w+ on \S+, since {SINCE}, is still writing"
         with (
             pytest.raises(RepositoryLockedError, match=message),
             lock.locked(repository_dir, timeout_s=0.05),
@@ -91,4 +91,4 @@ def test_holder_without_a_word(repository_dir: Path) -> None:
                 lock.locked(repository_dir, timeout_s=0),
             ):
                 pass
-        assert f"{repository_dir}: {shown} has been writing" in raised.value.detail
+        assert f"{repository_dir}: {shown} is still writing" in raised.value.detail

@@ -166,7 +166,7 @@ def test_check_lists_what_is_ignored(repository_dir: Path) -> None:
         (repository_dir / file).parent.mkdir(parents=True, exist_ok=True)
         (repository_dir / file).write_text("")
     findings = check(repository_dir)
-    reason = "is ignored: it stands at no place that counts"
+    reason = "is ignored: it is no file of a repository"
     assert findings.errors == ()
     assert [Issue("", reason, file) for file in ignored] == sorted(
         findings.warnings, key=lambda issue: issue.file
@@ -227,7 +227,7 @@ def test_check_warns_of_what_nobody_can_download(
         (sample / SHARD).mkdir(parents=True)
         (sample / PLACE).write_bytes(held)
     place, file = "archives[1]", "packages/sensor-node/streams/stable.toml"
-    reason = f"has {has}, and its file is not held here: nobody can download it"
+    reason = f"has {has}, and its file is not stored here: nobody can download it"
     found = [issue for issue in check(sample).warnings if issue.file != PLACE]
     assert found == ([Issue(place, reason, file)] if has else [])
 

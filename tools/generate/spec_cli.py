@@ -107,7 +107,7 @@ def codes() -> str:
 def _shapes() -> Iterator[tuple[Callable[..., Any], str, Any]]:
     """Yield the functions of `json_output.py` with the commands that use them and an example."""
     change = Change(NAME, Package(), BEFORE, AFTER)
-    reason = "is ignored: it stands at no place that counts"
+    reason = "is ignored: it is no file of a repository"
     findings = Findings(None, (), (Issue("", reason, "notes.txt"),))
     changing = ", ".join(f"`{name}`" for name, command in each_command(cli) if _changes(command))
     yield json_output.made, "`init`", json_output.made(Path("fleet"))

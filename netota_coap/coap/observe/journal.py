@@ -400,7 +400,7 @@ class JournalFile:
                 sequence, seen = self.stored.sequences.get(name, (0, b""))
                 if stream.sequence <= sequence and digest != seen:
                     file = f"packages/{package_name}/streams/{own}.toml"
-                    issues.append(sequence_issue(sequence, "which stood for another state", file))
+                    issues.append(sequence_issue(sequence, "the sequence of another state", file))
                 elif digest != seen:
                     second = "/".join(name).encode()
                     records.append(Record(RecordKind.STREAM, stream.sequence, 0, digest, second))
