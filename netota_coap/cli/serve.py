@@ -35,6 +35,7 @@ def serve(file: Path | None, options: Mapping[str, object]) -> None:
     says what is wrong.
     """
     # Imported here: they take 0.2 s, which the help does without.
+    from netota_coap.service.gc_pauses import short_pauses
     from netota_coap.service.service import Service
     from netota_coap.service.systemd import Manager
 
@@ -49,4 +50,5 @@ def serve(file: Path | None, options: Mapping[str, object]) -> None:
     manager = Manager.of(os.environ)
     listening = lambda uri: click.echo(f"listening on {uri}")  # noqa: E731
     service = Service(config, listening, lambda: read().config, manager)
-    asyncio.run(service.run())
+    with short_pauses():  # here, since it concerns the whole process
+        asyncio.run(service.run())

@@ -33,7 +33,6 @@ from netota_coap.repository.scaffold import init
 from netota_coap.repository.watch import Watcher
 from netota_coap.service import logs
 from netota_coap.service.config import Config
-from netota_coap.service.gc_pauses import short_pauses
 from netota_coap.service.systemd import Manager
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Service:
                 signal.SIGINT: self.stop,
                 signal.SIGHUP: lambda: self._reload_all(watcher),
             }
-            with short_pauses(), _signals(handlers):
+            with _signals(handlers):
                 async with open_journal(self.config.state) as self._keeper:
                     await self._until_stopped(watcher, self._keeper)
 

@@ -20,6 +20,8 @@ from netota_coap.repository import scaffold
 from tests.support.publishing import STABLE, close, publish
 from tests.support.serving import COMMAND, PROJECT, netota, run, serving
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (Path(netota_coap.__file__).parent / "spec" / "client.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL))
 LOOPBACK = """

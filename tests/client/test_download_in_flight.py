@@ -28,6 +28,8 @@ from tests.support.publishing import STABLE
 from tests.support.relay import relayed
 from tests.support.serving import netota, run, serving, until
 
+pytestmark = pytest.mark.slow
+
 COUNT = -(-len(LONG) // 1024)
 
 

@@ -23,6 +23,8 @@ from tests.support.device import Answer
 from tests.support.file_servers import Request, Response, http_server, just, ranged
 from tests.support.serving import until
 
+pytestmark = pytest.mark.slow
+
 BUSY = "503 Service Unavailable"
 
 

@@ -25,6 +25,8 @@ from tests.support.environment import needs
 from tests.support.publishing import NOW, publish
 from tests.support.serving import PATIENCE_S, run, serving
 
+pytestmark = pytest.mark.slow
+
 LIBCOAP = shutil.which("coap-client-notls") or ""
 AIOCOAP = str(Path(sys.executable).with_name("aiocoap-client"))
 AIOCOAP_PEER = (sys.executable, str(Path(__file__).parents[1] / "support" / "aiocoap_peer.py"))

@@ -42,6 +42,8 @@ from tests.support.mirroring import (
 from tests.support.publishing import STABLE
 from tests.support.serving import PATIENCE_S, netota, until
 
+pytestmark = pytest.mark.slow
+
 OTHER = ("door-lock", "stable")
 SLOW = 400_000  # bytes a second
 LONG = b"x" * 200_000

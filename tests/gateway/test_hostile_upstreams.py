@@ -48,6 +48,8 @@ from tests.support.mirroring import (
 from tests.support.publishing import NOW, STABLE, change
 from tests.support.serving import until
 
+pytestmark = pytest.mark.slow
+
 LONG = b"x" * 200_000
 EVENTS = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
 

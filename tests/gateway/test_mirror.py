@@ -44,6 +44,8 @@ from tests.support.mirroring import (
 from tests.support.publishing import STABLE
 from tests.support.serving import PATIENCE_S, until
 
+pytestmark = pytest.mark.slow
+
 BETA = ("sensor-node", "beta")
 
 

@@ -30,7 +30,7 @@ from tests.support.serving import PATIENCE_S
 from tools.generate import screenshot
 from tools.generate.screenshot import chromium, picture, view, wait
 
-pytestmark = needs("chromium", "chromedriver")
+pytestmark = [pytest.mark.slow, needs("chromium", "chromedriver")]
 
 KEY = "/".join(("p", STABLE[0], "s", STABLE[1]))
 
@@ -275,7 +275,6 @@ def test_dark(visit: Visit) -> None:
     assert grounds == ["rgb(246, 247, 249)", "rgb(14, 19, 22)"]
 
 
-@pytest.mark.slow
 def test_picture(tmp_path: Path) -> None:
     """The picture of the README can be taken again, and is a small one."""
     screenshot.main(tmp_path / "page.png")

@@ -33,6 +33,8 @@ from tests.support.repositories import HISTORY, stable
 from tests.support.serving import PROJECT
 from tests.support.storing import can_clone
 
+pytestmark = pytest.mark.slow
+
 STABLE = ("sensor-node", "stable")
 WRITE = ["open {}", "write", "fsync {}", "replace {}", "fsync {directory}"]
 
@@ -145,7 +147,6 @@ def temporaries(root: Path) -> list[Path]:
     return sorted(root.rglob(".*.tmp"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("base", "scenario"), [(s, s) for s in SCENARIOS], indirect=["base"])
 def test_killed_at_every_step(
     base: Path, scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +290,6 @@ TOLD = {
 """By fault, the exit code and what is printed."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "base", "scenario"),
     [
@@ -353,7 +353,6 @@ def test_repository_is_made_in_one_step(
         assert temporaries(root) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", ["sample"], indirect=True)
 def test_sample_stream_by_stream(base: Path, tmp_path: Path) -> None:
     """A sample that is interrupted is a repository with fewer streams."""
@@ -417,7 +416,6 @@ NO_ROOM = {
 """By what there is too little of, and the change: how many of it are enough."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "base", "scenario"), [(w, s, s) for w, s in NO_ROOM], indirect=["base"]
 )

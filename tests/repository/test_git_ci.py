@@ -22,6 +22,8 @@ from tests.support.serving import served, until
 from tests.support.storing import FIRMWARE, PLACE, SHA256, content
 from tools.generate import make_spec
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (make_spec.SPEC / "publishing.md").read_text(encoding="utf-8")
 
 
@@ -176,7 +178,6 @@ def push(root: Path, message: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", told)
 
 
-@pytest.mark.slow
 async def test_a_push_is_served(fleet: Path, link: Path) -> None:
     """Each push is one exchange; one with errors is none, and the pusher is told why."""
 
@@ -228,7 +229,6 @@ async def test_a_push_is_served(fleet: Path, link: Path) -> None:
     assert not [line for line in server.log if "rror" in line]
 
 
-@pytest.mark.slow
 def test_what_is_left_of_pushes(fleet: Path, link: Path) -> None:
     """The last two trees before the served one stay, and can be read by all; no other branch."""
     trees: list[Path] = []
@@ -244,7 +244,6 @@ def test_what_is_left_of_pushes(fleet: Path, link: Path) -> None:
     clean(link)
 
 
-@pytest.mark.slow
 async def test_blobs_survive_a_deployment(fleet: Path, link: Path, remote: Path) -> None:
     """What is held is served on from the next tree, as the same file, also when older ones go."""
     push(fleet, "first")

@@ -21,6 +21,8 @@ from tests.support.device import GET, Device, device
 from tests.support.publishing import NOW, publish
 from tests.support.serving import PATIENCE_S, served, until
 
+pytestmark = pytest.mark.slow
+
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 import ssl
@@ -211,25 +212,42 @@ def libcoap_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _coap_server(command: Callable[[int], list[str | Path]]) -> Iterator[str]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(command(port), stderr=subprocess.PIPE) as process:
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ping:
-                ping.connect(("127.0.0.1", port))
-                ping.settimeout(0.05)
-                end_s = time.monotonic() + PATIENCE_S
-                while True:
-                    try:
-                        ping.send(b"\x40\x00\x00\x01")
-                        ping.recv(100)
-                        break
-                    except OSError as error:
-                        if time.monotonic() > end_s:
-                            raise AssertionError(f"{command(port)[0]} does not answer") from error
-                        time.sleep(0.025)
-            yield f"coap://127.0.0.1:{port}"
-        finally:
-            process.kill()
-            process.communicate()
+    """Run a server on a port of its own; on another one if somebody was faster to take it."""
+    for _ in range(5):
+        port = _free_port()
+        with subprocess.Popen(command(port), stderr=subprocess.DEVNULL) as process:
+            try:
+                if _answers(port, process):
+                    yield f"coap://127.0.0.1:{port}"
+                    return
+            finally:
+                process.kill()
+    raise AssertionError(f"{command(0)[0]} ended, or answered nothing in {PATIENCE_S} s")
+
+
+def _free_port() -> int:
+    """Return a UDP port that is free, and that no socket gets which asks for any."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+            contextlib.suppress(OSError),
+        ):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for an answer; tell whether there was one before the process ended."""
+    end_s = time.monotonic() + PATIENCE_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ping:
+        ping.connect(("127.0.0.1", port))
+        ping.settimeout(0.05)
+        while process.poll() is None and time.monotonic() < end_s:
+            try:
+                ping.send(b"\x40\x00\x00\x01")
+                ping.recv(100)
+                return True
+            except OSError:
+                time.sleep(0.025)
+    return False

@@ -305,7 +305,9 @@ async def test_sequences(sample: Path, tmp_path: Path) -> None:
         assert keeper.review(Loader(sample).load()) == []
         file.write_text(text.replace('version = "1.0.0"', 'version = "0.9"'))
         for _ in range(2):
-            with pytest.raises(InvalidDataError, match="must be above 1, which stood") as caught:
+            with pytest.raises(
+                InvalidDataError, match="must be above 1, the sequence of another state"
+            ) as caught:
                 keeper.review(Loader(sample).load())
         file.write_text(
             text.replace('version = "1.0.0"\nsequence = 1', 'version = "2"\nsequence = 2')

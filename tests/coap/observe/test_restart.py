@@ -15,6 +15,8 @@ from tests.support.device import GET, device
 from tests.support.publishing import NOW, publish
 from tests.support.serving import PATIENCE_S, served, serving, until
 
+pytestmark = pytest.mark.slow
+
 STABLE = ("sensor-node", "stable")
 PATH = "p/sensor-node/s/stable"
 FILE = "packages/sensor-node/streams/stable.toml"
