@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from netota_coap.http.server import HttpSite, serving
 from tests.support import environment
+from tests.support.file_servers import free_port
 from tests.support.serving import PATIENCE_S
 from tests.support.web import archive, catalog, connected, site, stream
 
@@ -53,9 +54,7 @@ http {{
 @contextlib.asynccontextmanager
 async def nginx(directory: Path, uri: str) -> AsyncIterator[str]:
     """Run nginx in front of a server; its URI."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(socket.SOCK_STREAM)
     path = directory / "nginx.conf"
     path.write_text(CONFIGURATION.format(directory=directory, port=port, uri=uri))
     process = await asyncio.create_subprocess_exec(

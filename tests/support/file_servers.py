@@ -214,7 +214,7 @@ def libcoap_server() -> Iterator[str]:
 def _coap_server(command: Callable[[int], list[str | Path]]) -> Iterator[str]:
     """Run a server on a port of its own; on another one if somebody was faster to take it."""
     for _ in range(5):
-        port = _free_port()
+        port = free_port()
         with subprocess.Popen(command(port), stderr=subprocess.DEVNULL) as process:
             try:
                 if _answers(port, process):
@@ -225,8 +225,8 @@ def _coap_server(command: Callable[[int], list[str | Path]]) -> Iterator[str]:
     raise AssertionError(f"{command(0)[0]} ended, or answered nothing in {PATIENCE_S} s")
 
 
-def _free_port() -> int:
-    """Return a UDP port that is free, and that no socket gets which asks for any."""
+def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
+    """Return a port that is free, and that no socket gets which asks for any."""
     while True:
         port = random.randrange(20_000, 32_000)
         with (
@@ -247,7 +247,8 @@ def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
             try:
                 ping.send(b"\x40\x00\x00\x01")
                 ping.recv(100)
-                return True
             except OSError:
                 time.sleep(0.025)
+            else:
+                return True
     return False
