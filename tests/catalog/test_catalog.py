@@ -146,6 +146,7 @@ def test_to_the_byte() -> None:
         assert more == decode(Stream, data, Format.CBOR).more
 
 
+@pytest.mark.slow
 @given(strategies.streams(on_disk=True), strategies.selections)
 def test_always_one_datagram(source: Stream, selection: Selection) -> None:
     """CBOR is within 256 bytes always, as wire.cddl says, and leaves out no more than it must."""

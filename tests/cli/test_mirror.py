@@ -41,6 +41,7 @@ async def test_once(tmp_path: Path) -> None:
     assert (await netota("mirror", "nonsense", root))[0] == 2
 
 
+@pytest.mark.slow
 async def test_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """It follows, logs what it took, and ends well on SIGTERM."""
     root = tmp_path / "mirror"

@@ -20,6 +20,8 @@ from tests.support.device import Answer
 from tests.support.file_servers import coap_fileserver, libcoap_server
 from tests.support.serving import run
 
+pytestmark = pytest.mark.slow
+
 SHORT, LONG = DATA[:20_000], DATA[:40_000]
 FILES = {"empty": b"", "tiny": b"1", "block": DATA[:1024], "blocks": DATA[:4096], "long": LONG}
 

@@ -25,6 +25,7 @@ from tests.support.serving import run, until
 LAN = Path(__file__).parents[1] / "support" / "lan.py"
 
 
+@pytest.mark.slow
 async def test_a_server_is_found_and_answers_nothing_else() -> None:
     """By each group; what is no discovery, or would be an error, is met with silence."""
     code, _, _ = await run("unshare", "--net", "true")

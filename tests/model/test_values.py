@@ -532,6 +532,7 @@ def test_archives_can_be_kept_in_sets(archive: Archive) -> None:
     assert hash(archive) == hash(attrs.evolve(archive))
 
 
+@pytest.mark.slow
 @given(repositories)
 def test_repositories_drawn(repository: Repository) -> None:
     """What the strategies draw is valid as a whole."""

@@ -21,6 +21,8 @@ from netota_coap.repository.scaffold import init
 from tests.support.publishing import NOW, close, promote, publish, remove, reopen, rollback
 from tests.support.strategies import fewer
 
+pytestmark = pytest.mark.slow
+
 NAMES: tuple[StreamName, ...] = (("a", "stable"), ("a", "beta"), ("b", "stable"))
 names = st.sampled_from(NAMES)
 versions = st.sampled_from(["1.0", "1.1", "2.0"])

@@ -132,6 +132,7 @@ def test_a_screen_holds_what_fits() -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_the_command(tmp_path: Path, image: Path) -> None:
     """Lines where it is no terminal; it ends on Ctrl-C."""
     build, root = tmp_path / "build", tmp_path / "repository"

@@ -55,6 +55,7 @@ def test_commands_of_the_readme() -> None:
         assert set(re.findall(r"--[a-z-]+", rest)) <= options
 
 
+@pytest.mark.slow
 async def test_tour_of_the_readme(tmp_path: Path) -> None:
     """The tour prints what the README shows; times and names of blobs may differ."""
     tour = README.partition("## Five minutes")[2].partition("\n## ")[0]
