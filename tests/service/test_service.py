@@ -76,7 +76,8 @@ async def version(uri: str, path: str = PATH) -> str:
 async def test_told_within_30_ms(sample: Path) -> None:
     """From the rename of a stream's file to the first notification it takes at most 30 ms.
 
-    On a busy machine each round trip takes longer, and this is allowed to in proportion.
+    On a busy machine some round trips take longer, and this is allowed to in proportion: the mean
+    has what the median hides.
     """
     # Measuring coverage only adds.
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
@@ -97,7 +98,7 @@ async def test_told_within_30_ms(sample: Path) -> None:
             await observer.notification()
             delays.append(time.perf_counter() - renamed)
 
-    bound_s = max(0.030, 30 * statistics.median(round_trips))
+    bound_s = max(0.030, 30 * statistics.mean(round_trips))
     assert statistics.median(delays) <= bound_s, (delays, round_trips)
 
 
