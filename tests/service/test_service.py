@@ -550,7 +550,7 @@ async def test_as_an_unprivileged_user(sample: Path) -> None:
     # What is imported may be out of the user's reach; a service's own files are not.
     child = (
         "import os, concurrent.futures.thread, encodings.idna; "
-        "import netota_coap.cli.serve, netota_coap.service.service; "
+        "import netota_coap.cli.serve; from netota_coap.service import gc_pauses, service; "
         "os.setgid(65534); os.setuid(65534); netota_coap.cli.main()"
     )
     process = await asyncio.create_subprocess_exec(
