@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -544,9 +545,10 @@ async def test_as_an_unprivileged_user(sample: Path) -> None:
     """A repository that the service may only read is served, and reloaded."""
     if os.getuid() != 0:
         pytest.skip("is the case in all tests: this user has no privileges")
-    for directory in (sample, *sample.parents):
-        if directory.stat().st_uid == 0 and "pytest" in str(directory):
-            directory.chmod(0o755)
+    # Not below pytest's directory, which each of its sessions closes to other users again.
+    place = tempfile.TemporaryDirectory()
+    Path(place.name).chmod(0o755)
+    sample = Path(shutil.copytree(sample, Path(place.name) / "repository"))
     # What is imported may be out of the user's reach; a service's own files are not.
     child = (
         "import os, concurrent.futures.thread, encodings.idna; "
@@ -574,6 +576,7 @@ async def test_as_an_unprivileged_user(sample: Path) -> None:
     finally:
         process.terminate()
         await process.communicate()
+        place.cleanup()
 
     assert process.returncode == 0
 
