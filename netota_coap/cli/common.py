@@ -1,4 +1,4 @@
-"""What several commands share: parameters, output, progress, errors."""
+"""Parameters, output, progress and errors that several commands share."""
 
 from __future__ import annotations
 

@@ -208,5 +208,5 @@ class Block:
 
     @property
     def offset(self) -> int:
-        """Where the block begins, bytes."""
+        """The offset of the block's first byte."""
         return self.number * self.size

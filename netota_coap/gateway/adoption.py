@@ -31,7 +31,7 @@ EVERYTHING = ("*",)
 
 @attrs.frozen
 class Choice:
-    """What is mirrored of an upstream: names by shell patterns, blobs by the devices."""
+    """Selects what a gateway mirrors: names by shell patterns, blobs by the devices."""
 
     packages: tuple[str, ...] = EVERYTHING
     streams: tuple[str, ...] = EVERYTHING

@@ -136,7 +136,7 @@ class Peer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the endpoint has no observations."""
+        """Tell whether the endpoint has no observations."""
         return not (self._only or self._many)
 
     def find(self, token: bytes) -> Observation | None:
@@ -217,7 +217,7 @@ class Observation:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the table still has this observation."""
+        """Tell whether the table still has this observation."""
         return self.peer.find(self.token) is self
 
 

@@ -123,7 +123,7 @@ class StoredObserver:
 
 @attrs.define
 class StoredState:
-    """What the records of a journal add up to.
+    """The state that the records of a journal describe.
 
     Attributes:
         number: Upper bound of the Observe numbers used.

@@ -124,7 +124,7 @@ class Observers:
     _numbers_left: int = attrs.field(init=False, default=0)
     _interval_s: float = attrs.field(init=False, default=-math.inf)
     _unreserved: int = attrs.field(init=False, default=0)
-    # Of the last change: when it was first sent, and its acknowledgements.
+    # When the last change was first sent, and its acknowledgements.
     _since_s: float | None = attrs.field(init=False, default=None)
     _acknowledged: int = attrs.field(init=False, default=0)
     _acknowledged_s: float = attrs.field(init=False, default=0.0)
